@@ -1,0 +1,159 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# Python version managers put shims first in PATH; molecule and ansible-test look for their tools there.
+export PATH := $(CURDIR)/.venv/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# molecule and ansible-lint do not read ansible.cfg.
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
+export ANSIBLE_HOME := $(CURDIR)/build/ansible
+export ANSIBLE_SSH_CONTROL_PATH_DIR := ~/.ansible/cp
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/build/cache/hypothesis
+export PYTHONDONTWRITEBYTECODE := 1
+ifndef MAKE_TERMOUT
+export NO_COLOR := 1
+endif
+
+COLLECTION := build/collections/ansible_collections/lbops/xdp
+PYTHON := .venv/bin/python
+PLAYBOOK := .venv/bin/ansible-playbook
+PYTEST := $(PYTHON) -m pytest
+# Kernel headers belong to one kernel.
+BCC_STAMP := build/stamps/bcc-$(shell uname -r)
+TESTS := lint sanity unit packet integration molecule
+
+headline = @printf '\n=== %s ===\n' '$(1)'
+need_root = @[ "$$(id -u)" -eq 0 ] || { echo "make $@ needs root: it loads BPF programs or boots containers." >&2; exit 1; }
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# As in pyproject.toml, for programs that pytest does not start.
+demo bench: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
+
+.PHONY: demo
+demo: deps venv collection ## Build the lab, apply site.yml, send traffic: build/demo/report.json
+	$(need_root)
+	@$(PYTHON) tests/demo/demo.py
+
+.PHONY: bench
+bench: deps .venv/bench.stamp collection bcc ## Run all benchmarks: build/bench/*.json and plots
+	$(need_root)
+	@$(PYTHON) tests/bench/run.py
+
+.PHONY: lab-up
+lab-up: deps venv collection ## Start the lab's hosts
+	$(need_root)
+	@$(PLAYBOOK) -i inventory/lab playbooks/lab_up.yml
+
+.PHONY: lab-down
+lab-down: venv collection ## Stop and remove the lab's hosts
+	$(need_root)
+	@$(PLAYBOOK) -i inventory/lab playbooks/lab_down.yml
+
+# The trap takes the lab down whatever happened; an error of its own fails the run too.
+.PHONY: test
+test: deps ## Run all tests, stopping at the first failure
+	$(need_root)
+	@trap '$(MAKE) lab-down' EXIT; \
+	for part in $(TESTS); do SECONDS=0; $(MAKE) test-$$part; echo "test-$$part passed in $$SECONDS s"; done
+
+.PHONY: test-lint
+test-lint: .venv/test.stamp collection ## Check style: ruff, changelog, module documentation, ansible-lint
+	$(call headline,lint)
+	@.venv/bin/ruff check .
+	@.venv/bin/antsibull-changelog lint
+	@.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
+	@.venv/bin/ansible-lint
+
+.PHONY: test-sanity
+test-sanity: .venv/test.stamp ## Run ansible-test sanity, without any ignore file
+	$(call headline,sanity)
+	@$(PYTHON) tests/tools/sanity.py
+
+.PHONY: test-unit
+test-unit: .venv/test.stamp collection ## Test the engine's pure parts
+	$(call headline,unit)
+	@$(PYTEST) tests/unit
+
+.PHONY: test-packet
+test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted frames
+	$(need_root)
+	$(call headline,packet)
+	@$(PYTEST) tests/packet
+
+.PHONY: test-integration
+test-integration: .venv/test.stamp lab-up ## Run modules and roles against the lab
+	$(need_root)
+	$(call headline,integration)
+	@$(PYTEST) tests/integration
+
+# molecule runs from the checkout itself and finds the collection by ANSIBLE_COLLECTIONS_PATH. A scenario needs
+# "prerun: false", or molecule installs a copy of the collection.
+.PHONY: test-molecule
+test-molecule: .venv/test.stamp collection ## Run molecule's default scenario
+	$(need_root)
+	$(call headline,molecule)
+	@.venv/bin/molecule test -s default
+
+.PHONY: test-vm
+test-vm: deps .venv/test.stamp collection ## Run molecule's vm scenario, in real virtual machines
+	$(need_root)
+	$(call headline,molecule vm)
+	@.venv/bin/molecule test -s vm
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@tests/tools/install-packages tests/tools/debian-packages.txt
+
+.PHONY: venv
+venv: .venv/runtime.stamp ## Make .venv with ansible-core
+
+# System packages stay visible for python3-bpfcc, which is not on PyPI.
+# Scripts in a virtual environment name its path, so one that came along with a moved checkout is made anew.
+ifneq ($(shell cat .venv/path 2>/dev/null),$(CURDIR))
+.PHONY: .venv/path
+endif
+.venv/path: | deps
+	@/usr/bin/python3 -m venv --clear --system-site-packages .venv
+	@echo '$(CURDIR)' >$@
+
+pip_install = @$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $< && touch $@
+
+.venv/runtime.stamp: requirements.txt .venv/path
+	$(pip_install)
+
+.venv/test.stamp: requirements-test.txt .venv/runtime.stamp
+	$(pip_install)
+
+.venv/bench.stamp: requirements-bench.txt .venv/runtime.stamp
+	$(pip_install)
+
+.PHONY: collection
+collection: $(COLLECTION) ## Link the checkout below build/collections, where Ansible finds it
+
+$(COLLECTION):
+	@mkdir -p $(@D)
+	@ln -sfn ../../../.. $@
+
+.PHONY: bcc
+bcc: $(BCC_STAMP) ## Install BCC and kernel headers on this machine
+
+$(BCC_STAMP): tests/controller.yml $(wildcard roles/bcc/*/*) | deps venv collection
+	$(need_root)
+	@$(PLAYBOOK) -i localhost, tests/controller.yml
+	@mkdir -p $(@D) && touch $@
+
+.PHONY: clean
+clean: ## Take the lab down and remove build/ except its cache
+	@[ ! -x $(PLAYBOOK) ] || [ ! -e $(COLLECTION) ] || $(MAKE) lab-down
+	@rm -rf .ansible
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## Remove everything made here
+	@rm -rf build .venv

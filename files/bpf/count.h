@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Counting, in per-CPU maps: plain additions, no atomics. */
+#ifndef LBOPS_COUNT_H
+#define LBOPS_COUNT_H
+
+#include "layout.h"
+#include "maps.h"
+#include "reasons.h"
+
+static __always_inline int count_reason(enum reason reason, int verdict)
+{
+	__u64 *packets = lookup(MAP_REASONS, reason);
+
+	if (packets)
+		*packets += 1;
+	return verdict;
+}
+
+static __always_inline void count_forwarded(const struct backend *backend, __u64 bytes)
+{
+	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
+
+	if (counters) {
+		counters->packets += 1;
+		counters->bytes += bytes;
+	}
+	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
+	if (counters) {
+		counters->packets += 1;
+		counters->bytes += bytes;
+	}
+}
+
+static __always_inline void count_reply(const struct backend *backend, __u64 bytes)
+{
+	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
+
+	if (counters) {
+		counters->reply_packets += 1;
+		counters->reply_bytes += bytes;
+	}
+	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
+	if (counters) {
+		counters->reply_packets += 1;
+		counters->reply_bytes += bytes;
+	}
+}
+
+#endif

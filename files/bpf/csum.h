@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Internet checksums, updated incrementally: HC' = ~(~HC + ~m + m'), RFC 1624 equation 3. What a backend's
+ * rewrite adds (~m + m', folded to 16 bits) is the same for every packet, so the engine computes it once.
+ */
+#ifndef LBOPS_CSUM_H
+#define LBOPS_CSUM_H
+
+static __always_inline __sum16 csum_add(__sum16 check, __sum16 delta)
+{
+	__u32 sum = (__u16)~check + (__u32)delta;
+
+	/* Two 16-bit terms carry at most once. */
+	return (__u16) ~((sum & 0xffff) + (sum >> 16));
+}
+
+/* In UDP, 0 means that the sender computed none; a computed 0 is sent as its other form (RFC 768). */
+static __always_inline __sum16 csum_add_l4(__u8 protocol, __sum16 check, __sum16 delta)
+{
+	if (protocol == IPPROTO_UDP && !check)
+		return 0;
+	check = csum_add(check, delta);
+	if (protocol == IPPROTO_UDP && !check)
+		return 0xffff;
+	return check;
+}
+
+#endif

@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the inventory to the arguments of the modules.
+
+An inventory declares services as the role's balancer_services does, and backends as the hosts of groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.lbops.xdp.plugins.module_utils import model
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+
+# What the role adds to the keys of a service.
+INVENTORY_KEYS = ("backends", "backend_port")
+
+
+def services(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The argument C(services) of xdp_services."""
+    return [{key: value for key, value in service.items() if key not in INVENTORY_KEYS} for service in declared]
+
+
+def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> dict[str, Any]:
+    entry = {
+        "service": service["name"],
+        "name": host,
+        "address": variables.get("backend_address", variables.get("ansible_host", host)),
+        "port": service.get("backend_port"),
+        "weight": variables.get("backend_weight"),
+        "state": variables.get("backend_state"),
+        "mac": variables.get("backend_mac"),
+    }
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def backends(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any) -> list[dict[str, Any]]:
+    """The argument C(backends) of xdp_backends: the hosts of each service's group."""
+    found = []
+    for service in declared:
+        group = service.get("backends")
+        if group not in groups:
+            raise AnsibleFilterError(f"service {service.get('name')}: the inventory has no group {group!r}")
+        found += [_backend(service, host, hostvars[host]) for host in groups[group]]
+    return found
+
+
+def features(declared: list[dict[str, Any]]) -> list[str]:
+    """The argument C(features) of xdp_program: what these services need."""
+    parsed = model.parse_services(services(declared))
+    return sorted(used_features(model.Config(parsed, {})))
+
+
+def inventory_problems(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any) -> list[str]:
+    """What is wrong with the services and the hosts that serve them, in sentences; nothing if all is well."""
+    problems = []
+    for service in declared:
+        if not service.get("backends"):
+            problems.append(f"service {service.get('name')}: backends, the inventory group that serves it, is missing")
+        elif service["backends"] not in groups:
+            problems.append(
+                f"service {service.get('name')}: the inventory has no group {service['backends']!r}; "
+                "add one with the hosts that serve it"
+            )
+    if problems:
+        return problems
+    try:
+        config = model.Config(
+            model.parse_services(services(declared)), model.parse_backends(backends(declared, groups, hostvars))
+        )
+        model.check(config)
+    except EngineError as error:
+        return str(error).split("; ")
+    return []
+
+
+class FilterModule:
+    """Filters of the collection."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            "services": services,
+            "backends": backends,
+            "features": features,
+            "inventory_problems": inventory_problems,
+        }

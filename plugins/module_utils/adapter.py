@@ -1,0 +1,55 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one place where the engine meets Ansible: arguments in, results, differences and errors out."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from ansible.module_utils.basic import AnsibleModule
+
+from .balancer import Outcome
+from .errors import EngineError
+
+INTERFACE_ARGUMENT = {"type": "str", "required": True}
+
+
+def _lines(content: Any) -> str:
+    """One line an entry, so that a difference shows entries and not braces."""
+    entries = content if isinstance(content, list) else [{key: value} for key, value in content.items()]
+    return "".join(
+        " ".join(f"{key}={_text(value)}" for key, value in entry.items() if value is not None) + "\n"
+        for entry in entries
+    )
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def run(argument_spec: dict[str, Any], operation: Callable[[dict[str, Any], bool], Outcome]) -> None:
+    """A module: `operation` gets the arguments and whether this is check mode."""
+    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True)
+    try:
+        outcome = operation(module.params, module.check_mode)
+    except EngineError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{module.params['interface']}: the kernel refused an operation: {error}")
+    for warning in outcome.warnings:
+        module.warn(warning)
+    result = {"changed": outcome.changed, "before": outcome.before, "after": outcome.after, **outcome.details}
+    if module._diff:
+        result["diff"] = {"before": _lines(outcome.before), "after": _lines(outcome.after)}
+    module.exit_json(**result)
+
+
+def report(argument_spec: dict[str, Any], read: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """A module that changes nothing."""
+    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True)
+    try:
+        facts = read(module.params)
+    except EngineError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, **facts)

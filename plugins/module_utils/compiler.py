@@ -1,0 +1,119 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From C to bytecode: BCC, the distribution's, compiles the program on the host that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
+
+from .errors import EngineError
+from .layout import Sizes
+
+SOURCE = "balancer.c"
+FUNCTION = "balancer"
+# What can be left out of a program, and the name under which the C code knows it.
+FEATURES = {"dnat": "FEATURE_DNAT", "dsr": "FEATURE_DSR", "round_robin": "FEATURE_ROUND_ROBIN"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that a program depends on."""
+
+    source: Path  # directory of the C files
+    features: frozenset[str]
+    sizes: Sizes
+
+    @property
+    def flags(self) -> list[str]:
+        return [
+            f"-I{self.source}",
+            f"-DMAX_SERVICES={self.sizes.max_services}",
+            f"-DMAX_BACKENDS={self.sizes.max_backends}",
+            f"-DENDPOINT_SLOTS={self.sizes.endpoint_slots}",
+            *(f"-D{FEATURES[feature]}" for feature in sorted(self.features)),
+        ]
+
+    def digest(self) -> str:
+        """Changes with source, features, sizes and kernel, and only with them."""
+        digest = hashlib.sha256(platform.release().encode())
+        for flag in self.flags[1:]:
+            digest.update(b"\0" + flag.encode())
+        for path in self.files():
+            digest.update(b"\0" + path.name.encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()
+
+    def files(self) -> list[Path]:
+        files = sorted([*self.source.glob("*.c"), *self.source.glob("*.h")])
+        if self.source / SOURCE not in files:
+            raise EngineError(
+                f"{self.source / SOURCE} does not exist; the role lbops.xdp.balancer installs the program's source"
+            )
+        return files
+
+
+def _import_bcc():
+    try:
+        import bcc
+    except ImportError as error:
+        raise EngineError(
+            f"BCC is missing ({error}); install the distribution's package python3-bpfcc (Debian, Ubuntu) or "
+            "python3-bcc (Rocky, RHEL), or apply the role lbops.xdp.bcc"
+        ) from None
+    if not hasattr(bcc, "BPF"):
+        raise EngineError(
+            f"{bcc.__file__} is not iovisor's BCC; remove that package and install the distribution's "
+            "python3-bpfcc (Debian, Ubuntu) or python3-bcc (Rocky, RHEL)"
+        )
+    return bcc
+
+
+def check_headers() -> None:
+    """BCC needs the running kernel's headers, or headers linked in their place."""
+    release = platform.release()
+    headers = Path("/lib/modules") / release / "build"
+    if not headers.exists() and not Path("/sys/kernel/kheaders.tar.xz").exists():
+        raise EngineError(
+            f"kernel headers are missing: {headers} does not exist; install linux-headers-{release} (Debian, Ubuntu) "
+            f"or kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also knows what to do "
+            "for a kernel without a header package"
+        )
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """The compiler writes its diagnostics to descriptor 2; they come back as the list's only item."""
+    captured: list[str] = []
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield captured
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            captured.append(file.read().decode(errors="replace").strip())
+
+
+def compile_program(build: Build) -> bytes:
+    """The program's instructions, in which maps are the numbers of maps.h. Raises EngineError."""
+    bcc = _import_bcc()
+    check_headers()
+    build.files()
+    captured: list[str] = []
+    try:
+        with _captured_stderr() as captured:
+            program = bcc.BPF(text=(build.source / SOURCE).read_text(), cflags=build.flags)
+            code = program.dump_func(FUNCTION)
+            program.cleanup()
+    except Exception as error:
+        raise EngineError(f"BCC could not compile {build.source / SOURCE}: {error}\n{''.join(captured)}") from None
+    return code

@@ -1,0 +1,131 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The XDP hook of an interface, through pyroute2."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+from .errors import EngineError
+
+# include/uapi/linux/if_link.h
+FLAG_IF_NOEXIST = 1 << 0
+FLAG_GENERIC = 1 << 1
+FLAG_NATIVE = 1 << 2
+FLAG_REPLACE = 1 << 4
+HOOK_FLAGS = {"native": FLAG_NATIVE, "generic": FLAG_GENERIC}
+# IFLA_XDP_ATTACHED: none, driver, generic, offload, several
+HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
+HOOK_NAMES = {None: 0, "xdp": 1, "xdpgeneric": 2, "xdpoffload": 3, "xdpmulti": 4}
+
+
+@dataclass(frozen=True)
+class Attached:
+    hook: str
+    program_id: int
+
+
+def import_pyroute2():
+    try:
+        import pyroute2
+        from pyroute2.netlink.rtnl import ifinfmsg
+    except ImportError as error:
+        raise EngineError(
+            f"pyroute2 is missing ({error}); install the distribution's package python3-pyroute2, or apply the role "
+            "lbops.xdp.bcc"
+        ) from None
+    # Before 0.9 the flags were encoded as two bytes in network order, which the kernel refuses with ERANGE.
+    ifinfmsg.ifinfmsg.xdp.xdp_flags.fields = [("value", "I")]
+    return pyroute2
+
+
+@contextmanager
+def _route_socket() -> Iterator[Any]:
+    pyroute2 = import_pyroute2()
+    with pyroute2.IPRoute(ext_ack=True) as route:
+        yield route
+
+
+def interface_index(interface: str) -> int:
+    """The kernel's index. Raises EngineError if there is no such interface."""
+    try:
+        return socket.if_nametoindex(interface)
+    except (OSError, ValueError):
+        known = ", ".join(name for _index, name in socket.if_nameindex())
+        raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None
+
+
+def driver(interface: str) -> str:
+    """The name of the interface's driver; virtual interfaces have none in sysfs."""
+    link = Path("/sys/class/net") / interface / "device" / "driver"
+    return link.resolve().name if link.exists() else "virtual"
+
+
+def attached(interface: str) -> Attached | None:
+    """The program on the hook, whoever put it there."""
+    index = interface_index(interface)
+    with _route_socket() as route:
+        xdp = route.link("get", index=index)[0].get_attr("IFLA_XDP")
+    if xdp is None:
+        return None
+    hook = xdp.get_attr("IFLA_XDP_ATTACHED")
+    number = HOOK_NAMES.get(hook, hook)
+    program_id = xdp.get_attr("IFLA_XDP_PROG_ID")
+    if not number or number not in HOOKS:
+        return None
+    return Attached(HOOKS[number], program_id or 0)
+
+
+class HookRefused(EngineError):
+    """The kernel or the driver does not take the program on this hook."""
+
+
+def attach(interface: str, program: int, hook: str, replaces: int | None) -> None:
+    """Put a program on a hook in one step: in place of the program with the descriptor `replaces`, or of none.
+
+    Raises HookRefused with the kernel's words if the hook does not take it.
+    """
+    flags = HOOK_FLAGS[hook]
+    attributes = [["IFLA_XDP_FD", program]]
+    if replaces is None:
+        flags |= FLAG_IF_NOEXIST
+    else:
+        flags |= FLAG_REPLACE
+        attributes.append(["IFLA_XDP_EXPECTED_FD", replaces])
+    attributes.insert(1, ["IFLA_XDP_FLAGS", flags])
+    _set(interface, attributes, f"{hook} XDP on {interface} (driver {driver(interface)})")
+
+
+def detach(interface: str, hook: str, program: int) -> None:
+    """Take away this very program, no other."""
+    if hook not in HOOK_FLAGS:
+        raise EngineError(f"{interface} carries a program on the {hook} hook; detach that one by hand")
+    _set(
+        interface,
+        [
+            ["IFLA_XDP_FD", -1],
+            ["IFLA_XDP_FLAGS", HOOK_FLAGS[hook] | FLAG_REPLACE],
+            ["IFLA_XDP_EXPECTED_FD", program],
+        ],
+        f"detaching {hook} XDP from {interface}",
+    )
+
+
+def _set(interface: str, attributes: list, what: str) -> None:
+    pyroute2 = import_pyroute2()
+    index = interface_index(interface)
+    try:
+        with _route_socket() as route:
+            route.link("set", index=index, xdp={"attrs": attributes})
+    except pyroute2.NetlinkError as error:
+        name = errno.errorcode.get(error.code, str(error.code))
+        words = error.args[1] if len(error.args) > 1 else name
+        if error.code in (errno.EEXIST, errno.EBUSY):
+            raise EngineError(f"{what}: {words} ({name}); somebody else changed the hook meanwhile, try again") from None
+        raise HookRefused(f"{what}: {words} ({name})") from None

@@ -1,0 +1,239 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The live maps of one program: created, pinned, opened, checked, written."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from . import bpf
+from .errors import EngineError
+from .layout import CONTROL, COUNTERS, LAYOUT_VERSION, REASON, REASONS, MapSpec, Sizes, index, map_specs
+
+
+@dataclass
+class Maps:
+    """Descriptors by name, in the order of maps.h; closed with close()."""
+
+    sizes: Sizes
+    descriptors: dict[str, int]
+    write_seconds: float = 0.0  # spent in writing, so far
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.write_seconds += time.perf_counter() - started
+
+    def __getitem__(self, name: str) -> int:
+        return self.descriptors[name]
+
+    def close(self) -> None:
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+        self.descriptors.clear()
+
+    def __enter__(self) -> Maps:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # --- tables, each a map of its own that is swapped in whole
+
+    def swap_endpoints(self, table: bytes) -> int:
+        """Replace the endpoint table in one step; the id of the new one."""
+        with self._writing():
+            descriptor, number = _table("endpoints", table)
+            try:
+                bpf.map_update(self["endpoints"], index(0), index(descriptor))
+            finally:
+                os.close(descriptor)
+        return number
+
+    def write_rings(self, rings: dict[int, bytes | None], table_ids: dict[int, int]) -> None:
+        """Replace each of these rings in one step, or leave its service without one, and note the tables' ids."""
+        with self._writing():
+            packed = {ring: _table("rings", data) for ring, data in rings.items() if data is not None}
+            try:
+                bpf.map_update_batch(
+                    self["rings"],
+                    b"".join(map(index, packed)),
+                    # User space writes an array of maps with descriptors and reads ids from it.
+                    b"".join(index(descriptor) for descriptor, _number in packed.values()),
+                    len(packed),
+                )
+            finally:
+                for descriptor, _number in packed.values():
+                    os.close(descriptor)
+            table_ids.update({ring: number for ring, (_descriptor, number) in packed.items()})
+            for ring in rings.keys() - packed.keys():
+                table_ids.pop(ring, None)
+                try:
+                    bpf.map_delete(self["rings"], index(ring))
+                except FileNotFoundError:
+                    # It had none before.
+                    pass
+
+    def endpoints_id(self) -> int:
+        """The live endpoint table's id, 0 if there is none."""
+        return next(iter(self._table_ids("endpoints", 1).values()), 0)
+
+    def ring_ids(self) -> dict[int, int]:
+        """The live rings' ids by service."""
+        return self._table_ids("rings", self.sizes.max_services)
+
+    def _table_ids(self, name: str, count: int) -> dict[int, int]:
+        keys, values = bpf.map_lookup_batch(self[name], count, 4)
+        return dict(zip(_integers(keys), _integers(values)))
+
+    # --- backends
+
+    def write_backends(self, backends: dict[int, bytes]) -> None:
+        """struct backend by id."""
+        with self._writing():
+            bpf.map_update_batch(
+                self["backends"], b"".join(map(index, backends)), b"".join(backends.values()), len(backends)
+            )
+
+    def read_backends(self) -> bytes:
+        """struct backend, one after the other, by id."""
+        spec = self.spec("backends")
+        return bpf.map_lookup_batch(self["backends"], spec.max_entries, spec.value_size)[1]
+
+    # --- counters
+
+    def zero_counters(self, name: str, positions: Iterable[int]) -> None:
+        positions = list(positions)
+        size = self.spec(name).value_size * bpf.possible_cpus()
+        with self._writing():
+            bpf.map_update_batch(
+                self[name], b"".join(map(index, positions)), bytes(size * len(positions)), len(positions)
+            )
+
+    def set_counters(self, name: str, rows: dict[int, tuple[int, int, int, int]]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        padding = bytes(COUNTERS.size * (bpf.possible_cpus() - 1))
+        values = b"".join(COUNTERS.pack(*row) + padding for row in rows.values())
+        bpf.map_update_batch(self[name], b"".join(map(index, rows)), values, len(rows))
+
+    def read_counters(self, name: str) -> list[tuple[int, int, int, int]]:
+        """packets, bytes, reply_packets, reply_bytes by position, summed over the CPUs."""
+        spec, cpus = self.spec(name), bpf.possible_cpus()
+        values = bpf.map_lookup_batch(self[name], spec.max_entries, spec.value_size * cpus)[1]
+        rows = list(COUNTERS.iter_unpack(values))
+        if cpus == 1:
+            return rows
+        return [tuple(map(sum, zip(*rows[start : start + cpus]))) for start in range(0, len(rows), cpus)]
+
+    def read_reasons(self) -> list[int]:
+        """Packets by reason, in the order of layout.REASONS."""
+        cpus = bpf.possible_cpus()
+        values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
+        numbers = [number for (number,) in REASON.iter_unpack(values)]
+        return [sum(numbers[start : start + cpus]) for start in range(0, len(numbers), cpus)]
+
+    # --- control
+
+    def forget_next_hops(self) -> None:
+        """Make the program ask the kernel's tables again."""
+        version, generation = self._control()
+        bpf.map_update(self["control"], index(0), CONTROL.pack(version, generation % 0xFFFFFFFF + 1))
+
+    def _control(self) -> tuple[int, int]:
+        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))
+
+    def layout_version(self) -> int:
+        return self._control()[0]
+
+    def spec(self, name: str) -> MapSpec:
+        return next(spec for spec in map_specs(self.sizes) if spec.name == name)
+
+
+def _integers(data: bytes) -> list[int]:
+    return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
+
+
+def _table(name: str, value: bytes) -> tuple[int, int]:
+    """A frozen array of one element: nobody can change it, so its id stands for its content."""
+    descriptor = bpf.map_create(name, bpf.MAP_TYPE_ARRAY, len(value), 1)
+    try:
+        bpf.map_update(descriptor, index(0), value)
+        bpf.map_freeze(descriptor)
+        return descriptor, bpf.map_info(descriptor).id
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def create(sizes: Sizes) -> Maps:
+    """New, empty maps that belong to nobody yet."""
+    maps = Maps(sizes, {})
+    try:
+        for spec in map_specs(sizes):
+            inner = bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, 1) if spec.holds_maps else 0
+            try:
+                value_size = 4 if spec.holds_maps else spec.value_size
+                descriptor = bpf.map_create(spec.name, spec.type, value_size, spec.max_entries, inner=inner)
+            finally:
+                if inner:
+                    os.close(inner)
+            maps.descriptors[spec.name] = descriptor
+        bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1))
+    except OSError:
+        maps.close()
+        raise
+    return maps
+
+
+def pin(maps: Maps, directory: Path) -> None:
+    for name, descriptor in maps.descriptors.items():
+        bpf.object_pin(descriptor, str(directory / name))
+
+
+def open_pinned(directory: Path, sizes: Sizes) -> Maps:
+    """The pinned maps; EngineError if they are not what this engine writes."""
+    maps = Maps(sizes, {})
+    try:
+        for spec in map_specs(sizes):
+            path = directory / spec.name
+            try:
+                descriptor = bpf.object_get(str(path))
+            except FileNotFoundError:
+                raise _other_layout(directory, f"{spec.name} is not pinned") from None
+            maps.descriptors[spec.name] = descriptor
+            info = bpf.map_info(descriptor)
+            value_size = 4 if spec.holds_maps else spec.value_size
+            found = (info.type, info.value_size, info.max_entries)
+            if found != (spec.type, value_size, spec.max_entries):
+                raise _other_layout(
+                    directory,
+                    f"{spec.name} has type {found[0]} with {found[2]} values of {found[1]} bytes, "
+                    f"not type {spec.type} with {spec.max_entries} of {value_size}",
+                )
+        version = maps.layout_version()
+        if version != LAYOUT_VERSION:
+            raise _other_layout(directory, f"their layout version is {version}, this engine's is {LAYOUT_VERSION}")
+    except (EngineError, OSError):
+        maps.close()
+        raise
+    return maps
+
+
+class OtherLayout(EngineError):
+    """Pinned maps were made by another version of the engine."""
+
+
+def _other_layout(directory: Path, problem: str) -> OtherLayout:
+    return OtherLayout(
+        f"the maps pinned in {directory} have another layout ({problem}); run xdp_program with the current "
+        "collection, which moves the configuration into new maps without losing a packet"
+    )

@@ -1,0 +1,76 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kernel's neighbours on the way to backends: resolved before packets need them, and kept so.
+
+The program forwards without the kernel, so the kernel would never look at these neighbours again by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Iterable
+
+from .link import import_pyroute2
+
+# include/uapi/linux/neighbour.h
+NTF_USE = 0x01
+NUD_NONE = 0x00
+NUD_FAILED = 0x20
+# INCOMPLETE, FAILED and NONE have no Ethernet address.
+NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+POLL_INTERVAL = 0.02  # seconds
+AF_INET = 2
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    interface: int  # index
+    address: str
+
+
+def neighbours(route: Any, addresses: Iterable[str]) -> tuple[dict[Neighbour, str], dict[str, str]]:
+    """The neighbours on the way to these addresses, each with one of them, and why others have none."""
+    pyroute2 = import_pyroute2()
+    found: dict[Neighbour, str] = {}
+    problems = {}
+    for address in addresses:
+        try:
+            answer = route.route("get", dst=address)[0]
+        except pyroute2.NetlinkError as error:
+            problems[address] = f"no route ({error.args[-1]})"
+            continue
+        gateway = answer.get_attr("RTA_GATEWAY") or address
+        found.setdefault(Neighbour(answer.get_attr("RTA_OIF"), gateway), address)
+    return found, problems
+
+
+def use(route: Any, neighbour: Neighbour) -> None:
+    """Have the kernel resolve a neighbour, or verify it if that was long ago; this does not wait."""
+    route.neigh("replace", dst=neighbour.address, ifindex=neighbour.interface, state=NUD_NONE, flags=NTF_USE)
+
+
+def resolved(route: Any) -> dict[Neighbour, str]:
+    """Ethernet addresses of the neighbours that have one."""
+    return {
+        Neighbour(entry["ifindex"], entry.get_attr("NDA_DST")): entry.get_attr("NDA_LLADDR")
+        for entry in route.get_neighbours(family=AF_INET)
+        if entry["state"] & NUD_VALID and entry.get_attr("NDA_LLADDR")
+    }
+
+
+def resolve(addresses: Iterable[str], timeout: float) -> dict[str, str]:
+    """Wait until all neighbours on the way are resolved; what is wrong with those that are not after `timeout` s."""
+    with import_pyroute2().IPRoute() as route:
+        wanted, problems = neighbours(route, addresses)
+        deadline = time.monotonic() + timeout
+        missing = wanted.keys() - resolved(route).keys()
+        for neighbour in missing:
+            use(route, neighbour)
+        while missing and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL)
+            missing = missing - resolved(route).keys()
+    for neighbour in missing:
+        problems[wanted[neighbour]] = f"neighbour {neighbour.address} does not answer ARP"
+    return problems

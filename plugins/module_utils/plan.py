@@ -1,0 +1,275 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what is live and what is wanted to what must be written. Pure functions, no I/O.
+
+Ids are places in maps. A backend keeps its id only while its entry stays the same to the byte, and a service keeps
+its ring only while its VIP, protocol and ports stay: whatever a packet may be looking at is never rewritten.
+Counters stay with the service's name and the backend's key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Iterable, TypeVar
+
+from .errors import EngineError
+from .layout import Sizes
+from .model import Backend, BackendKey, Config, Service
+from .tables import Endpoints, endpoints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Which places in the maps belong to whom."""
+
+    rings: dict[str, int] = field(default_factory=dict)
+    service_counters: dict[str, int] = field(default_factory=dict)
+    backends: dict[BackendKey, int] = field(default_factory=dict)
+    backend_counters: dict[BackendKey, int] = field(default_factory=dict)
+    # Left over from a run that was killed before it finished: still visible to packets, so not to be given away.
+    retiring_rings: frozenset[int] = frozenset()
+    retiring_backends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What in the maps is not what the state file says, because of a killed run or of somebody else."""
+
+    endpoints: bool = False
+    rings: frozenset[int] = frozenset()
+    backends: bool = False
+
+    def __bool__(self) -> bool:
+        return self.endpoints or bool(self.rings) or self.backends
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Names of services or keys of backends."""
+
+    created: list
+    modified: list
+    removed: list
+
+    def __bool__(self) -> bool:
+        return bool(self.created or self.modified or self.removed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to write, in the order of the fields."""
+
+    desired: Config
+    allocation: Allocation
+    services: Changes
+    backends: Changes
+    drift: Drift
+    zero_service_counters: list[int]
+    zero_backend_counters: list[int]
+    written_backends: list[BackendKey]
+    new_rings: list[str]  # services whose ring nobody looks at yet
+    # While rings are swapped, packets of the old and of the new configuration are both known.
+    interim_endpoints: Endpoints | None
+    swapped_rings: list[str]
+    endpoints: Endpoints | None  # None: the table stays
+    removed_rings: frozenset[int]
+    # Replies of backends that were removed may still be on their way.
+    replies_linger: bool
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.services or self.backends or self.drift)
+
+
+def compare(current: dict, desired: dict) -> Changes:
+    """What to create, modify and remove, each in the order of its own list."""
+    return Changes(
+        created=[key for key in desired if key not in current],
+        modified=[key for key, value in desired.items() if key in current and current[key] != value],
+        removed=[key for key in current if key not in desired],
+    )
+
+
+class _Places:
+    """Free places of one map, lowest first."""
+
+    def __init__(self, what: str, option: str, first: int, limit: int, taken: Iterable[int]) -> None:
+        self.what, self.option, self.limit = what, option, limit
+        taken = set(taken)
+        self._free = (place for place in range(first, limit) if place not in taken)
+
+    def take(self) -> int:
+        place = next(self._free, None)
+        if place is None:
+            raise EngineError(
+                f"{self.what} do not fit: {self.option} of xdp_program is {self.limit}, and those that change need a "
+                f"second place while both are in use; raise {self.option}"
+            )
+        return place
+
+
+def _assign(keys: Iterable[T], keep: Callable[[T], int | None], places: _Places) -> dict[T, int]:
+    assigned = {}
+    for key in keys:
+        place = keep(key)
+        assigned[key] = places.take() if place is None else place
+    return assigned
+
+
+def _same_ring(old: Service | None, new: Service) -> bool:
+    return old is not None and (old.address, old.protocol, old.ports) == (new.address, new.protocol, new.ports)
+
+
+def _same_entry(old: Backend | None, new: Backend, old_service: Service | None, new_service: Service) -> bool:
+    return (
+        old is not None
+        and old.mac == new.mac
+        and _same_ring(old_service, new_service)
+        and old_service is not None
+        and old_service.forwarding == new_service.forwarding
+    )
+
+
+def _shares(members: list[Backend], ids: dict[BackendKey, int]) -> list[tuple[BackendKey, int, int]]:
+    """What a ring is made of, whatever the order of the inventory."""
+    return sorted((backend.key, ids[backend.key], backend.share) for backend in members if backend.share)
+
+
+def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes, drift: Drift = Drift()) -> Plan:
+    """The plan. Raises EngineError if the maps are too small."""
+    _check_sizes(desired, sizes)
+    rings = _assign(
+        desired.services,
+        lambda name: (
+            allocation.rings.get(name) if _same_ring(current.services.get(name), desired.services[name]) else None
+        ),
+        _Places(
+            f"{len(desired.services)} services",
+            "max_services",
+            0,
+            sizes.max_services,
+            [*allocation.rings.values(), *allocation.retiring_rings],
+        ),
+    )
+    service_counters = _assign(
+        desired.services,
+        allocation.service_counters.get,
+        _Places("services", "max_services", 0, sizes.max_services, allocation.service_counters.values()),
+    )
+
+    def kept_backend(key: BackendKey) -> int | None:
+        same = _same_entry(
+            current.backends.get(key),
+            desired.backends[key],
+            current.services.get(key.service),
+            desired.services[key.service],
+        )
+        return allocation.backends.get(key) if same else None
+
+    backends = _assign(
+        desired.backends,
+        kept_backend,
+        _Places(
+            f"{len(desired.backends)} backends",
+            "max_backends",
+            1,
+            sizes.max_backends,
+            [*allocation.backends.values(), *allocation.retiring_backends],
+        ),
+    )
+    backend_counters = _assign(
+        desired.backends,
+        allocation.backend_counters.get,
+        _Places("backends", "max_backends", 1, sizes.max_backends, allocation.backend_counters.values()),
+    )
+    old_rings = frozenset(allocation.rings.values()) | allocation.retiring_rings
+    old_backends = frozenset(allocation.backends.values()) | allocation.retiring_backends
+    planned = Allocation(
+        rings,
+        service_counters,
+        backends,
+        backend_counters,
+        retiring_rings=old_rings - frozenset(rings.values()),
+        retiring_backends=old_backends - frozenset(backends.values()),
+    )
+
+    service_changes = compare(current.services, desired.services)
+    backend_changes = compare(current.backends, desired.backends)
+    new_rings, swapped_rings = _rings_to_write(current, allocation, desired, planned, drift)
+
+    endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
+    final = endpoints(desired, rings, backends) if endpoints_change else None
+    interim = None
+    if final is not None:
+        union = {**endpoints(current, allocation.rings, allocation.backends), **final}
+        interim = union if union.keys() != final.keys() else None
+    return Plan(
+        desired=desired,
+        allocation=planned,
+        services=service_changes,
+        backends=backend_changes,
+        drift=drift,
+        zero_service_counters=[
+            place for name, place in service_counters.items() if name not in allocation.service_counters
+        ],
+        zero_backend_counters=[
+            place for key, place in backend_counters.items() if key not in allocation.backend_counters
+        ],
+        written_backends=[
+            key for key, place in backends.items() if drift.backends or allocation.backends.get(key) != place
+        ],
+        new_rings=new_rings,
+        interim_endpoints=interim,
+        swapped_rings=swapped_rings,
+        endpoints=final,
+        removed_rings=planned.retiring_rings,
+        replies_linger=any(
+            current.services[key.service].forwarding == "dnat" for key in backend_changes.removed
+        ),
+    )
+
+
+def _check_sizes(desired: Config, sizes: Sizes) -> None:
+    for what, count, option, limit in (
+        ("services", len(desired.services), "max_services", sizes.max_services),
+        ("backends", len(desired.backends), "max_backends", sizes.max_backends - 1),
+    ):
+        if count > limit:
+            raise EngineError(
+                f"{count} {what} are more than the maps hold, {limit} with {option} "
+                f"{getattr(sizes, option)}; raise {option} of xdp_program"
+            )
+
+
+def _rings_to_write(
+    current: Config, allocation: Allocation, desired: Config, planned: Allocation, drift: Drift
+) -> tuple[list[str], list[str]]:
+    """Services that get a ring in a new place, and services whose ring is replaced where it is."""
+    new, swapped = [], []
+    members_before, members_after = current.backends_of(), desired.backends_of()
+    for name, service in desired.services.items():
+        place = planned.rings[name]
+        if allocation.rings.get(name) != place:
+            new.append(name)
+            continue
+        before = _shares(members_before[name], allocation.backends)
+        after = _shares(members_after[name], planned.backends)
+        if place in drift.rings or current.services[name].scheduler != service.scheduler or before != after:
+            swapped.append(name)
+    return new, swapped
+
+
+def _endpoints_change(
+    services: Changes, backends: Changes, allocation: Allocation, planned: Allocation
+) -> bool:
+    return bool(
+        services.created
+        or services.removed
+        or backends.created
+        or backends.removed
+        or allocation.rings != planned.rings
+        or allocation.backends != planned.backends
+    )

@@ -1,0 +1,28 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put the balancer of an interface back after a reboot: python3 -m engine.restore <interface>."""
+
+from __future__ import annotations
+
+import sys
+
+from .balancer import Balancer
+from .errors import EngineError
+
+
+def main() -> int:
+    interface = sys.argv[1]
+    try:
+        outcome = Balancer(interface).restore()
+    except (EngineError, OSError) as error:
+        sys.stderr.write(f"restore interface={interface} result=failed: {error}" + "\n")
+        return 1
+    facts = outcome.after
+    result = "restored" if outcome.changed else "unchanged"
+    sys.stdout.write(f"restore interface={interface} result={result} hook={facts.get('hook')} program={facts.get('program_id')}" + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

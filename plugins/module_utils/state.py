@@ -1,0 +1,180 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The desired state of one interface on disk: what the boot-time restore needs, and which place in the maps is whose.
+
+/var/lib/lbops/<interface>.json, replaced atomically, readable by root only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Iterator
+
+from .errors import EngineError
+from .layout import Sizes
+from .model import BackendKey, Config, parse_backends, parse_services
+from .plan import Allocation
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie on a host; tests use places of their own."""
+
+    pins: Path = Path("/sys/fs/bpf/lbops")
+    state: Path = Path("/var/lib/lbops")
+
+    def state_file(self, interface: str) -> Path:
+        return self.state / f"{interface}.json"
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """What xdp_program was told, and what it did."""
+
+    attached: bool
+    mode: str  # as asked for: auto, native or generic
+    hook: str  # as attached: native or generic
+    why: str  # why this hook
+    features: list[str]
+    requested_features: list[str]
+    source: str
+    digest: str
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Ids of the frozen tables in the maps and a digest of the backends' entries, to notice drift."""
+
+    endpoints: int = 0
+    rings: dict[int, int] = field(default_factory=dict)
+    backends: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    program: ProgramState
+    config: Config = Config({}, {})
+    allocation: Allocation = Allocation()
+    tables: Tables = Tables()
+
+    def dump(self) -> dict[str, Any]:
+        allocation = self.allocation
+        return {
+            "schema": SCHEMA,
+            "program": asdict(self.program),
+            "services": [
+                {**service.as_dict(), "ring": allocation.rings[name], "counters": allocation.service_counters[name]}
+                for name, service in self.config.services.items()
+            ],
+            "backends": [
+                {**backend.as_dict(), "id": allocation.backends[key], "counters": allocation.backend_counters[key]}
+                for key, backend in self.config.backends.items()
+            ],
+            "retiring": {
+                "rings": sorted(allocation.retiring_rings),
+                "backends": sorted(allocation.retiring_backends),
+            },
+            "tables": asdict(self.tables),
+        }
+
+
+def _load(document: dict[str, Any]) -> State:
+    program = dict(document["program"])
+    program["sizes"] = Sizes(**program["sizes"])
+    services = document["services"]
+    backends = document["backends"]
+    rings = {entry["name"]: entry.pop("ring") for entry in services}
+    service_counters = {entry["name"]: entry.pop("counters") for entry in services}
+    ids = [entry.pop("id") for entry in backends]
+    counters = [entry.pop("counters") for entry in backends]
+    config = Config(parse_services(services), parse_backends(backends))
+    keys: list[BackendKey] = list(config.backends)
+    tables = document["tables"]
+    return State(
+        program=ProgramState(**program),
+        config=config,
+        allocation=Allocation(
+            rings,
+            service_counters,
+            dict(zip(keys, ids)),
+            dict(zip(keys, counters)),
+            frozenset(document["retiring"]["rings"]),
+            frozenset(document["retiring"]["backends"]),
+        ),
+        tables=Tables(
+            tables["endpoints"],
+            {int(ring): table for ring, table in tables["rings"].items()},
+            tables["backends"],
+        ),
+    )
+
+
+def load(path: Path) -> State | None:
+    """The state, None if there is none. Raises EngineError for what this engine cannot read."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise EngineError(f"{path} is damaged ({error}); {_REMEDY}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise EngineError(f"{path} has schema {schema!r}, this engine reads {SCHEMA}; {_REMEDY}")
+    try:
+        return _load(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from None
+
+
+_REMEDY = "restore it from a backup, or remove everything with xdp_program state=absent force=true and apply again"
+
+
+def save(path: Path, state: State) -> None:
+    """Replace the file as a whole: after a crash it holds the old state or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(state.dump(), file, separators=(",", ":"))
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def interfaces(paths: Paths) -> list[str]:
+    """The interfaces that have a state."""
+    return sorted(path.stem for path in paths.state.glob("*.json"))
+
+
+@contextmanager
+def locked(paths: Paths, *, create: bool) -> Iterator[None]:
+    """One at a time on a host. The lock is on the directory; without `create` a missing one stays missing."""
+    if create:
+        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    elif not paths.state.exists():
+        yield
+        return
+    descriptor = os.open(paths.state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xdp_info
+short_description: Read everything live from an XDP load balancer
+version_added: 0.1.0
+description:
+  - Returns program, services, backends and counters of one interface. Changes nothing.
+extends_documentation_fragment:
+  - lbops.xdp.balancer
+attributes:
+  check_mode:
+    description: Changes nothing, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference to show.
+    support: full
+seealso:
+  - module: lbops.xdp.xdp_program
+"""
+
+EXAMPLES = r"""
+- name: Look at the balancer on eth0
+  lbops.xdp.xdp_info:
+    interface: eth0
+  register: balancer
+"""
+
+RETURN = r"""
+program:
+  description: The program, its hook, its features, and what the kernel says of it.
+  returned: success
+  type: dict
+  sample: {"attached": true, "hook": "native", "program_id": 42}
+services:
+  description: The services with C(packets), C(bytes), C(reply_packets) and C(reply_bytes); bytes are those of frames.
+  returned: success
+  type: list
+  elements: dict
+backends:
+  description: The backends with the same counters.
+  returned: success
+  type: list
+  elements: dict
+reasons:
+  description: How many packets were passed, dropped or answered, by reason.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"reason": "not_ours", "verdict": "pass", "packets": 17}]
+"""
+
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, report
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+
+
+def main():
+    report({"interface": INTERFACE_ARGUMENT}, lambda params: Balancer(params["interface"]).info())
+
+
+if __name__ == "__main__":
+    main()

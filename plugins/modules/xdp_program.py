@@ -1,0 +1,190 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xdp_program
+short_description: Attach the XDP load balancer to an interface
+version_added: 0.1.0
+description:
+  - Compiles the balancer on the host with only the features asked for, loads it, pins it below
+    C(/sys/fs/bpf/lbops/<interface>) and attaches it.
+  - It is compiled again only when its source, its features, its sizes or the kernel changed. A new program takes the
+    old one's place in one step; maps, and with them services, backends and counters, stay. No packet is lost.
+  - When sizes grow, or a newer release lays out the maps differently, new maps are filled from
+    C(/var/lib/lbops/<interface>.json) before the program that uses them takes over. Packets counted in that moment may
+    be missing from the counters.
+extends_documentation_fragment:
+  - lbops.xdp.balancer
+attributes:
+  check_mode:
+    description: Can run in check mode and say what would change.
+    support: full
+  diff_mode:
+    description: Returns what has changed, or would have changed.
+    support: full
+options:
+  state:
+    description:
+      - V(attached) loads the program and attaches it.
+      - V(detached) loads the program but leaves it off the interface; everything in the maps stays.
+      - V(absent) detaches it and removes its pins, its maps and its state. A program of somebody else stays.
+    type: str
+    choices: [attached, detached, absent]
+    default: attached
+  mode:
+    description:
+      - Where the program is attached.
+      - V(native) is in the driver; if the driver does not support it, the module fails and says so.
+      - V(generic) works with every driver and costs most; going from one hook to the other leaves a moment in which
+        packets pass without being balanced.
+      - V(auto) tries native and takes generic if the driver refuses. The result says which, and why.
+    type: str
+    choices: [auto, native, generic]
+    default: auto
+  features:
+    description:
+      - Forwarding modes and schedulers to compile in. What is left out costs nothing; V(maglev) is always there.
+      - What live services use stays compiled in until they are gone, even if it is not listed.
+    type: list
+    elements: str
+    choices: [dnat, dsr, round_robin]
+    default: [dnat, dsr, round_robin]
+  max_services:
+    description: How many services the maps hold.
+    type: int
+    default: 1024
+  max_backends:
+    description:
+      - How many backends of all services the maps hold, plus one.
+      - A backend that changes needs a second place while both are in use.
+    type: int
+    default: 16384
+  max_endpoints:
+    description: How many endpoints the maps hold. Each port of a service, each port of a C(dnat) backend and each VIP is one.
+    type: int
+    default: 32768
+  source:
+    description: Directory of the program's C files on the host; the role P(lbops.xdp.balancer#role) installs them.
+    type: path
+    default: /usr/lib/lbops/bpf
+  force:
+    description:
+      - Replace a program that somebody else attached.
+      - With O(state=absent), remove everything even if the state file is damaged.
+    type: bool
+    default: false
+requirements:
+  - iovisor's BCC, from the target's distribution (C(python3-bpfcc) or C(python3-bcc))
+  - kernel headers
+seealso:
+  - module: lbops.xdp.xdp_services
+  - module: lbops.xdp.xdp_backends
+"""
+
+EXAMPLES = r"""
+- name: Balance packets that arrive on eth0
+  lbops.xdp.xdp_program:
+    interface: eth0
+    features: [dnat]
+
+- name: Take the program off the interface, but keep its configuration
+  lbops.xdp.xdp_program:
+    interface: eth0
+    state: detached
+
+- name: Remove every trace
+  lbops.xdp.xdp_program:
+    interface: eth0
+    state: absent
+"""
+
+RETURN = r"""
+before:
+  description: The program as it was found.
+  returned: success
+  type: dict
+  sample: {"attached": false}
+after:
+  description: The program as it is now, or would be.
+  returned: success
+  type: dict
+  contains:
+    attached:
+      description: Whether our program is on the interface.
+      type: bool
+    mode:
+      description: The mode that was asked for.
+      type: str
+    hook:
+      description: Where the program is, V(native) or V(generic).
+      type: str
+    why:
+      description: Why it is there.
+      type: str
+    features:
+      description: What is compiled in.
+      type: list
+      elements: str
+    digest:
+      description: SHA-256 of source, features, sizes and kernel release.
+      type: str
+    program_id:
+      description: The kernel's id of the program.
+      type: int
+compiled:
+  description: Whether the program had to be compiled.
+  returned: when something was changed
+  type: bool
+new_maps:
+  description: Whether the maps had to be made anew.
+  returned: when something was changed
+  type: bool
+"""
+
+from pathlib import Path
+
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+
+FEATURES = ["dnat", "dsr", "round_robin"]
+
+
+def apply(params, check):
+    balancer = Balancer(params["interface"])
+    if params["state"] == "absent":
+        return balancer.remove_program(check, force=params["force"])
+    request = ProgramRequest(
+        mode=params["mode"],
+        features=frozenset(params["features"]),
+        sizes=Sizes(params["max_services"], params["max_backends"], params["max_endpoints"]),
+        source=Path(params["source"]),
+        attached=params["state"] == "attached",
+        force=params["force"],
+    )
+    return balancer.apply_program(request, check)
+
+
+def main():
+    run(
+        {
+            "interface": INTERFACE_ARGUMENT,
+            "state": {"type": "str", "choices": ["attached", "detached", "absent"], "default": "attached"},
+            "mode": {"type": "str", "choices": ["auto", "native", "generic"], "default": "auto"},
+            "features": {"type": "list", "elements": "str", "choices": FEATURES, "default": FEATURES},
+            "max_services": {"type": "int", "default": 1024},
+            "max_backends": {"type": "int", "default": 16384},
+            "max_endpoints": {"type": "int", "default": 32768},
+            "source": {"type": "path", "default": "/usr/lib/lbops/bpf"},
+            "force": {"type": "bool", "default": False},
+        },
+        apply,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pack the engine and the program's C files into a tar archive: pack.py <collection> <archive>.
+
+The same files give the same bytes, so that unpacking an unchanged archive changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from pathlib import Path
+
+# Directory in the collection, directory on the host, what belongs to Ansible only.
+CONTENT = (
+    ("plugins/module_utils", "engine", "*.py", {"adapter.py"}),
+    ("files/bpf", "bpf", "*.[ch]", set()),
+)
+
+
+def pack(collection: Path, archive: Path) -> None:
+    with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for source, target, pattern, left_out in CONTENT:
+            for path in sorted((collection / source).glob(pattern)):
+                if path.name not in left_out:
+                    tar.add(path, f"{target}/{path.name}", filter=_plain)
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.mode, entry.mtime = 0o644, 0
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    return entry
+
+
+if __name__ == "__main__":
+    pack(Path(sys.argv[1]), Path(sys.argv[2]))

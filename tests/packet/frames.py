@@ -1,0 +1,109 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Frames as a client or a backend would send them, made by scapy, which fills in lengths and checksums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from tests.packet import reference
+from tests.packet.network import FRONT_MAC, ROUTER_MAC
+
+CLIENT, CLIENT_PORT = "198.51.100.7", 40000
+
+
+@dataclass(frozen=True)
+class Case:
+    """`expected` None: the frame comes out as it went in. `reason` None: the packet was forwarded."""
+
+    description: str
+    frame: bytes
+    verdict: int
+    expected: bytes | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return self.description
+
+
+def passed(description: str, frame: bytes, reason: str, expected: bytes | None = None) -> Case:
+    return Case(description, frame, reference.PASS, expected, reason)
+
+
+def dropped(description: str, frame: bytes, reason: str) -> Case:
+    return Case(description, frame, reference.DROP, None, reason)
+
+
+def sent(description: str, frame: bytes, expected: bytes) -> Case:
+    return Case(description, frame, reference.TX, expected)
+
+
+def _frame(
+    layer: Any, source: str, destination: str, payload: bytes, source_mac: str, destination_mac: str, fields: dict
+) -> bytes:
+    packet = Ether(src=source_mac, dst=destination_mac) / IP(src=source, dst=destination, **fields) / layer
+    return bytes(packet / Raw(payload) if payload else packet)
+
+
+def udp(
+    source: str,
+    source_port: int,
+    destination: str,
+    destination_port: int,
+    payload: bytes = b"payload",
+    *,
+    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    checksum: int | None = None,
+    **ip_fields: Any,
+) -> bytes:
+    layer = UDP(sport=source_port, dport=destination_port, chksum=checksum)
+    return _frame(layer, source, destination, payload, *macs, ip_fields)
+
+
+def tcp(
+    source: str,
+    source_port: int,
+    destination: str,
+    destination_port: int,
+    payload: bytes = b"payload",
+    *,
+    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    tcp_flags: str = "S",
+    options: list | None = None,
+    **ip_fields: Any,
+) -> bytes:
+    layer = TCP(sport=source_port, dport=destination_port, flags=tcp_flags, seq=0x12345678, options=options or [])
+    return _frame(layer, source, destination, payload, *macs, ip_fields)
+
+
+def icmp(
+    source: str,
+    destination: str,
+    payload: bytes = b"payload",
+    *,
+    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    type: int = 8,
+    code: int = 0,
+    **ip_fields: Any,
+) -> bytes:
+    layer = ICMP(type=type, code=code, id=0x1234, seq=7)
+    return _frame(layer, source, destination, payload, *macs, ip_fields)
+
+
+BUILDERS = {"udp": udp, "tcp": tcp}
+
+
+def with_bytes(frame: bytes, position: int, value: bytes) -> bytes:
+    """The frame with some bytes replaced, whatever its checksums say then."""
+    return frame[:position] + value + frame[position + len(value) :]
+
+
+def padded(frame: bytes, size: int = 60) -> bytes:
+    """As a network card sends a short frame; what the padding holds must not matter."""
+    return frame + bytes(range(0xA0, 0xA0 + max(0, size - len(frame))))

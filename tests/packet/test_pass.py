@@ -1,0 +1,200 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is not for a service reaches the kernel as it came, whatever it looks like."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from scapy.layers.inet import IP, TCP, UDP, IPOption_Router_Alert
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import ARP, GRE, LLC, STP, Dot1Q, Dot3, Ether
+from scapy.packet import Raw
+
+from tests.packet.frames import CLIENT, CLIENT_PORT, icmp, padded, passed, sent, tcp, udp, with_bytes
+from tests.packet.network import FRONT_ADDRESS, FRONT_MAC, ROUTER_MAC
+
+VIP, DSR_VIP = "203.0.113.10", "203.0.113.13"
+SERVICES = [
+    {"name": "web", "address": VIP, "protocol": "tcp", "port": 80},
+    {"name": "dns", "address": VIP, "protocol": "udp", "port": 53},
+    {"name": "game", "address": VIP, "protocol": "udp", "port": "27000-27063"},
+    {"name": "direct", "address": DSR_VIP, "protocol": "tcp", "port": 443, "forwarding": "dsr"},
+]
+WEB, DNS, MAC = "10.0.0.1", "10.0.0.2", "52:54:00:00:00:01"
+BACKENDS = [
+    {"service": "web", "address": WEB, "port": 8080, "mac": MAC},
+    {"service": "dns", "address": DNS, "mac": MAC},
+    {"service": "game", "address": "10.0.0.3", "mac": MAC},
+    {"service": "direct", "address": "10.0.0.4", "mac": MAC},
+]
+
+
+@pytest.fixture(scope="module")
+def rig(make_rig):
+    return make_rig(SERVICES, BACKENDS)
+
+
+@pytest.fixture(scope="module")
+def empty(make_rig):
+    return make_rig([], [])
+
+
+ETHERNET = Ether(src=ROUTER_MAC, dst=FRONT_MAC)
+REQUEST = tcp(CLIENT, CLIENT_PORT, VIP, 80)
+
+NOT_OURS = [
+    passed("another TCP port of a VIP", tcp(CLIENT, CLIENT_PORT, VIP, 81), "not_ours"),
+    passed("port 0", tcp(CLIENT, CLIENT_PORT, VIP, 0), "not_ours"),
+    passed("a TCP service's port over UDP", udp(CLIENT, CLIENT_PORT, VIP, 80), "not_ours"),
+    passed("a UDP service's port over TCP", tcp(CLIENT, CLIENT_PORT, VIP, 53), "not_ours"),
+    passed("below a range", udp(CLIENT, CLIENT_PORT, VIP, 26999), "not_ours"),
+    passed("above a range", udp(CLIENT, CLIENT_PORT, VIP, 27064), "not_ours"),
+    passed("the port in the other byte order", tcp(CLIENT, CLIENT_PORT, VIP, 80 << 8), "not_ours"),
+    passed("another address", tcp(CLIENT, CLIENT_PORT, "203.0.113.12", 80), "not_ours"),
+    passed("the address in the other byte order", tcp(CLIENT, CLIENT_PORT, "10.113.0.203", 80), "not_ours"),
+    passed("the balancer itself", tcp(CLIENT, CLIENT_PORT, FRONT_ADDRESS, 22), "not_ours"),
+    passed("a backend addressed directly", tcp(CLIENT, CLIENT_PORT, WEB, 8080), "not_ours"),
+    passed("from the VIP", tcp(VIP, 80, CLIENT, CLIENT_PORT), "not_ours"),
+    passed("a service's port of another VIP", tcp(CLIENT, CLIENT_PORT, DSR_VIP, 80), "not_ours"),
+    *(
+        passed(f"IP protocol {number}", with_bytes(REQUEST, 23, bytes((number,))), "not_ours")
+        for number in (0, 2, 4, 41, 50, 51, 58, 89, 112, 132, 136, 255)
+    ),
+    passed(
+        "GRE to the VIP",
+        bytes(ETHERNET / IP(src=CLIENT, dst=VIP) / GRE() / IP(src=CLIENT, dst=VIP) / TCP(dport=80)),
+        "not_ours",
+    ),
+    passed(
+        "IPv4 in IPv4", bytes(ETHERNET / IP(src=CLIENT, dst=VIP) / IP(src=CLIENT, dst=VIP) / TCP(dport=80)), "not_ours"
+    ),
+]
+
+NOT_IPV4 = [
+    passed("ARP", bytes(ETHERNET / ARP(op=1, psrc=CLIENT, pdst=VIP)), "not_ipv4"),
+    passed("ARP, padded", padded(bytes(ETHERNET / ARP(op=1, psrc=CLIENT, pdst=VIP))), "not_ipv4"),
+    passed("IPv6 TCP", bytes(ETHERNET / IPv6(src="2001:db8::1", dst="2001:db8::2") / TCP(dport=80)), "not_ipv4"),
+    passed(
+        "IPv6 neighbour solicitation",
+        bytes(ETHERNET / IPv6(src="fe80::1", dst="ff02::1") / ICMPv6ND_NS(tgt="2001:db8::2")),
+        "not_ipv4",
+    ),
+    passed("VLAN", bytes(ETHERNET / Dot1Q(vlan=7) / IP(src=CLIENT, dst=VIP) / TCP(dport=80)), "not_ipv4"),
+    passed(
+        "QinQ",
+        bytes(Ether(src=ROUTER_MAC, dst=FRONT_MAC, type=0x88A8) / Dot1Q(vlan=7) / Dot1Q(vlan=8) / IP(dst=VIP) / UDP()),
+        "not_ipv4",
+    ),
+    passed("LLDP", bytes(Ether(src=ROUTER_MAC, dst="01:80:c2:00:00:0e", type=0x88CC) / Raw(bytes(60))), "not_ipv4"),
+    passed("spanning tree", padded(bytes(Dot3(src=ROUTER_MAC, dst="01:80:c2:00:00:00") / LLC() / STP())), "not_ipv4"),
+    passed("ethertype in the other byte order", with_bytes(REQUEST, 12, b"\x00\x08"), "not_ipv4"),
+    passed("MPLS", with_bytes(REQUEST, 12, b"\x88\x47"), "not_ipv4"),
+]
+
+FRAGMENTS = [
+    passed("first fragment", udp(CLIENT, CLIENT_PORT, VIP, 53, bytes(1400), flags="MF"), "fragment"),
+    passed("middle fragment", udp(CLIENT, CLIENT_PORT, VIP, 53, bytes(1400), flags="MF", frag=175), "fragment"),
+    passed("last fragment", udp(CLIENT, CLIENT_PORT, VIP, 53, frag=350), "fragment"),
+    passed("smallest offset", udp(CLIENT, CLIENT_PORT, VIP, 53, frag=1), "fragment"),
+    passed("largest offset", udp(CLIENT, CLIENT_PORT, VIP, 53, frag=0x1FFF), "fragment"),
+    passed("first fragment, TCP", tcp(CLIENT, CLIENT_PORT, VIP, 80, bytes(1400), flags="MF"), "fragment"),
+    passed("last fragment, TCP, shorter than its header", with_bytes(REQUEST, 20, b"\x00\x64")[:44], "fragment"),
+    passed("first fragment of a backend's reply", udp(DNS, 53, CLIENT, CLIENT_PORT, bytes(99), flags="MF"), "fragment"),
+    passed("with DF and MF", tcp(CLIENT, CLIENT_PORT, VIP, 80, flags="DF+MF"), "fragment"),
+]
+
+OPTIONS = [
+    passed(
+        "router alert",
+        bytes(ETHERNET / IP(src=CLIENT, dst=VIP, options=[IPOption_Router_Alert()]) / TCP(dport=80)),
+        "ip_options",
+    ),
+    *(
+        passed(
+            f"header of {words} words",
+            bytes(ETHERNET / IP(src=CLIENT, dst=VIP, options=b"\1" * (4 * words - 20)) / UDP(dport=53)),
+            "ip_options",
+        )
+        for words in (6, 7, 15)
+    ),
+]
+
+MALFORMED = [
+    *(
+        passed(f"IP header of {words} words", with_bytes(REQUEST, 14, bytes((0x40 | words,))), "malformed")
+        for words in range(5)
+    ),
+    *(
+        passed(f"IP version {version}", with_bytes(REQUEST, 14, bytes((version << 4 | 5,))), "malformed")
+        for version in (0, 1, 3, 5, 6, 15)
+    ),
+    passed("IP version 6 with options' length", with_bytes(REQUEST, 14, b"\x66"), "malformed"),
+    passed("total length beyond the frame", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=48), "malformed"),
+    passed("largest total length", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=65535), "malformed"),
+    passed("total length 0", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=0), "malformed"),
+    passed("total length of the IP header only", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=20), "malformed"),
+    passed("total length without the last byte of TCP", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=39), "malformed"),
+    passed("total length without the last byte of UDP", udp(CLIENT, CLIENT_PORT, VIP, 53, len=27), "malformed"),
+    passed("UDP header cut off", udp(CLIENT, CLIENT_PORT, VIP, 53, b"")[:41], "malformed"),
+    passed("TCP header cut off", tcp(CLIENT, CLIENT_PORT, VIP, 80, b"")[:53], "malformed"),
+    passed("ICMP header cut off", icmp(CLIENT, VIP, b"")[:41], "malformed"),
+]
+
+UNTOUCHED = [*NOT_OURS, *NOT_IPV4, *FRAGMENTS, *OPTIONS, *MALFORMED]
+
+
+@pytest.mark.parametrize("case", UNTOUCHED, ids=str)
+def test_untouched(rig, case):
+    rig.check(case)
+
+
+def test_exact_total_length_is_enough(rig):
+    """The neighbours of the malformed lengths."""
+    for frame in (tcp(CLIENT, CLIENT_PORT, VIP, 80, b""), udp(CLIENT, CLIENT_PORT, VIP, 53, b"")):
+        rig.send(frame)
+        assert rig.model.last_reason is None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [REQUEST, udp(CLIENT, CLIENT_PORT, VIP, 53), icmp(CLIENT, VIP), bytes(ETHERNET / ARP(pdst=VIP))],
+    ids=["tcp", "udp", "icmp", "arp"],
+)
+def test_runts_of_every_length(rig, frame):
+    """From 14 bytes on, which is the least that a network card or the kernel hands to a program."""
+    for size in range(14, len(frame) + 1):
+        rig.send(frame[:size])
+    rig.check_counters()
+
+
+def test_total_length_shorter_than_the_frame_is_padding(rig):
+    frame = tcp(CLIENT, CLIENT_PORT, VIP, 80, b"")
+    expected = tcp(CLIENT, CLIENT_PORT, WEB, 8080, b"", macs=(FRONT_MAC, MAC), ttl=63)
+    for size in (0, 1, 6, 100, 1000):
+        rig.check(sent("", frame + bytes(size), expected + bytes(size)))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        passed("TCP", REQUEST, "not_ours"),
+        passed("UDP", udp(CLIENT, CLIENT_PORT, VIP, 53), "not_ours"),
+        passed("echo request", icmp(CLIENT, VIP), "not_ours"),
+        passed("from a backend", tcp(WEB, 8080, CLIENT, CLIENT_PORT), "not_ours"),
+        passed("zero addresses and ports", tcp("0.0.0.0", 0, "0.0.0.0", 0), "not_ours"),
+        passed("ARP", bytes(ETHERNET / ARP(pdst=VIP)), "not_ipv4"),
+    ],
+    ids=str,
+)
+def test_program_without_services_passes_everything(empty, case):
+    empty.check(case)
+
+
+def test_program_without_an_endpoint_table_passes_everything(make_rig):
+    """Between loading the program and the first configuration there is none."""
+    rig = make_rig([], [])
+    bpf.map_delete(rig.program.maps["endpoints"], layout.index(0))
+    rig.check(passed("", REQUEST, "not_ours"))
+    rig.check(passed("", icmp(CLIENT, VIP), "not_ours"))
