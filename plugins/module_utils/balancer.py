@@ -13,10 +13,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from . import bpf, compiler, link, maps, model, next_hops, plan, state, tables
 from .errors import EngineError
@@ -66,7 +67,7 @@ def used_features(config: model.Config) -> frozenset[str]:
 class Balancer:
     """All methods raise EngineError; none of them changes anything when `check` is true."""
 
-    def __init__(self, interface: str, paths: state.Paths = state.Paths()) -> None:
+    def __init__(self, interface: str, paths: state.Paths = state.HOST_PATHS) -> None:
         if not INTERFACE_PATTERN.fullmatch(interface) or interface in (".", ".."):
             raise EngineError(f"interface {interface!r} is not a name of an interface")
         self.interface = interface
@@ -246,9 +247,7 @@ class Balancer:
         except maps.OtherLayout:
             return None
 
-    def _fill_new_maps(
-        self, current: state.State | None, live_maps: maps.Maps, sizes: Sizes
-    ) -> state.State | None:
+    def _fill_new_maps(self, current: state.State | None, live_maps: maps.Maps, sizes: Sizes) -> state.State | None:
         """Everything the state file declares, written into maps that no program uses yet."""
         directory = self.pins / "maps_new"
         _make_private(directory)
@@ -345,7 +344,7 @@ class Balancer:
         return Outcome(exists, before, {"attached": False}, {}, [])
 
     def _remove(self) -> None:
-        if self.interface in (name for _index, name in link.socket.if_nameindex()):
+        if link.exists(self.interface):
             attached = link.attached(self.interface)
             ours = (_pinned_program_id(self.program_pin), _pinned_program_id(self.pins / "program_new"))
             if attached and attached.program_id in ours:
@@ -360,7 +359,7 @@ class Balancer:
 
     def _program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
-        attached = link.attached(self.interface) if self._interface_exists() else None
+        attached = link.attached(self.interface) if link.exists(self.interface) else None
         ours = _pinned_program_id(self.program_pin)
         facts: dict[str, Any] = {"attached": bool(attached and ours and attached.program_id == ours)}
         if current is not None and ours:
@@ -377,9 +376,6 @@ class Balancer:
                 max_endpoints=known.sizes.max_endpoints,
             )
         return facts
-
-    def _interface_exists(self) -> bool:
-        return (Path("/sys/class/net") / self.interface).exists()
 
     # --- services and backends
 
@@ -480,9 +476,7 @@ class Balancer:
 
     def _save_result(self, current: state.State, planned: plan.Plan, written: state.Tables) -> None:
         settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
-        state.save(
-            self.state_file, replace(current, config=planned.desired, allocation=settled, tables=written)
-        )
+        state.save(self.state_file, replace(current, config=planned.desired, allocation=settled, tables=written))
 
     def _resolve(self, planned: plan.Plan) -> list[str]:
         """Neighbours of new backends, before a packet needs them."""
@@ -491,9 +485,7 @@ class Balancer:
         problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
         return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
 
-    def _write(
-        self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, sizes: Sizes
-    ) -> state.Tables:
+    def _write(self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, sizes: Sizes) -> state.Tables:
         """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix."""
         allocation, desired = planned.allocation, planned.desired
         members = desired.backends_of()

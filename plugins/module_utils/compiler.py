@@ -9,10 +9,10 @@ import hashlib
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 from .errors import EngineError
 from .layout import Sizes

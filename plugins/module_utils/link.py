@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from .errors import EngineError
 
@@ -59,6 +60,10 @@ def interface_index(interface: str) -> int:
     except (OSError, ValueError):
         known = ", ".join(name for _index, name in socket.if_nameindex())
         raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None
+
+
+def exists(interface: str) -> bool:
+    return (Path("/sys/class/net") / interface).exists()
 
 
 def driver(interface: str) -> str:
@@ -127,5 +132,5 @@ def _set(interface: str, attributes: list, what: str) -> None:
         name = errno.errorcode.get(error.code, str(error.code))
         words = error.args[1] if len(error.args) > 1 else name
         if error.code in (errno.EEXIST, errno.EBUSY):
-            raise EngineError(f"{what}: {words} ({name}); somebody else changed the hook meanwhile, try again") from None
+            raise EngineError(f"{what}: {words} ({name}); the hook was changed meanwhile, try again") from None
         raise HookRefused(f"{what}: {words} ({name})") from None

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from .errors import EngineError
 from .layout import FORWARDINGS, PROTOCOLS, SCHEDULERS
@@ -20,6 +21,9 @@ MAX_WEIGHT = 65535
 STATES = ("enabled", "drained")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# int() takes more than an inventory should hold: "8_0", " +80", other alphabets' digits.
+NUMBER_PATTERN = re.compile(r"-?[0-9]{1,20}")
+RANGE_PATTERN = re.compile(r"([0-9]+)-([0-9]+)")
 
 
 class BackendKey(NamedTuple):
@@ -119,7 +123,7 @@ class _Entry:
             self.where += f" ({label})"
         unknown = raw.keys() - known
         if unknown:
-            raise self.error(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+            raise self.error(f"unknown key {min(unknown, key=str)!r}; known are {', '.join(sorted(known))}")
 
     def error(self, problem: str) -> EngineError:
         return EngineError(f"{self.where}: {problem}")
@@ -134,7 +138,8 @@ class _Entry:
         value = self.raw.get(key)
         if value is None and default is not None:
             return default
-        if value not in choices:
+        # A tuple, since a list in place of a word cannot be looked up in a dictionary.
+        if value not in tuple(choices):
             raise self.error(f"{key} {value!r} is not one of {', '.join(choices)}")
         return value
 
@@ -142,18 +147,17 @@ class _Entry:
         value = self.required(key)
         try:
             packed = socket.inet_pton(socket.AF_INET, str(value))
-        except OSError:
+        except (OSError, ValueError):
             raise self.error(f"{key} {value!r} is not an IPv4 address such as 192.0.2.10") from None
         if packed[0] in (0, 127) or packed[0] >= 224:
             raise self.error(f"{key} {value!r} is not a unicast address of a host on a network")
         return str(value)
 
     def integer(self, key: str, lowest: int, highest: int, value: Any) -> int:
-        try:
-            number = int(str(value), 10)
-        except ValueError:
-            raise self.error(f"{key} {value!r} is not a number") from None
-        if isinstance(value, bool) or not lowest <= number <= highest:
+        if not NUMBER_PATTERN.fullmatch(str(value)):
+            raise self.error(f"{key} {value!r} is not a whole number")
+        number = int(value)
+        if not lowest <= number <= highest:
             raise self.error(f"{key} {value!r} is not between {lowest} and {highest}")
         return number
 
@@ -190,9 +194,10 @@ def _service(entry: _Entry) -> Service:
     address = entry.address("address")
     protocol = entry.choice("protocol", PROTOCOLS)
     port = entry.required("port")
-    first, separator, last = str(port).partition("-")
-    first_port = entry.integer("port", 1, 65535, first if separator else port)
-    last_port = entry.integer("port", 1, 65535, last) if separator else first_port
+    ends = RANGE_PATTERN.fullmatch(str(port))
+    first, last = ends.groups() if ends else (port, port)
+    first_port = entry.integer("port", 1, 65535, first)
+    last_port = entry.integer("port", 1, 65535, last)
     if first_port > last_port:
         raise entry.error(f"port range {port!r} is reversed, write {last_port}-{first_port}")
     scheduler = entry.choice("scheduler", SCHEDULERS, "maglev")
@@ -281,6 +286,9 @@ def check(config: Config) -> None:
         if backend.port is not None and len(service.ports) > 1:
             errors.append(f"{where}: port {backend.port} for a service on ports {service.port}; leave port out")
             continue
+        if not separate_ports(config, backend, service):
+            errors.append(f"{where}: declared twice, with and without port {service.first_port}")
+            continue
         if service.forwarding == "dsr":
             if backend.port not in (None, service.first_port):
                 errors.append(f"{where}: port {backend.port}, but dsr leaves the port {service.port} as it is")
@@ -295,9 +303,6 @@ def check(config: Config) -> None:
                     f"{where}: {service.protocol} port {port} serves {other} already, and a dnat reply could "
                     "not tell them apart; give each service a port of its own on the backend"
                 )
-                break
-            if not separate_ports(config, backend, service):
-                errors.append(f"{where}: declared twice, with and without port {service.first_port}")
                 break
     _raise_all(errors)
 

@@ -9,8 +9,9 @@ The program forwards without the kernel, so the kernel would never look at these
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Iterable
+from typing import Any
 
 from .link import import_pyroute2
 

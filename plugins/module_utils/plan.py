@@ -10,11 +10,12 @@ Counters stay with the service's name and the backend's key.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, TypeVar
+from typing import Callable, TypeVar
 
 from .errors import EngineError
-from .layout import Sizes
+from .layout import ENDPOINT_BACKEND, ENDPOINT_KIND_BYTE, Sizes
 from .model import Backend, BackendKey, Config, Service
 from .tables import Endpoints, endpoints
 
@@ -226,9 +227,8 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
         swapped_rings=swapped_rings,
         endpoints=final,
         removed_rings=planned.retiring_rings,
-        replies_linger=any(
-            current.services[key.service].forwarding == "dnat" for key in backend_changes.removed
-        ),
+        replies_linger=interim is not None
+        and any(key[ENDPOINT_KIND_BYTE] == ENDPOINT_BACKEND for key in interim.keys() - final.keys()),
     )
 
 
@@ -262,9 +262,7 @@ def _rings_to_write(
     return new, swapped
 
 
-def _endpoints_change(
-    services: Changes, backends: Changes, allocation: Allocation, planned: Allocation
-) -> bool:
+def _endpoints_change(services: Changes, backends: Changes, allocation: Allocation, planned: Allocation) -> bool:
     return bool(
         services.created
         or services.removed

@@ -6,21 +6,35 @@
 from __future__ import annotations
 
 import sys
+import time
 
+from . import link
 from .balancer import Balancer
 from .errors import EngineError
+
+# Some drivers take their time at boot.
+INTERFACE_TIMEOUT = 30.0  # seconds
+
+
+def _wait_for(interface: str) -> None:
+    deadline = time.monotonic() + INTERFACE_TIMEOUT
+    while not link.exists(interface) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def main() -> int:
     interface = sys.argv[1]
+    _wait_for(interface)
     try:
         outcome = Balancer(interface).restore()
     except (EngineError, OSError) as error:
-        sys.stderr.write(f"restore interface={interface} result=failed: {error}" + "\n")
+        sys.stderr.write(f"restore interface={interface} result=failed: {error}\n")
         return 1
-    facts = outcome.after
     result = "restored" if outcome.changed else "unchanged"
-    sys.stdout.write(f"restore interface={interface} result={result} hook={facts.get('hook')} program={facts.get('program_id')}" + "\n")
+    sys.stdout.write(
+        f"restore interface={interface} result={result} hook={outcome.after.get('hook')} "
+        f"program={outcome.after.get('program_id')}\n"
+    )
     return 0
 
 

@@ -12,10 +12,11 @@ import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from .errors import EngineError
 from .layout import Sizes
@@ -34,6 +35,9 @@ class Paths:
 
     def state_file(self, interface: str) -> Path:
         return self.state / f"{interface}.json"
+
+
+HOST_PATHS = Paths()
 
 
 @dataclass(frozen=True)

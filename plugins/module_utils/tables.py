@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Iterable
+from collections.abc import Iterable
 
 from .errors import EngineError
 from .layout import (
@@ -123,7 +123,7 @@ def pack_endpoint_table(found: Endpoints, sizes: Sizes) -> bytes:
             f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
             f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of xdp_program"
         )
-    slots = max(16, 1 << (4 * max(len(found), 1) - 1).bit_length())
+    slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
     while slots <= sizes.endpoint_slots:
         table = _place(found, slots, sizes)
         if table is not None:

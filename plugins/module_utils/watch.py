@@ -70,7 +70,7 @@ def run(interface: str) -> None:
         route.bind(groups=GROUPS)
         # Whatever happened while nobody was listening.
         balancer.forget_next_hops()
-        sys.stdout.write(f"watch interface={interface} event=started" + "\n")
+        sys.stdout.write(f"watch interface={interface} event=started\n")
         sys.stdout.flush()
         due = time.monotonic()
         while True:
@@ -85,7 +85,7 @@ def run(interface: str) -> None:
             changed = [watch.changes_next_hop(message) for message in route.get()]
             if any(changed):
                 balancer.forget_next_hops()
-                sys.stdout.write(f"watch interface={interface} event=next_hops_changed" + "\n")
+                sys.stdout.write(f"watch interface={interface} event=next_hops_changed\n")
                 sys.stdout.flush()
 
 
@@ -94,7 +94,7 @@ def main() -> int:
     try:
         run(interface)
     except (EngineError, OSError) as error:
-        sys.stderr.write(f"watch interface={interface} event=failed: {error}" + "\n")
+        sys.stderr.write(f"watch interface={interface} event=failed: {error}\n")
         return 1
     return 0
 

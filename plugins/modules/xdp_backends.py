@@ -11,8 +11,8 @@ short_description: Declare the backends of an XDP load balancer
 version_added: 0.1.0
 description:
   - A backend serves one service; a host that serves several is declared once for each.
-  - The whole list is checked before anything is touched, and only what differs is written. New backends are resolved and
-    written first, then each service's ring changes over in one step, what went away is removed last.
+  - The whole list is checked before anything is touched, and only what differs is written. New backends are resolved
+    and written first, then each service's ring changes over in one step, what went away is removed last.
   - A backend keeps its counters for as long as its service, address and port stay.
 extends_documentation_fragment:
   - lbops.xdp.balancer

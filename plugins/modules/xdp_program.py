@@ -64,7 +64,8 @@ options:
     type: int
     default: 16384
   max_endpoints:
-    description: How many endpoints the maps hold. Each port of a service, each port of a C(dnat) backend and each VIP is one.
+    description:
+      - How many endpoints the maps hold. Each port of a service, each port of a C(dnat) backend and each VIP is one.
     type: int
     default: 32768
   source:

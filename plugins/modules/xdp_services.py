@@ -32,7 +32,8 @@ options:
     required: true
     suboptions:
       name:
-        description: A name of letters, digits and C(_), C(.), C(:), C(-), by which backends, metrics and logs know the service.
+        description:
+          - A name of letters, digits and C(_), C(.), C(:), C(-), by which backends, metrics and logs know the service.
         type: str
         required: true
       address:
@@ -51,8 +52,8 @@ options:
       scheduler:
         description:
           - How a backend is chosen.
-          - V(maglev) by a hash of client address and ports over a ring of 65537 slots; a change of one backend moves few
-            flows of the others, and balancers with the same configuration choose alike.
+          - V(maglev) by a hash of client address and ports over a ring of 65537 slots; a change of one backend moves
+            few flows of the others, and balancers with the same configuration choose alike.
           - V(round_robin) one packet after the other, so for UDP only.
         type: str
         choices: [maglev, round_robin]
@@ -60,10 +61,10 @@ options:
       forwarding:
         description:
           - How a packet reaches its backend.
-          - V(dnat) rewrites destination address and port. The backend sees the client's address; it must route its replies
-            through the balancer, which puts the VIP back.
-          - V(dsr) rewrites the Ethernet address only. The backend holds the VIP itself, on its loopback interface say, and
-            answers the client directly; it must be in the same Ethernet segment as the balancer.
+          - V(dnat) rewrites destination address and port. The backend sees the client's address; it must route its
+            replies through the balancer, which puts the VIP back.
+          - V(dsr) rewrites the Ethernet address only. The backend holds the VIP itself, on its loopback interface say,
+            and answers the client directly; it must be in the same Ethernet segment as the balancer.
         type: str
         choices: [dnat, dsr]
         default: dnat

@@ -68,7 +68,8 @@ def ip(*commands: str) -> None:
 
 
 def set_forwarding(enabled: bool) -> None:
-    Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text("1" if enabled else "0", encoding="ascii")
+    """The kernel asks the interface that a packet arrives on."""
+    Path(f"/proc/sys/net/ipv4/conf/{FRONT}/forwarding").write_text("1" if enabled else "0", encoding="ascii")
 
 
 @dataclass(frozen=True)

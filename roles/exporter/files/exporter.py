@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.balancer import Balancer
 from engine.errors import EngineError
-from engine.state import Paths, interfaces
+from engine.state import HOST_PATHS, interfaces
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
@@ -38,13 +38,9 @@ class BalancerCollector:
         program = InfoMetricFamily("lbops_program", "The balancer's program.", labels=["interface"])
         program_id = GaugeMetricFamily("lbops_program_id", "The kernel's id of the program.", labels=["interface"])
         service_packets = CounterMetricFamily("lbops_service_packets", "Packets by service.", labels=SERVICE_LABELS)
-        service_bytes = CounterMetricFamily(
-            "lbops_service_bytes", "Bytes of frames by service.", labels=SERVICE_LABELS
-        )
+        service_bytes = CounterMetricFamily("lbops_service_bytes", "Bytes of frames by service.", labels=SERVICE_LABELS)
         backend_packets = CounterMetricFamily("lbops_backend_packets", "Packets by backend.", labels=BACKEND_LABELS)
-        backend_bytes = CounterMetricFamily(
-            "lbops_backend_bytes", "Bytes of frames by backend.", labels=BACKEND_LABELS
-        )
+        backend_bytes = CounterMetricFamily("lbops_backend_bytes", "Bytes of frames by backend.", labels=BACKEND_LABELS)
         weight = GaugeMetricFamily(
             "lbops_backend_weight", "Share of new packets a backend gets, 0 when drained.", labels=BACKEND_LABELS[:-1]
         )
@@ -53,7 +49,7 @@ class BalancerCollector:
             "Packets that were passed to the kernel, dropped or answered, by reason.",
             labels=["interface", "verdict", "reason"],
         )
-        for interface in interfaces(Paths()):
+        for interface in interfaces(HOST_PATHS):
             try:
                 info = Balancer(interface).info()
             except (EngineError, OSError) as error:

@@ -1,0 +1,357 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bytes of the maps' values, read back the way files/bpf reads them."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import model, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.layout import (
+    BACKEND,
+    ENDPOINT_BACKEND,
+    ENDPOINT_SERVICE,
+    ENDPOINT_VIP,
+    RING,
+    RING_SIZE,
+    Sizes,
+)
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from tests.packet import reference
+
+TCP, UDP, ICMP = 6, 17, 1
+
+
+def config(services: list[dict], backends: list[dict]) -> model.Config:
+    built = model.Config(model.parse_services(services), model.parse_backends(backends))
+    model.check(built)
+    return built
+
+
+# --- checksum deltas
+
+
+def checksum(data: bytes) -> int:
+    """From scratch, as RFC 1071 describes it."""
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def updated(check: int, delta: bytes) -> int:
+    """As the program applies a delta: HC' = ~(~HC + delta), RFC 1624."""
+    total = (~check & 0xFFFF) + int.from_bytes(delta, "big")
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+REPLACEMENTS = st.integers(1, 6).flatmap(
+    lambda words: st.tuples(*[st.binary(min_size=2 * words, max_size=2 * words)] * 2)
+)
+
+
+@given(REPLACEMENTS, st.binary(max_size=40))
+@example((b"\0\0", b"\xff\xff"), b"\1\2")
+@example((b"\xff\xff", b"\0\0"), b"\1\2")
+@example((b"\xff\xff\xff\xff", b"\0\0\0\0"), b"\1\2")
+@example((b"\1\2", b"\1\2"), b"\3\4")
+def test_delta_is_as_good_as_a_new_checksum(replacement, rest):
+    before, after = replacement
+    rest = rest[: len(rest) // 2 * 2]
+    # Data that is all zeroes has no place in a packet, and its checksum is the one with two forms.
+    assume(any(rest) and any(rest + before))
+    delta = tables.checksum_delta(before, after)
+    assert updated(checksum(before + rest), delta) % 0xFFFF == checksum(after + rest) % 0xFFFF
+
+
+@given(st.binary(min_size=20, max_size=20), st.binary(min_size=4, max_size=4))
+def test_ip_delta_includes_the_ttl(header, address):
+    """Destination and TTL of an IP header change; its checksum is 0 while it is summed."""
+    assume(header[8] > 0)
+    before = header[:10] + b"\0\0" + header[12:]
+    after = before[:8] + bytes((before[8] - 1,)) + before[9:16] + address
+    delta = tables.checksum_delta(header[16:], address, ttl_step=True)
+    assert updated(checksum(before), delta) % 0xFFFF == checksum(after) % 0xFFFF
+
+
+@given(st.ip_addresses(v=4), st.ip_addresses(v=4), st.integers(1, 65535), st.integers(1, 65535))
+def test_there_and_back_is_no_change(vip, address, vip_port, port):
+    before = vip.packed + vip_port.to_bytes(2, "big")
+    after = address.packed + port.to_bytes(2, "big")
+    there, back = tables.checksum_delta(before, after), tables.checksum_delta(after, before)
+    assert (int.from_bytes(there, "big") + int.from_bytes(back, "big")) % 0xFFFF == 0
+
+
+# --- backends
+
+WEB = {"name": "web", "address": "192.0.2.1", "protocol": "tcp", "port": 80}
+
+
+def packed_backend(service: dict, backend: dict) -> tuple:
+    built = config([service], [backend])
+    packed = tables.pack_backend(*built.services.values(), *built.backends.values(), 5, 7)
+    return BACKEND.unpack(packed)
+
+
+def test_dnat_backend_with_a_port():
+    fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "port": 8080})
+    assert fields[:7] == (b"\x0a\0\0\x01", b"\x1f\x90", 1, 0, bytes(6), b"\0\x50", b"\xc0\0\x02\x01")
+    assert fields[11:] == (5, 7, 0)
+
+
+def test_dnat_backend_that_keeps_the_port():
+    fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1"})
+    assert (fields[1], fields[5]) == (bytes(2), bytes(2))
+
+
+def test_dnat_deltas():
+    fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "port": 8080})
+    vip, address = b"\xc0\0\x02\x01", b"\x0a\0\0\x01"
+    assert fields[7:11] == (
+        tables.checksum_delta(vip, address, ttl_step=True),
+        tables.checksum_delta(vip + b"\0\x50", address + b"\x1f\x90"),
+        tables.checksum_delta(address, vip, ttl_step=True),
+        tables.checksum_delta(address + b"\x1f\x90", vip + b"\0\x50"),
+    )
+
+
+def test_backend_with_a_mac():
+    fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "mac": "52:54:00:12:34:56"})
+    assert fields[3:5] == (1, bytes.fromhex("525400123456"))
+
+
+def test_dsr_backend_changes_neither_port_nor_checksums():
+    fields = packed_backend({**WEB, "forwarding": "dsr"}, {"service": "web", "address": "10.0.0.1", "port": 80})
+    assert (fields[1], fields[2], fields[5]) == (bytes(2), 2, bytes(2))
+    assert fields[7:11] == (bytes(2),) * 4
+
+
+# --- endpoints
+
+
+def endpoints(services: list[dict], backends: list[dict]) -> tables.Endpoints:
+    built = config(services, backends)
+    rings = {name: 100 + number for number, name in enumerate(built.services)}
+    ids = {key: 1000 + number for number, key in enumerate(built.backends)}
+    return tables.endpoints(built, rings, ids)
+
+
+def key(kind: int, address: str, protocol: int, port: int) -> bytes:
+    """Composed as endpoints.h does on a little-endian machine."""
+    number = int.from_bytes(socket.inet_aton(address), "little")
+    number |= int.from_bytes(port.to_bytes(2, "big"), "little") << 32 | protocol << 48 | kind << 56
+    return number.to_bytes(8, "little")
+
+
+def test_endpoints_of_a_service():
+    assert endpoints([WEB], []) == {
+        key(ENDPOINT_VIP, "192.0.2.1", ICMP, 0): 0,
+        key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80): 100,
+    }
+
+
+def test_endpoints_of_a_range():
+    found = endpoints([{**WEB, "protocol": "udp", "port": "7000-7002"}], [{"service": "web", "address": "10.0.0.1"}])
+    wanted = {key(ENDPOINT_VIP, "192.0.2.1", ICMP, 0): 0}
+    for port in (7000, 7001, 7002):
+        wanted[key(ENDPOINT_SERVICE, "192.0.2.1", UDP, port)] = 100
+        wanted[key(ENDPOINT_BACKEND, "10.0.0.1", UDP, port)] = 1000
+    assert found == wanted
+
+
+def test_endpoints_of_backends_are_those_that_reply_through_the_balancer():
+    services = [WEB, {**WEB, "name": "direct", "port": 443, "forwarding": "dsr"}]
+    backends = [
+        {"service": "web", "address": "10.0.0.1", "port": 8080},
+        {"service": "direct", "address": "10.0.0.2"},
+        {"service": "web", "address": "10.0.0.3", "state": "drained"},
+        {"service": "web", "address": "10.0.0.4", "weight": 0},
+    ]
+    replies = {name: number for name, number in endpoints(services, backends).items() if name[7] == ENDPOINT_BACKEND}
+    assert replies == {
+        key(ENDPOINT_BACKEND, "10.0.0.1", TCP, 8080): 1000,
+        key(ENDPOINT_BACKEND, "10.0.0.3", TCP, 80): 1002,
+        key(ENDPOINT_BACKEND, "10.0.0.4", TCP, 80): 1003,
+    }
+
+
+# --- the endpoint table
+
+SIZES = Sizes(max_services=16, max_backends=16, max_endpoints=1000)
+
+
+def lookup(table: bytes, wanted: bytes) -> int | None:
+    """endpoint_lookup() of endpoints.h."""
+    shift = struct.unpack_from("<I", table)[0]
+    home = int.from_bytes(wanted, "little") * 0x9E3779B97F4A7C15 % 2**64 >> shift
+    for slot in range(home, home + 16):
+        found, number = struct.unpack_from("<8sI", table, 8 + 16 * slot)
+        if found == wanted:
+            return number
+        if found == bytes(8):
+            return None
+    return None
+
+
+KEYS = st.builds(
+    key,
+    st.sampled_from((ENDPOINT_SERVICE, ENDPOINT_BACKEND, ENDPOINT_VIP)),
+    st.builds("{}.{}.{}.{}".format, *[st.integers(0, 255)] * 4),
+    st.sampled_from((ICMP, TCP, UDP)),
+    st.integers(0, 65535),
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=300), st.lists(KEYS, max_size=100))
+def test_every_key_is_found_and_no_other(found, others):
+    table = tables.pack_endpoint_table(found, SIZES)
+    assert len(table) == SIZES.endpoint_table_bytes
+    assert {name: lookup(table, name) for name in found} == found
+    assert all(lookup(table, other) is None for other in others if other not in found)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=100))
+def test_table_holds_nothing_else(found):
+    table = tables.pack_endpoint_table(found, SIZES)
+    slots = list(struct.iter_unpack("<8sII", table[8:]))
+    assert sorted(slot for slot in slots if any(slot[0])) == sorted((name, number, 0) for name, number in found.items())
+
+
+def test_empty_table_finds_nothing():
+    table = tables.pack_endpoint_table({}, SIZES)
+    assert lookup(table, key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80)) is None
+    assert lookup(table, key(ENDPOINT_VIP, "0.0.0.0", ICMP, 0)) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 1000])
+def test_full_table(count):
+    """As many endpoints as the map is declared for."""
+    found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): port for port in range(1, count + 1)}
+    sizes = Sizes(max_endpoints=count)
+    table = tables.pack_endpoint_table(found, sizes)
+    assert len(table) == sizes.endpoint_table_bytes
+    assert {name: lookup(table, name) for name in found} == found
+
+
+@pytest.mark.parametrize("first, last", [(1, 5000), (1024, 20000), (60000, 65535), (1, 65535)])
+def test_thousands_of_adjacent_ports(first, last):
+    found = {key(ENDPOINT_SERVICE, "192.0.2.1", UDP, port): port for port in range(first, last + 1)}
+    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=len(found)))
+    assert all(lookup(table, name) == number for name, number in found.items())
+    for port in range(max(first - 1000, 0), first):
+        assert lookup(table, key(ENDPOINT_SERVICE, "192.0.2.1", UDP, port)) is None
+        assert lookup(table, key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port)) is None
+
+
+def test_adjacent_addresses():
+    found = {
+        key(ENDPOINT_BACKEND, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", TCP, 8080): number
+        for number in range(20000)
+    }
+    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=20000))
+    assert all(lookup(table, name) == number for name, number in found.items())
+
+
+def test_small_configuration_uses_few_slots():
+    """So that lookups of a small configuration stay in the CPU's cache, whatever the map could hold."""
+    found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): 1 for port in range(1, 5)}
+    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=100000))
+    assert struct.unpack_from("<I", table) == (64 - 4,)
+
+
+def test_too_many_endpoints():
+    found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): 1 for port in range(1, 1002)}
+    with pytest.raises(EngineError, match=r"needs 1001 endpoints .*max_endpoints is 1000; raise max_endpoints"):
+        tables.pack_endpoint_table(found, SIZES)
+
+
+def test_endpoints_that_cluster(monkeypatch):
+    """Nobody finds such keys by chance, so this program looks at one slot only."""
+    monkeypatch.setattr(tables, "ENDPOINT_PROBES", 1)
+    found = {key(ENDPOINT_SERVICE, f"192.0.{port % 7}.1", TCP, port): 1 for port in range(1, 1001)}
+    with pytest.raises(EngineError, match="1000 endpoints cluster too much for max_endpoints 1000; double"):
+        tables.pack_endpoint_table(found, SIZES)
+
+
+# --- rings
+
+
+def packed_ring(service: dict, backends: list[dict]) -> bytes | None:
+    """Backends have the ids 1, 2, 3 and so on."""
+    built = config([service], [{"service": "web", **backend} for backend in backends])
+    ids = {name: number for number, name in enumerate(built.backends, start=1)}
+    return tables.pack_ring(built.services["web"], built.backends.values(), ids)
+
+
+ROUND_ROBIN = {**WEB, "protocol": "udp", "scheduler": "round_robin"}
+NOBODY = [
+    [],
+    [{"address": "10.0.0.1", "state": "drained"}],
+    [{"address": "10.0.0.1", "weight": 0}],
+    [{"address": "10.0.0.1", "state": "drained"}, {"address": "10.0.0.2", "weight": 0}],
+]
+
+
+@pytest.mark.parametrize("backends", NOBODY, ids=["no backend", "drained", "weight 0", "both"])
+@pytest.mark.parametrize("service", [WEB, ROUND_ROBIN], ids=["maglev", "round_robin"])
+def test_no_ring_without_a_backend_that_takes_packets(service, backends):
+    assert packed_ring(service, backends) is None
+
+
+def test_maglev_ring():
+    weights = {"10.0.0.1": 1, "10.0.0.2": 3}
+    packed = packed_ring(WEB, [{"address": address, "weight": weight} for address, weight in weights.items()])
+    assert packed is not None and len(packed) == RING.size
+    scheduler, length, *slots, unused = RING.unpack(packed)
+    assert (scheduler, length, unused) == (1, RING_SIZE, 0)
+    ids = {"10.0.0.1:80": 1, "10.0.0.2:80": 2}
+    wanted = reference.maglev({"10.0.0.1:80": 1, "10.0.0.2:80": 3})
+    assert slots == [ids[name] for name in wanted]
+
+
+def test_maglev_ring_does_not_tell_a_port_kept_from_the_same_port_set():
+    assert packed_ring(WEB, [{"address": "10.0.0.1"}, {"address": "10.0.0.2"}]) == packed_ring(
+        WEB, [{"address": "10.0.0.1", "port": 80}, {"address": "10.0.0.2", "port": 80}]
+    )
+
+
+def test_maglev_ring_tells_ports_apart():
+    packed = packed_ring(WEB, [{"address": "10.0.0.1", "port": 8080}, {"address": "10.0.0.1", "port": 8081}])
+    assert packed is not None
+    assert {slot for slot in RING.unpack(packed)[2:-1]} == {1, 2}
+
+
+def test_ring_leaves_drained_backends_out():
+    packed = packed_ring(WEB, [{"address": "10.0.0.1", "state": "drained"}, {"address": "10.0.0.2"}])
+    assert packed is not None
+    assert set(RING.unpack(packed)[2:-1]) == {2}
+
+
+def test_round_robin_ring():
+    backends = [
+        {"address": "10.0.0.1", "weight": 1},
+        {"address": "10.0.0.2", "weight": 0},
+        {"address": "10.0.0.3", "weight": 2},
+    ]
+    packed = packed_ring(ROUND_ROBIN, backends)
+    assert packed is not None and len(packed) == RING.size
+    scheduler, length, *slots, unused = RING.unpack(packed)
+    assert (scheduler, length, slots[:3]) == (2, 3, [3, 1, 3])
+    assert not any(slots[3:]) and unused == 0
+
+
+def test_round_robin_ring_of_heavy_weights_fits():
+    packed = packed_ring(ROUND_ROBIN, [{"address": f"10.0.0.{host}", "weight": 65536 - host} for host in range(1, 9)])
+    assert packed is not None and len(packed) == RING.size
+    _scheduler, length, *slots, _unused = RING.unpack(packed)
+    assert length <= RING_SIZE
+    assert set(slots[:length]) == set(range(1, 9))
+    assert not any(slots[length:])
