@@ -26,55 +26,56 @@ static __always_inline int forward(struct xdp_md *ctx, struct packet *packet, __
 {
 	__u32 id = 0;
 	struct backend *backend = select_backend(service, packet, &id);
-	struct next_hop *hop;
 
 	if (!backend)
 		return count_reason(DROP_NO_BACKEND, XDP_DROP);
-	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
-	if (!hop)
-		return XDP_DROP;
 #ifdef FEATURE_DSR
 	if (backend->forwarding == FORWARDING_DSR)
-		return forward_dsr(ctx, packet, backend, hop);
+		return forward_dsr(ctx, packet, backend, id);
 #endif
 #ifdef FEATURE_DNAT
 	if (backend->forwarding == FORWARDING_DNAT)
-		return forward_dnat(ctx, packet, backend, hop);
+		return forward_dnat(ctx, packet, backend, id);
 #endif
 	return count_reason(DROP_NO_BACKEND, XDP_DROP);
 }
 
-int balancer(struct xdp_md *ctx)
+static __always_inline int balance(struct xdp_md *ctx, struct packet *packet)
 {
-	struct endpoint_table *table;
+	struct endpoint_table *table = endpoint_table();
 	struct endpoint *endpoint;
-	struct packet packet = {};
-	int reason = parse(ctx, &packet);
 
-	if (reason != PARSED)
-		return count_reason(reason, XDP_PASS);
-	table = endpoint_table();
 	if (!table)
 		return count_reason(PASS_NOT_OURS, XDP_PASS);
-	if (packet.protocol == IPPROTO_ICMP) {
-		if (packet.icmp->type == ECHO_REQUEST && packet.icmp->code == 0 &&
-		    endpoint_lookup(table, endpoint_key(ENDPOINT_VIP, packet.ip->daddr, IPPROTO_ICMP, 0)))
-			return answer_echo(&packet);
+	if (packet->protocol == IPPROTO_ICMP) {
+		if (packet->icmp->type == ECHO_REQUEST && packet->icmp->code == 0 &&
+		    endpoint_lookup(table, endpoint_key(ENDPOINT_VIP, packet->ip->daddr, IPPROTO_ICMP, 0)))
+			return answer_echo(packet);
 		return count_reason(PASS_NOT_OURS, XDP_PASS);
 	}
-	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_SERVICE, packet.ip->daddr, packet.protocol,
-						       packet.udp->dest));
+	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_SERVICE, packet->ip->daddr, packet->protocol,
+						       packet->udp->dest));
 	if (endpoint)
-		return forward(ctx, &packet, endpoint->id);
+		return forward(ctx, packet, endpoint->id);
 #ifdef FEATURE_DNAT
-	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_BACKEND, packet.ip->saddr, packet.protocol,
-						       packet.udp->source));
+	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_BACKEND, packet->ip->saddr, packet->protocol,
+						       packet->udp->source));
 	if (endpoint) {
 		struct backend *backend = lookup(MAP_BACKENDS, endpoint->id);
 
 		if (backend)
-			return forward_reply(ctx, &packet, backend);
+			return forward_reply(ctx, packet, backend);
 	}
 #endif
 	return count_reason(PASS_NOT_OURS, XDP_PASS);
+}
+
+int balancer(struct xdp_md *ctx)
+{
+	struct packet packet;
+	int reason = parse(ctx, &packet);
+
+	if (reason == PARSED)
+		return balance(ctx, &packet);
+	return count_reason(reason, XDP_PASS);
 }

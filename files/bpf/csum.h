@@ -6,6 +6,8 @@
 #ifndef LBOPS_CSUM_H
 #define LBOPS_CSUM_H
 
+#include "parse.h"
+
 static __always_inline __sum16 csum_add(__sum16 check, __sum16 delta)
 {
 	__u32 sum = (__u16)~check + (__u32)delta;
@@ -14,15 +16,21 @@ static __always_inline __sum16 csum_add(__sum16 check, __sum16 delta)
 	return (__u16) ~((sum & 0xffff) + (sum >> 16));
 }
 
-/* In UDP, 0 means that the sender computed none; a computed 0 is sent as its other form (RFC 768). */
-static __always_inline __sum16 csum_add_l4(__u8 protocol, __sum16 check, __sum16 delta)
+static __always_inline void csum_add_l4(struct packet *packet, __sum16 delta)
 {
-	if (protocol == IPPROTO_UDP && !check)
-		return 0;
-	check = csum_add(check, delta);
-	if (protocol == IPPROTO_UDP && !check)
-		return 0xffff;
-	return check;
+	__sum16 check;
+
+	if (packet->protocol == IPPROTO_TCP) {
+		/* Always true since parse(), which the verifier cannot see. */
+		if ((void *)(packet->tcp + 1) <= packet->end)
+			packet->tcp->check = csum_add(packet->tcp->check, delta);
+		return;
+	}
+	/* In UDP, 0 means that the sender computed none; a computed 0 is sent as its other form (RFC 768). */
+	if (!packet->udp->check)
+		return;
+	check = csum_add(packet->udp->check, delta);
+	packet->udp->check = check ? check : 0xffff;
 }
 
 #endif

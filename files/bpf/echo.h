@@ -14,12 +14,12 @@
 
 static __always_inline int answer_echo(struct packet *packet)
 {
-	__u8 mac[ETH_ALEN];
+	__be16 mac[3];
 	__be32 address = packet->ip->saddr;
 
-	__builtin_memcpy(mac, packet->eth->h_source, ETH_ALEN);
-	__builtin_memcpy(packet->eth->h_source, packet->eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(packet->eth->h_dest, mac, ETH_ALEN);
+	__builtin_memcpy(mac, packet->eth->source, ETH_ALEN);
+	__builtin_memcpy(packet->eth->source, packet->eth->destination, ETH_ALEN);
+	__builtin_memcpy(packet->eth->destination, mac, ETH_ALEN);
 	/* Swapped addresses leave the header checksum as it is; the TTL is the high byte of its word. */
 	packet->ip->check = csum_add(packet->ip->check, (__u16)~htons(packet->ip->ttl << 8));
 	packet->ip->check = csum_add(packet->ip->check, htons(DEFAULT_TTL << 8));

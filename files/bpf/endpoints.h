@@ -33,7 +33,6 @@ static __always_inline struct endpoint *endpoint_lookup(struct endpoint_table *t
 	struct endpoint *slot = &table->slots[home & (ENDPOINT_SLOTS - 1)];
 	int probe;
 
-#pragma unroll
 	for (probe = 0; probe < ENDPOINT_PROBES; probe++, slot++) {
 		if (slot->key == key)
 			return slot;

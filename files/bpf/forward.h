@@ -17,7 +17,7 @@ static __always_inline void rewrite_destination(struct packet *packet, const str
 	packet->ip->check = csum_add(packet->ip->check, backend->ip_delta);
 	if (backend->port)
 		packet->udp->dest = backend->port;
-	*packet->check = csum_add_l4(packet->protocol, *packet->check, backend->l4_delta);
+	csum_add_l4(packet, backend->l4_delta);
 }
 
 static __always_inline void rewrite_source(struct packet *packet, const struct backend *backend)
@@ -27,7 +27,7 @@ static __always_inline void rewrite_source(struct packet *packet, const struct b
 	packet->ip->check = csum_add(packet->ip->check, backend->reply_ip_delta);
 	if (backend->vip_port)
 		packet->udp->source = backend->vip_port;
-	*packet->check = csum_add_l4(packet->protocol, *packet->check, backend->reply_l4_delta);
+	csum_add_l4(packet, backend->reply_l4_delta);
 }
 
 /* The kernel can finish what it lacks only a neighbour for: it forwards the packet once that is resolved. */
@@ -39,53 +39,61 @@ static __always_inline int no_next_hop(int result)
 }
 
 /* The router that sent the packet here, or the host itself, is on this interface, and so are we. */
-static __always_inline int send_to_mac(struct ethhdr *eth, const __u8 *mac)
+static __always_inline int send_to_mac(struct ethernet *eth, const __u8 *mac)
 {
-	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	__builtin_memcpy(eth->source, eth->destination, ETH_ALEN);
+	__builtin_memcpy(eth->destination, mac, ETH_ALEN);
 	return XDP_TX;
 }
 
 #ifdef FEATURE_DSR
 static __always_inline int forward_dsr(struct xdp_md *ctx, struct packet *packet, const struct backend *backend,
-				       struct next_hop *hop)
+				       __u32 id)
 {
+	struct next_hop *hop;
 	int result;
 
 	if (backend->has_mac) {
-		count_forwarded(backend, packet->bytes);
+		count_forwarded(backend, frame_bytes(packet));
 		return send_to_mac(packet->eth, backend->mac);
 	}
+	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
+	if (!hop)
+		return XDP_DROP;
 	result = next_hop(ctx, hop, backend->address);
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_NEIGHBOUR, XDP_DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, XDP_DROP);
-	count_forwarded(backend, packet->bytes);
+	count_forwarded(backend, frame_bytes(packet));
 	return send_to(ctx, packet->eth, hop);
 }
 #endif
 
 #ifdef FEATURE_DNAT
 static __always_inline int forward_dnat(struct xdp_md *ctx, struct packet *packet, const struct backend *backend,
-					struct next_hop *hop)
+					__u32 id)
 {
+	struct next_hop *hop;
 	int result;
 
 	if (packet->ip->ttl <= 1)
 		return count_reason(PASS_TTL_EXPIRED, XDP_PASS);
 	if (backend->has_mac) {
 		rewrite_destination(packet, backend);
-		count_forwarded(backend, packet->bytes);
+		count_forwarded(backend, frame_bytes(packet));
 		return send_to_mac(packet->eth, backend->mac);
 	}
+	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
+	if (!hop)
+		return XDP_DROP;
 	result = next_hop(ctx, hop, backend->address);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return no_next_hop(result);
 	rewrite_destination(packet, backend);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return no_next_hop(result);
-	count_forwarded(backend, packet->bytes);
+	count_forwarded(backend, frame_bytes(packet));
 	return send_to(ctx, packet->eth, hop);
 }
 
@@ -110,7 +118,7 @@ static __always_inline int forward_reply(struct xdp_md *ctx, struct packet *pack
 	rewrite_source(packet, backend);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return no_next_hop(result);
-	count_reply(backend, packet->bytes);
+	count_reply(backend, frame_bytes(packet));
 	return send_to(ctx, packet->eth, hop);
 }
 #endif

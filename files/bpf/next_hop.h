@@ -8,26 +8,14 @@
 
 #define AF_INET 2
 
-/*
- * A FIB lookup costs more than all the rest of the program, so its answer is remembered per CPU. The engine
- * raises the generation when a route or a neighbour's address changes, and all remembered answers lapse.
- * The generation is read before the tables are, so an answer can be too old for its mark, never too new.
- *
- * Returns BPF_FIB_LKUP_RET_SUCCESS with cached filled in, or the kernel's reason against it.
- */
-static __always_inline int next_hop(struct xdp_md *ctx, struct next_hop *cached, __be32 address)
+/* BPF_FIB_LKUP_RET_SUCCESS with the answer remembered, or the kernel's reason against it. */
+static __always_inline int ask_kernel(struct xdp_md *ctx, struct next_hop *cached, __be32 address, __u32 generation)
 {
-	struct control *control = lookup(MAP_CONTROL, 0);
-	struct bpf_fib_lookup fib = {};
-	__u32 generation;
+	struct bpf_fib_lookup fib;
 	int result;
 
-	if (!control)
-		return BPF_FIB_LKUP_RET_UNREACHABLE;
-	generation = *(volatile __u32 *)&control->next_hop_generation;
-	if (cached->address == address && cached->generation == generation)
-		return BPF_FIB_LKUP_RET_SUCCESS;
-
+	/* An initializer need not reach what lies behind the shorter members of its unions. */
+	__builtin_memset(&fib, 0, sizeof(fib));
 	fib.family = AF_INET;
 	fib.ipv4_dst = address;
 	fib.ifindex = ctx->ingress_ifindex;
@@ -42,10 +30,28 @@ static __always_inline int next_hop(struct xdp_md *ctx, struct next_hop *cached,
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-static __always_inline int send_to(struct xdp_md *ctx, struct ethhdr *eth, const struct next_hop *to)
+/*
+ * A FIB lookup costs more than all the rest of the program, so its answer is remembered per CPU. The engine
+ * raises the generation when a route or a neighbour's address changes, and all remembered answers lapse.
+ * The generation is read before the tables are, so an answer can be too old for its mark, never too new.
+ */
+static __always_inline int next_hop(struct xdp_md *ctx, struct next_hop *cached, __be32 address)
 {
-	__builtin_memcpy(eth->h_dest, to->destination, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, to->source, ETH_ALEN);
+	struct control *control = lookup(MAP_CONTROL, 0);
+	__u32 generation;
+
+	if (!control)
+		return BPF_FIB_LKUP_RET_UNREACHABLE;
+	generation = *(volatile __u32 *)&control->next_hop_generation;
+	if (cached->address == address && cached->generation == generation)
+		return BPF_FIB_LKUP_RET_SUCCESS;
+	return ask_kernel(ctx, cached, address, generation);
+}
+
+static __always_inline int send_to(struct xdp_md *ctx, struct ethernet *eth, const struct next_hop *to)
+{
+	__builtin_memcpy(eth->destination, to->destination, ETH_ALEN);
+	__builtin_memcpy(eth->source, to->source, ETH_ALEN);
 	return to->interface == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(to->interface, 0);
 }
 

@@ -233,9 +233,9 @@ def empty_program(verdict: int) -> int:
 def compile_wrapper() -> bytes:
     from bcc import BPF
 
-    program = BPF(text=Path(__file__).with_name("wrapper.c").read_text(encoding="ascii"))
+    program = BPF(text=Path(__file__).with_name("wrapper.c").read_bytes())
     try:
-        return program.dump_func("wrapper")
+        return program.dump_func(b"wrapper")
     finally:
         program.cleanup()
 

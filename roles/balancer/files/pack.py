@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pack the engine and the program's C files into a tar archive: pack.py <collection> <archive>.
+"""Pack what the balancer's role installs into a tar archive to unpack at the root: pack.py <collection> <archive>.
 
 The same files give the same bytes, so that unpacking an unchanged archive changes nothing.
 """
@@ -12,10 +12,11 @@ import sys
 import tarfile
 from pathlib import Path
 
-# Directory in the collection, directory on the host, what belongs to Ansible only.
+# Directory in the collection, directory on the host, which files, what belongs to Ansible only.
 CONTENT = (
-    ("plugins/module_utils", "engine", "*.py", {"adapter.py"}),
-    ("files/bpf", "bpf", "*.[ch]", set()),
+    ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py"}),
+    ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set()),
+    ("roles/balancer/files", "etc/systemd/system", "lbops-*.service", set()),
 )
 
 

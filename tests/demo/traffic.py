@@ -1,0 +1,192 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real requests from the lab's client, commanded line by line in JSON over standard input and output.
+
+Every request is sent once. A flow is a connected UDP socket, so the kernel delivers answers from VIP:port only.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+
+VIP = ("10.77.0.10", 7)
+ADDRESS = "10.77.1.10"
+# How long an answer may take before the request counts as unanswered.
+TIMEOUT = 2.0  # seconds
+# Requests under way at once: the sockets' buffers of this lab hold them.
+WINDOW = 100
+LOAD_FLOWS = 500
+LOAD_INTERVAL = 0.0005  # seconds between two requests under load
+
+
+def backend_of(reply: bytes, port: int, request: bytes) -> str:
+    """The backend that answered; it must have seen this client's own address, and the whole request."""
+    name, peer, content = reply.rstrip(b"\n").split(b" ", 2)
+    if peer.decode() != f"{ADDRESS}:{port}" or content != request:
+        raise ValueError(f"wrong answer {reply!r} to {request!r} from port {port}")
+    return name.decode()
+
+
+class Flow:
+    """One UDP flow: the same source port for its whole life."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind((ADDRESS, 0))
+        self.socket.connect(VIP)
+        self.port = self.socket.getsockname()[1]
+        self.requests = 0
+
+    def ask(self) -> bytes:
+        self.requests += 1
+        request = f"flow {self.port} request {self.requests}".encode()
+        self.socket.send(request)
+        return request
+
+    def answer(self) -> bytes | None:
+        try:
+            return self.socket.recv(2048)
+        except BlockingIOError:
+            return None
+
+
+def ask_all(flows: list[Flow]) -> list[str | None]:
+    """One request for each flow: who answered, None where nobody did."""
+    answers: list[str | None] = []
+    for start in range(0, len(flows), WINDOW):
+        batch = flows[start : start + WINDOW]
+        requests = {flow.socket.fileno(): (flow, flow.ask()) for flow in batch}
+        found: dict[int, str] = {}
+        poll = select.epoll()
+        for descriptor in requests:
+            poll.register(descriptor, select.EPOLLIN)
+        deadline = time.monotonic() + TIMEOUT
+        while len(found) < len(requests) and time.monotonic() < deadline:
+            for descriptor, _event in poll.poll(0.1):
+                flow, request = requests[descriptor]
+                reply = flow.answer()
+                if reply is not None:
+                    found[descriptor] = backend_of(reply, flow.port, request)
+        poll.close()
+        answers += [found.get(flow.socket.fileno()) for flow in batch]
+    return answers
+
+
+def connect_once(number: int) -> str | None:
+    """One TCP connection with one request: who answered."""
+    request = f"connection {number}".encode()
+    try:
+        with socket.create_connection(VIP, TIMEOUT) as connection:
+            if connection.getpeername() != VIP:
+                raise ValueError(f"connected to {connection.getpeername()}")
+            port = connection.getsockname()[1]
+            connection.sendall(request + b"\n")
+            reply = b""
+            while not reply.endswith(b"\n"):
+                piece = connection.recv(2048)
+                if not piece:
+                    return None
+                reply += piece
+            return backend_of(reply, port, request)
+    except OSError:
+        return None
+
+
+class Load:
+    """Requests without a pause, UDP on flows of its own and TCP on a new connection each, until stopped."""
+
+    def __init__(self) -> None:
+        self.flows = [Flow() for _number in range(LOAD_FLOWS)]
+        self.udp_sent = 0
+        self.udp_latencies: list[float] = []
+        self.tcp_sent = 0
+        self.tcp_answered = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._udp), threading.Thread(target=self._tcp)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> dict[str, float]:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        return {
+            "udp_sent": self.udp_sent,
+            "udp_replies": len(self.udp_latencies),
+            "udp_slowest_ms": round(1000 * max(self.udp_latencies, default=0.0), 2),
+            "tcp_requests": self.tcp_sent,
+            "tcp_replies": self.tcp_answered,
+        }
+
+    def _udp(self) -> None:
+        poll = select.epoll()
+        by_descriptor = {flow.socket.fileno(): flow for flow in self.flows}
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.EPOLLIN)
+        asked: dict[int, tuple[bytes, float]] = {}
+
+        def collect(wait: float) -> None:
+            for descriptor, _event in poll.poll(wait):
+                reply = by_descriptor[descriptor].answer()
+                if reply is None or descriptor not in asked:
+                    continue
+                request, sent_at = asked.pop(descriptor)
+                backend_of(reply, by_descriptor[descriptor].port, request)
+                self.udp_latencies.append(time.monotonic() - sent_at)
+
+        while not self._stop.is_set():
+            for descriptor, flow in by_descriptor.items():
+                if self._stop.is_set():
+                    break
+                waiting = asked.get(descriptor)
+                if waiting and time.monotonic() - waiting[1] < TIMEOUT:
+                    # Its answer may still come; asking again could hide a loss.
+                    collect(LOAD_INTERVAL)
+                    continue
+                asked[descriptor] = (flow.ask(), time.monotonic())
+                self.udp_sent += 1
+                collect(LOAD_INTERVAL)
+        deadline = time.monotonic() + TIMEOUT
+        while asked and time.monotonic() < deadline:
+            collect(0.1)
+
+    def _tcp(self) -> None:
+        while not self._stop.is_set():
+            self.tcp_sent += 1
+            self.tcp_answered += connect_once(self.tcp_sent) is not None
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    flows: list[Flow] = []
+    load: Load | None = None
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        result: object = None
+        if command == "open_flows":
+            flows = [Flow() for _number in range(arguments[0])]
+        elif command == "ask_flows":
+            result = ask_all(flows)
+        elif command == "connect":
+            result = Counter(connect_once(number) or "" for number in range(arguments[0]))
+        elif command == "start_load":
+            load = Load()
+            load.start()
+        elif command == "stop_load" and load is not None:
+            result = load.stop()
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
