@@ -30,12 +30,12 @@ static __always_inline void rewrite_source(struct packet *packet, const struct b
 	csum_add_l4(packet, backend->reply_l4_delta);
 }
 
-/* The kernel can finish what it lacks only a neighbour for: it forwards the packet once that is resolved. */
-static __always_inline int no_next_hop(int result)
+/* The kernel finishes what lacks only a neighbour: it forwards the packet once that is resolved, and lowers the TTL. */
+static __always_inline int pass_unresolved(struct packet *packet)
 {
-	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(PASS_NO_NEIGHBOUR, XDP_PASS);
-	return count_reason(DROP_NO_ROUTE, XDP_DROP);
+	packet->ip->ttl += 1;
+	packet->ip->check = csum_add(packet->ip->check, htons(1 << 8));
+	return count_reason(PASS_NO_NEIGHBOUR, XDP_PASS);
 }
 
 /* The router that sent the packet here, or the host itself, is on this interface, and so are we. */
@@ -89,10 +89,10 @@ static __always_inline int forward_dnat(struct xdp_md *ctx, struct packet *packe
 		return XDP_DROP;
 	result = next_hop(ctx, hop, backend->address);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return no_next_hop(result);
+		return count_reason(DROP_NO_ROUTE, XDP_DROP);
 	rewrite_destination(packet, backend);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return no_next_hop(result);
+		return pass_unresolved(packet);
 	count_forwarded(backend, frame_bytes(packet));
 	return send_to(ctx, packet->eth, hop);
 }
@@ -114,10 +114,10 @@ static __always_inline int forward_reply(struct xdp_md *ctx, struct packet *pack
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return count_reason(PASS_LOCAL_REPLY, XDP_PASS);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return no_next_hop(result);
+		return count_reason(DROP_NO_ROUTE, XDP_DROP);
 	rewrite_source(packet, backend);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return no_next_hop(result);
+		return pass_unresolved(packet);
 	count_reply(backend, frame_bytes(packet));
 	return send_to(ctx, packet->eth, hop);
 }

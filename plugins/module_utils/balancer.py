@@ -395,8 +395,10 @@ class Balancer:
                     f"add it to the features of xdp_program"
                 )
             kept = {key: backend for key, backend in current.config.backends.items() if key.service in services}
-            desired = model.Config(services, kept)
-            return self._apply(current, desired, check, "services")
+            unfit = _unfit(current.config.services, services, kept)
+            desired = model.Config(services, {key: backend for key, backend in kept.items() if key not in unfit})
+            outcome = self._apply(current, desired, check, "services")
+            return replace(outcome, warnings=[*outcome.warnings, *unfit.values()])
 
     def apply_backends(
         self, raw: list[dict[str, Any]], purge: bool, check: bool, service: str | None = None
@@ -598,6 +600,22 @@ class Balancer:
             ),
             check=False,
         )
+
+
+def _unfit(
+    before: dict[str, model.Service], after: dict[str, model.Service], backends: dict[model.BackendKey, model.Backend]
+) -> dict[model.BackendKey, str]:
+    """Backends that a changed service can no longer have, with the reason."""
+    reasons = {}
+    for key, backend in backends.items():
+        service = after[key.service]
+        if before[key.service] == service:
+            continue
+        try:
+            model.check(model.Config({service.name: service}, {key: backend}))
+        except EngineError as error:
+            reasons[key] = f"{error}; removed until xdp_backends declares it anew"
+    return reasons
 
 
 def _in_slice(entry: Any, service: str | None) -> bool:

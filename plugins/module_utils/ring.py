@@ -36,7 +36,8 @@ def maglev(names: list[str], weights: list[int]) -> array:
     largest = max(weights)
     steps = [(position, weights[position], *_permutation(names[position])) for position in order]
     places = [offset for _position, _weight, offset, _skip in steps]
-    credits = [0] * len(steps)
+    # Everybody takes a turn in the first round, so that no weight is too small for a slot.
+    credits = [largest - weight for _position, weight, _offset, _skip in steps]
     filled = 0
     while True:
         for turn, (position, weight, _offset, skip) in enumerate(steps):

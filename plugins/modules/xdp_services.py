@@ -14,6 +14,8 @@ description:
   - The whole list is checked before anything is touched. New and changed services are written first, what went away is
     removed last; a packet meets the old configuration or the new one, never a mix.
   - A service keeps its counters for as long as its name stays.
+  - A backend that does not fit its service any more, by its port after a change to C(dsr) or to a range of ports, is
+    removed with a warning until M(lbops.xdp.xdp_backends) declares it anew.
   - A service without backends drops its packets and counts them. A VIP of any service answers ICMP echo.
 extends_documentation_fragment:
   - lbops.xdp.balancer

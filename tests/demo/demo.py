@@ -17,6 +17,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.client import Client
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "demo"
 ANSIBLE = ROOT / ".venv" / "bin" / "ansible-playbook"
@@ -91,33 +93,6 @@ def on(host: str, command: str, check: bool = True) -> str:
     return result.stdout
 
 
-class Client:
-    """traffic.py on the lab's client."""
-
-    def __init__(self) -> None:
-        script = (ROOT / "tests" / "demo" / "traffic.py").read_text(encoding="utf-8")
-        self.process = subprocess.Popen(
-            [*SSH, "client", f"python3 -c {shlex.quote(script)}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, *command: Any) -> Any:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise Failure(f"the traffic script on the client ended during {command[0]}; see the messages above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def metrics() -> dict[str, Any]:
     """What the exporter of lb1 says over HTTP."""
     found: dict[str, Any] = {"packets": Counter(), "hook": "none"}
@@ -189,24 +164,25 @@ def run(story: Story) -> dict[str, Any]:
     story.step(f"Try the virtual address {VIP} with ordinary tools from the client")
     udp_sent, udp_replies, tcp_requests, tcp_replies = ordinary_tools(story)
 
-    client = Client()
+    client = Client(ROOT / "build/lab/lab/ssh_config")
     try:
         story.step(f"Ask once on each of {FLOWS:,} UDP flows and {CONNECTIONS:,} TCP connections")
-        client("open_flows", FLOWS)
+        client("open_flows", FLOWS, VIP, PORT)
         first = client("ask_flows")
-        connections = client("connect", CONNECTIONS)
+        connections = client("connect", CONNECTIONS, VIP, PORT)
         shares_before = show_shares(story, Counter(answer for answer in first if answer))
         story.say(f"every answer came from {VIP}:{PORT}, from a backend that saw the client's own address")
 
         story.step("Add be4 to the inventory and run site.yml, while requests go on without a pause")
-        client("start_load")
+        client("start_load", VIP, PORT)
         changed = apply_site("site_be4", "lab", "demo")
         load = client("stop_load")
         lost = load["udp_sent"] - load["udp_replies"]
         story.say("changed tasks: " + ", ".join(f"{host} {count}" for host, count in changed.items()))
         story.say(
             f"{load['udp_sent']:,} UDP requests meanwhile, {lost} lost, the slowest took {load['udp_slowest_ms']} ms; "
-            f"{load['tcp_requests']:,} TCP connections, {load['tcp_requests'] - load['tcp_replies']} failed"
+            f"{load['tcp_requests']:,} TCP connections, {load['tcp_requests'] - load['tcp_replies']} failed, "
+            f"{load['tcp_reconnects']} connected again as their flow moved"
         )
 
         story.step("Ask again on the same flows")
@@ -237,6 +213,7 @@ def run(story: Story) -> dict[str, Any]:
         "lost_during_change": lost,
         "requests_during_change": load["udp_sent"],
         "tcp_requests_during_change": load["tcp_requests"],
+        "tcp_reconnects_during_change": load["tcp_reconnects"],
         "tcp_lost_during_change": load["tcp_requests"] - load["tcp_replies"],
         "slowest_during_change_ms": load["udp_slowest_ms"],
         "exporter_packets": counted["to_backend"],
@@ -249,7 +226,7 @@ def main() -> int:
     story = Story()
     try:
         report = run(story)
-    except Failure as failure:
+    except (Failure, ConnectionError) as failure:
         print(f"\nThe demo failed: {failure}", file=sys.stderr)
         return 1
     report["seconds_total"] = round(story.seconds, 1)

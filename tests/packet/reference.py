@@ -76,7 +76,7 @@ def rewritten(frame: bytes, changes: dict[int, bytes]) -> bytes:
 
 
 def maglev(weights: dict[str, int]) -> list[str]:
-    """Rounds in the order of the names; until round r a backend had floor(r * weight / largest weight) turns.
+    """Rounds in the order of the names; until round r a backend had 1 + floor((r - 1) * weight / largest weight) turns.
 
     In a turn it takes the first free place of its permutation: offset, offset + skip, offset + 2 * skip, ...
     """
@@ -95,7 +95,8 @@ def maglev(weights: dict[str, int]) -> list[str]:
         round_number += 1
         for name, permutation in permutations.items():
             weight = weights[name]
-            if round_number * weight // largest == (round_number - 1) * weight // largest:
+            earlier, now = (round_number - 2) * weight // largest, (round_number - 1) * weight // largest
+            if round_number > 1 and earlier == now:
                 continue
             ring[next(place for place in permutation if place not in ring)] = name
             if len(ring) == RING:
@@ -302,7 +303,8 @@ class Balancer:
         else:
             hop = self.resolve(backend.address)
         if hop == UNRESOLVED and service.forwarding == "dnat":
-            return self._because(PASS, "no_neighbour", rewritten(frame, changes))
+            # The kernel will forward it, and lower the TTL then.
+            return self._because(PASS, "no_neighbour", rewritten(frame, {**changes, 22: frame[22:23]}))
         if hop == UNRESOLVED:
             return self._because(DROP, "no_neighbour", frame)
         if not isinstance(hop, Hop):
@@ -318,7 +320,8 @@ class Balancer:
             return self._because(PASS, "local_reply", frame)
         if hop == REFUSED:
             return self._because(DROP, "no_route", frame)
-        changes = {22: bytes((frame[22] - 1,)), 26: backend.service.vip}
+        lowered = frame[22] - 1 if isinstance(hop, Hop) else frame[22]
+        changes = {22: bytes((lowered,)), 26: backend.service.vip}
         if backend.port:
             changes[34] = struct.pack(">H", backend.service.first_port)
         restored = rewritten(frame, changes)

@@ -138,7 +138,8 @@ def test_offsets_and_sizes(compiled, name):
         wanted.append((field, parts[0][0], sum(size for _offset, size in parts)))
     assert not found, "layout.py has more fields"
     assert wanted == [
-        (field, compiled[f"offset {name}.{field}"], compiled[f"size {name}.{field}"]) for field, _offset, _size in wanted
+        (field, compiled[f"offset {name}.{field}"], compiled[f"size {name}.{field}"])
+        for field, _offset, _size in wanted
     ]
 
 

@@ -101,9 +101,7 @@ def test_a_changed_entry_gets_a_new_place_but_keeps_its_counters():
 
 
 def test_a_service_that_moves_gets_a_new_ring_and_keeps_its_counters():
-    before, after = follow(
-        config([service()], [backend(1)]), config([service(address="192.0.2.11")], [backend(1)])
-    )
+    before, after = follow(config([service()], [backend(1)]), config([service(address="192.0.2.11")], [backend(1)]))
     assert after.new_rings == ["dns"]
     assert after.allocation.rings["dns"] != before.allocation.rings["dns"]
     assert after.removed_rings == {before.allocation.rings["dns"]}
@@ -117,9 +115,7 @@ def test_forwarding_and_scheduler_change_with_the_ring():
     assert after.swapped_rings == ["dns"]
     assert after.allocation.rings == before.allocation.rings
     assert set(after.allocation.backends.values()).isdisjoint(before.allocation.backends.values())
-    _before, after = follow(
-        config([service()], [backend(1)]), config([service(scheduler="round_robin")], [backend(1)])
-    )
+    _before, after = follow(config([service()], [backend(1)]), config([service(scheduler="round_robin")], [backend(1)]))
     assert after.swapped_rings == ["dns"]
 
 

@@ -4,6 +4,8 @@
 """Real requests from the lab's client, commanded line by line in JSON over standard input and output.
 
 Every request is sent once. A flow is a connected UDP socket, so the kernel delivers answers from VIP:port only.
+Commands: ["open_flows", count, vip, port], ["ask_flows"], ["connect", count, vip, port], ["start_load", vip, port],
+["stop_load"]; each is answered by one line.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import threading
 import time
 from collections import Counter
 
-VIP = ("10.77.0.10", 7)
 ADDRESS = "10.77.1.10"
 # How long an answer may take before the request counts as unanswered.
 TIMEOUT = 2.0  # seconds
@@ -38,10 +39,10 @@ def backend_of(reply: bytes, port: int, request: bytes) -> str:
 class Flow:
     """One UDP flow: the same source port for its whole life."""
 
-    def __init__(self) -> None:
+    def __init__(self, vip: str, port: int) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind((ADDRESS, 0))
-        self.socket.connect(VIP)
+        self.socket.connect((vip, port))
         self.port = self.socket.getsockname()[1]
         self.requests = 0
 
@@ -80,12 +81,12 @@ def ask_all(flows: list[Flow]) -> list[str | None]:
     return answers
 
 
-def connect_once(number: int) -> str | None:
+def connect_once(number: int, vip: str, vip_port: int) -> str | None:
     """One TCP connection with one request: who answered."""
     request = f"connection {number}".encode()
     try:
-        with socket.create_connection(VIP, TIMEOUT) as connection:
-            if connection.getpeername() != VIP:
+        with socket.create_connection((vip, vip_port), TIMEOUT) as connection:
+            if connection.getpeername() != (vip, vip_port):
                 raise ValueError(f"connected to {connection.getpeername()}")
             port = connection.getsockname()[1]
             connection.sendall(request + b"\n")
@@ -103,12 +104,14 @@ def connect_once(number: int) -> str | None:
 class Load:
     """Requests without a pause, UDP on flows of its own and TCP on a new connection each, until stopped."""
 
-    def __init__(self) -> None:
-        self.flows = [Flow() for _number in range(LOAD_FLOWS)]
+    def __init__(self, vip: str, port: int) -> None:
+        self.target = vip, port
+        self.flows = [Flow(vip, port) for _number in range(LOAD_FLOWS)]
         self.udp_sent = 0
         self.udp_latencies: list[float] = []
         self.tcp_sent = 0
         self.tcp_answered = 0
+        self.tcp_reconnects = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._udp), threading.Thread(target=self._tcp)]
 
@@ -126,6 +129,7 @@ class Load:
             "udp_slowest_ms": round(1000 * max(self.udp_latencies, default=0.0), 2),
             "tcp_requests": self.tcp_sent,
             "tcp_replies": self.tcp_answered,
+            "tcp_reconnects": self.tcp_reconnects,
         }
 
     def _udp(self) -> None:
@@ -161,9 +165,14 @@ class Load:
             collect(0.1)
 
     def _tcp(self) -> None:
+        """Without a flow table, a connection open in the very moment its flow moves is reset; clients connect again."""
         while not self._stop.is_set():
             self.tcp_sent += 1
-            self.tcp_answered += connect_once(self.tcp_sent) is not None
+            answer = connect_once(self.tcp_sent, *self.target)
+            if answer is None:
+                self.tcp_reconnects += 1
+                answer = connect_once(self.tcp_sent, *self.target)
+            self.tcp_answered += answer is not None
 
 
 def main() -> None:
@@ -174,13 +183,15 @@ def main() -> None:
         command, *arguments = json.loads(line)
         result: object = None
         if command == "open_flows":
-            flows = [Flow() for _number in range(arguments[0])]
+            count, vip, port = arguments
+            flows = [Flow(vip, port) for _number in range(count)]
         elif command == "ask_flows":
             result = ask_all(flows)
         elif command == "connect":
-            result = Counter(connect_once(number) or "" for number in range(arguments[0]))
+            count, vip, port = arguments
+            result = Counter(connect_once(number, vip, port) or "" for number in range(count))
         elif command == "start_load":
-            load = Load()
+            load = Load(*arguments)
             load.start()
         elif command == "stop_load" and load is not None:
             result = load.stop()

@@ -1,0 +1,171 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lab of its own, set up by site.yml, and the means to run modules, traffic and the kernel's own tools in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support.client import Client
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DIRECTORY = CHECKOUT / "build/lab" / os.environ.get("INTEGRATION_LAB", "integration")
+INTERFACE = "data0"
+
+
+class Lab:
+    """What tests do to the lab."""
+
+    def __init__(self, inventory: Path) -> None:
+        self.inventory = inventory
+
+    def ansible(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name(program), "-i", self.inventory, *arguments]
+        return subprocess.run(
+            command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
+
+    def playbook(self, name: str, *arguments: str) -> tuple[int, str]:
+        """How many tasks changed something, and the output."""
+        result = self.ansible("ansible-playbook", CHECKOUT / "playbooks" / name, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return sum(map(int, re.findall(r"changed=(\d+)", result.stdout))), result.stdout
+
+    def module(self, name: str, check: bool = False, host: str = "lb1", **arguments: Any) -> dict[str, Any]:
+        """The result of one module, failures included."""
+        results = self.inventory / "results"
+        results.mkdir(exist_ok=True)
+        (results / host).unlink(missing_ok=True)
+        name = name if "." in name else f"lbops.xdp.{name}"
+        result = self.ansible(
+            "ansible",
+            *(host, "-m", name, "-a", json.dumps(arguments), "--diff"),
+            *(["--check"] if check else []),
+            ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
+            ANSIBLE_CALLBACK_PLUGINS=str(CHECKOUT / "tests/support/callback"),
+            ANSIBLE_CALLBACKS_ENABLED="results",
+            RESULTS_DIRECTORY=str(results),
+        )
+        assert (results / host).exists(), result.stdout + result.stderr
+        return json.loads((results / host).read_text())
+
+    def ssh(self, host: str, command: str, check: bool = True) -> str:
+        result = subprocess.run(
+            ["ssh", "-F", DIRECTORY / "ssh_config", host, command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not check or result.returncode == 0, f"{host}: {command}: {result.stderr}"
+        return result.stdout.strip()
+
+    def engine(self, code: str, check: bool = True) -> str:
+        """Python on the balancer, with the engine that the role installed."""
+        script = f"import sys; sys.path.insert(0, '/usr/lib/lbops')\n{code}"
+        return self.ssh("lb1", f"python3 - <<'END'\n{script}\nEND", check)
+
+    def fingerprint(self) -> str:
+        """Everything that a module could touch."""
+        return self.ssh(
+            "lb1",
+            "sha256sum /var/lib/lbops/*; ls -A /var/lib/lbops; find /sys/fs/bpf/lbops | sort; "
+            "ip -d link show | grep -E 'xdp|^[0-9]'",
+            check=False,
+        )
+
+    def program_id(self, interface: str = INTERFACE) -> int | None:
+        """What the kernel says is attached."""
+        link = json.loads(self.ssh("lb1", f"ip -d -j link show dev {interface}"))[0]
+        return link.get("xdp", {}).get("prog", {}).get("id")
+
+    def metrics(self) -> dict[str, float]:
+        """The exporter's samples, by name and labels as they are written."""
+        lines = self.ssh("lb1", "curl -sf http://127.0.0.1:9477/metrics").splitlines()
+        return {sample.rpartition(" ")[0]: float(sample.rpartition(" ")[2]) for sample in lines if sample[0] != "#"}
+
+    def ask(self, vip: str, port: int, count: int = 60) -> Counter[str]:
+        """Who answers on this many new UDP flows; an empty name stands for nobody."""
+        client = Client(DIRECTORY / "ssh_config")
+        try:
+            client("open_flows", count, vip, port)
+            return Counter(answer or "" for answer in client("ask_flows"))
+        finally:
+            client.close()
+
+    def connect(self, vip: str, port: int, count: int = 30) -> Counter[str]:
+        """Who answers on this many TCP connections."""
+        client = Client(DIRECTORY / "ssh_config")
+        try:
+            return Counter(client("connect", count, vip, port))
+        finally:
+            client.close()
+
+    def four_runs(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Check, real, again, again in check; the result of the real run."""
+        untouched = self.fingerprint()
+        check = self.module(name, check=True, **arguments)
+        assert check.get("changed"), check
+        assert self.fingerprint() == untouched
+        real = self.module(name, **arguments)
+        assert real.get("changed"), real
+        settled = self.fingerprint()
+        for again in (self.module(name, **arguments), self.module(name, check=True, **arguments)):
+            assert again.get("changed") is False, again
+            assert again["diff"]["before"] == again["diff"]["after"]
+        assert self.fingerprint() == settled
+        assert check["before"] == real["before"]
+        if name != "xdp_program":
+            assert check["after"] == real["after"]
+            assert check["diff"] == real["diff"]
+        return real
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    inventory = tmp_path_factory.mktemp("integration")
+    shutil.copytree(CHECKOUT / "inventory/lab/group_vars", inventory / "group_vars")
+    hosts = yaml.safe_load((CHECKOUT / "inventory/lab/hosts.yml").read_text())
+    groups = hosts["lab"]["children"]
+    del groups["balancers"]["hosts"]["lb2"], groups["servers"]["children"]["spare"]
+    hosts["lab"]["vars"] = {"lab_directory": str(DIRECTORY)}
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    # Variables beside the inventory win over those in it.
+    connection = inventory / "group_vars/lab/lab.yml"
+    connection.write_text(re.sub(r"(?m)^lab_directory: .*$", f"lab_directory: {DIRECTORY}", connection.read_text()))
+    lab = Lab(inventory)
+    lab.playbook("lab_up.yml")
+    yield lab
+    lab.playbook("lab_down.yml")
+
+
+@pytest.fixture(scope="session")
+def site(lab: Lab) -> dict[str, tuple[int, str]]:
+    """The output of site.yml: in check mode on fresh hosts, for real, again, again in check mode."""
+    return {
+        "check": lab.playbook("site.yml", "--check", "--diff"),
+        "real": lab.playbook("site.yml"),
+        "again": lab.playbook("site.yml"),
+        "again_check": lab.playbook("site.yml", "--check", "--diff"),
+    }
+
+
+@pytest.fixture
+def spare_interface(lab: Lab, site: dict) -> Iterator[str]:
+    """An interface of the balancer without traffic, gone with everything on it afterwards."""
+    lab.ssh("lb1", "ip link add t0 type veth peer name t1; ip link set t0 up; ip link set t1 up")
+    yield "t0"
+    lab.module("xdp_program", interface="t0", state="absent", force=True)
+    lab.ssh("lb1", "ip link del t0; rm -f /var/lib/lbops/t0.json", check=False)
