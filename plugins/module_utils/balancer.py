@@ -127,24 +127,29 @@ class Balancer:
             live = {name: before.get(name) for name in wanted}
             if live == wanted and self._pinned_maps_fit(request.sizes):
                 return Outcome(False, before, before, {}, [])
+            # What does not fit is refused before anything is touched, in check mode as well.
+            planned = plan.make(model.Config({}, {}), plan.Allocation(), config, request.sizes)
+            _endpoint_tables(planned, request.sizes)
             if check:
                 return Outcome(True, before, {**before, **wanted}, {}, [])
             after, details = self._put_program(current, request, build, digest)
             return Outcome(True, before, after, details, [])
 
     def _finish_replacement(self) -> None:
-        """A run may have been killed between attaching a new program and renaming its pin."""
-        pending = self.pins / "program_new"
-        if not pending.exists():
+        """A run may have been killed, or have failed, before its new program was in place."""
+        if not self.pins.exists():
             return
+        pending = self.pins / "program_new"
         attached = link.attached(self.interface)
         if attached and attached.program_id == _pinned_program_id(pending):
             if (self.pins / "maps_new").exists():
                 self._adopt_new_maps()
             pending.rename(self.program_pin)
-        else:
-            pending.unlink()
-            _remove_pins(self.pins / "maps_new")
+        pending.unlink(missing_ok=True)
+        for leftover in ("maps_new", "maps_old"):
+            _remove_pins(self.pins / leftover)
+        if not any(self.pins.iterdir()):
+            self._remove_pin_directories()
 
     def _adopt_new_maps(self) -> None:
         old = self.pins / "maps_old"
@@ -182,7 +187,11 @@ class Balancer:
                 os.close(program)
         else:
             code = compiler.compile_program(build)
-            current, hook, why, details["new_maps"] = self._replace_program(current, request, code)
+            try:
+                current, hook, why, details["new_maps"] = self._replace_program(current, request, code)
+            except (EngineError, OSError):
+                self._finish_replacement()
+                raise
             details["compiled"] = True
         program_state = state.ProgramState(
             attached=request.attached,
@@ -205,7 +214,7 @@ class Balancer:
         """Load and attach new code: the state with its places in the maps, hook, why, whether the maps are new."""
         _make_private(self.paths.pins)
         _make_private(self.pins)
-        live_maps = self._open_maps_if_fit(request.sizes)
+        live_maps = self._open_maps_if_fit(request.sizes, current)
         new_maps = live_maps is None
         if live_maps is None:
             _remove_pins(self.pins / "maps_new")
@@ -241,11 +250,16 @@ class Balancer:
         unknown = state.ProgramState(False, request.mode, "", "", [], [], "", "", request.sizes)
         return state.State(unknown, allocation=allocation)
 
-    def _open_maps_if_fit(self, sizes: Sizes) -> maps.Maps | None:
+    def _open_maps_if_fit(self, sizes: Sizes, current: state.State | None) -> maps.Maps | None:
         try:
-            return maps.open_pinned(self.maps_directory, sizes)
+            live_maps = maps.open_pinned(self.maps_directory, sizes)
         except maps.OtherLayout:
             return None
+        if current is not None and live_maps.endpoints_id() != current.tables.endpoints:
+            # A killed run left maps in which the state file's places mean something else.
+            live_maps.close()
+            return None
+        return live_maps
 
     def _fill_new_maps(self, current: state.State | None, live_maps: maps.Maps, sizes: Sizes) -> state.State | None:
         """Everything the state file declares, written into maps that no program uses yet."""
@@ -255,7 +269,7 @@ class Balancer:
         if current is None:
             return None
         planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes)
-        written = self._write(planned, live_maps, state.Tables(), sizes)
+        written = self._write(planned, live_maps, state.Tables(), _endpoint_tables(planned, sizes))
         self._carry_counters(current, planned.allocation, live_maps)
         return replace(current, allocation=planned.allocation, tables=written)
 
@@ -293,21 +307,25 @@ class Balancer:
             # This hook was the best that there was; trying another would take the program off this one first.
             hooks = (attached.hook,)
         refusals = []
-        for hook in hooks:
-            if attached and attached.hook != hook:
-                # Two hooks at once are not allowed, so this switch cannot be seamless.
-                self._detach(attached)
-                attached = None
-            try:
-                self._attach(program, hook, attached)
-            except link.HookRefused as error:
-                refusals.append(str(error))
-                continue
-            if request.mode != "auto":
-                return hook, f"mode {request.mode} was asked for"
-            if current and len(hooks) == 1:
-                return hook, current.program.why
-            return hook, "; ".join(refusals) or f"the driver takes {hook} XDP"
+        with _kept(attached) as previous:
+            on_hook = attached
+            for hook in hooks:
+                if on_hook and on_hook.hook != hook:
+                    # Two hooks at once are not allowed, so this switch cannot be seamless.
+                    self._detach(on_hook)
+                    on_hook = None
+                try:
+                    self._attach(program, hook, on_hook)
+                except link.HookRefused as error:
+                    refusals.append(str(error))
+                    continue
+                if request.mode != "auto":
+                    return hook, f"mode {request.mode} was asked for"
+                if current and len(hooks) == 1:
+                    return hook, current.program.why
+                return hook, "; ".join(refusals) or f"the driver takes {hook} XDP"
+            if attached and not on_hook:
+                link.attach(self.interface, previous, attached.hook, None)
         raise EngineError("; ".join(refusals))
 
     def _attach(self, program: int, hook: str, attached: link.Attached | None) -> None:
@@ -350,12 +368,17 @@ class Balancer:
             if attached and attached.program_id in ours:
                 self._detach(attached)
         _remove_pins(self.pins)
-        self.state_file.unlink(missing_ok=True)
-        try:
-            self.paths.pins.rmdir()
-        except OSError:
-            # Other interfaces have pins there.
-            pass
+        state.remove(self.state_file)
+        self._remove_pin_directories()
+
+    def _remove_pin_directories(self) -> None:
+        """Those that are empty."""
+        for directory in (self.pins, self.paths.pins):
+            try:
+                directory.rmdir()
+            except OSError:
+                # Other interfaces have pins there.
+                pass
 
     def _program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
@@ -439,10 +462,12 @@ class Balancer:
             planned = plan.make(current.config, current.allocation, desired, sizes, drift)
             warnings: list[str] = []
             details: dict[str, Any] = {"repaired": bool(drift)}
+            # What does not fit is refused before anything is touched, in check mode as well.
+            packed = _endpoint_tables(planned, sizes)
             if planned.changed and not check:
                 self._save_intent(current, planned)
                 warnings = self._resolve(planned)
-                written = self._write(planned, live_maps, current.tables, sizes)
+                written = self._write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
                 self._save_result(current, planned, written)
         changes = planned.services if what == "services" else planned.backends
@@ -487,7 +512,9 @@ class Balancer:
         problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
         return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
 
-    def _write(self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, sizes: Sizes) -> state.Tables:
+    def _write(
+        self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: tuple[bytes | None, bytes | None]
+    ) -> state.Tables:
         """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix."""
         allocation, desired = planned.allocation, planned.desired
         members = desired.backends_of()
@@ -503,11 +530,7 @@ class Balancer:
         # Everything that takes time to compute is ready before packets see the first change.
         entries = {allocation.backends[key]: self._entry(planned, key) for key in planned.written_backends}
         swapped = pack(planned.swapped_rings)
-        final = interim = None
-        if planned.endpoints is not None:
-            final = tables.pack_endpoint_table(planned.endpoints, sizes)
-        if planned.interim_endpoints is not None:
-            interim = tables.pack_endpoint_table(planned.interim_endpoints, sizes)
+        final, interim = packed
 
         live_maps.write_backends(entries)
         live_maps.zero_counters("service_counters", planned.zero_service_counters)
@@ -618,6 +641,15 @@ def _unfit(
     return reasons
 
 
+def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> tuple[bytes | None, bytes | None]:
+    """The final and the interim one, where the plan has them. Raises EngineError for what does not fit."""
+
+    def pack(found: tables.Endpoints | None) -> bytes | None:
+        return None if found is None else tables.pack_endpoint_table(found, sizes)
+
+    return pack(planned.endpoints), pack(planned.interim_endpoints)
+
+
 def _in_slice(entry: Any, service: str | None) -> bool:
     return service is None or entry.service == service
 
@@ -662,6 +694,17 @@ def _kernel_facts(pin: Path) -> dict[str, Any]:
         "run_time_ns": info.run_time_ns,
         "run_count": info.run_count,
     }
+
+
+@contextmanager
+def _kept(attached: link.Attached | None) -> Iterator[int | None]:
+    """A descriptor of a program, which keeps it while it is on no hook."""
+    descriptor = bpf.program_fd(attached.program_id) if attached else None
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _pinned_program_id(pin: Path) -> int | None:

@@ -68,8 +68,10 @@ def _import_bcc():
             "python3-bcc (Rocky, RHEL), or apply the role lbops.xdp.bcc"
         ) from None
     if not hasattr(bcc, "BPF"):
+        # A directory without __init__.py, such as a removed package leaves, has no file.
+        found = bcc.__file__ or next(iter(bcc.__path__))
         raise EngineError(
-            f"{bcc.__file__} is not iovisor's BCC; remove that package and install the distribution's "
+            f"{found} is not iovisor's BCC; remove that package and install the distribution's "
             "python3-bpfcc (Debian, Ubuntu) or python3-bcc (Rocky, RHEL)"
         )
     return bcc

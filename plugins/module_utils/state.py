@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -145,7 +144,8 @@ _REMEDY = "restore it from a backup, or remove everything with xdp_program state
 
 def save(path: Path, state: State) -> None:
     """Replace the file as a whole: after a crash it holds the old state or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(state.dump(), file, separators=(",", ":"))
@@ -161,6 +161,16 @@ def save(path: Path, state: State) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _temporary(path: Path) -> Path:
+    """Always the same, so that what a killed run left is overwritten by the next; the lock keeps others out."""
+    return path.with_name(f".{path.name}.new")
+
+
+def remove(path: Path) -> None:
+    for file in (path, _temporary(path)):
+        file.unlink(missing_ok=True)
 
 
 def interfaces(paths: Paths) -> list[str]:

@@ -33,9 +33,9 @@ class Aim:
 
 def summary(samples: list[float]) -> Quantity:
     return {
-        "median": round(statistics.median(samples), 2),
-        "min": round(min(samples), 2),
-        "max": round(max(samples), 2),
+        "median": round(statistics.median(samples), 4),
+        "min": round(min(samples), 4),
+        "max": round(max(samples), 4),
         "rounds": len(samples),
     }
 
@@ -87,11 +87,15 @@ def table(cases: Cases, aims: dict[str, Aim]) -> str:
     for case, quantities in cases.items():
         for position, (quantity, found) in enumerate(quantities.items()):
             line = f"{case if not position else '':<20}{quantity:<16}"
-            line += "".join(f"{found[key]:>8.1f}" for key in ("median", "min", "max")) + f"{found['rounds']:>8}"
+            line += "".join(f"{_number(found[key]):>8}" for key in ("median", "min", "max")) + f"{found['rounds']:>8}"
             if not position and case in aims:
                 line += f"  {_verdict(found['median'], aims[case])}"
             lines.append(line)
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _verdict(value: float, aim: Aim) -> str:
@@ -140,7 +144,7 @@ def plot(name: str, title: str, unit: str, quantity: str, cases: Cases, aims: di
             )
     right = max([found["max"] for _case, found in rows] + [aim.must or aim.should for aim in aims.values()])
     for place, (_case, found) in enumerate(rows):
-        axes.text(right * 1.03, place, f"{found['median']:.1f}", va="center", ha="left", fontsize=9)
+        axes.text(right * 1.03, place, _number(found["median"]), va="center", ha="left", fontsize=9)
     axes.set_yticks(places, [case for case, _found in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, right * 1.12)

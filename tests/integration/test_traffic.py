@@ -10,9 +10,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.support.client import Client
 
 from tests.integration.conftest import DIRECTORY, INTERFACE
+from tests.support.client import Client
 
 VIP = "10.77.0.20"
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}

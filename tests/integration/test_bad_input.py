@@ -1,0 +1,255 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What modules say of bad input and of hosts that lack something; none of it changes anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.batch import Task, run, shell
+
+T0 = {"interface": "t0"}
+DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53}
+WEB = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80}
+NODE = {"service": "dns", "address": "198.51.100.1", "port": 5353, "mac": "02:00:00:00:01:01"}
+SIZES = {"max_services": 2, "max_backends": 3, "max_endpoints": 8}
+
+
+def services(*entries: dict) -> Task:
+    return Task("xdp_services", {**T0, "services": list(entries)})
+
+
+def backends(*entries: dict, **options) -> Task:
+    return Task("xdp_backends", {**T0, "backends": list(entries), **options})
+
+
+ENTRIES = {
+    "VIP is no address": (
+        services({**DNS, "address": "10.77.0.300"}),
+        "services[0] (dns 10.77.0.300): address '10.77.0.300' is not an IPv4 address such as 192.0.2.10",
+    ),
+    "VIP is a group": (
+        services({**DNS, "address": "224.0.0.1"}),
+        "services[0] (dns 224.0.0.1): address '224.0.0.1' is not a unicast address of a host on a network",
+    ),
+    "port 0": (
+        services(WEB, {**DNS, "port": 0}),
+        "services[1] (dns 192.0.2.10): port '0' is not between 1 and 65535",
+    ),
+    "port 65536": (
+        services({**DNS, "port": 65536}),
+        "services[0] (dns 192.0.2.10): port '65536' is not between 1 and 65535",
+    ),
+    "port in words": (
+        services({**DNS, "port": "domain"}),
+        "services[0] (dns 192.0.2.10): port 'domain' is not a whole number",
+    ),
+    "reversed range": (
+        services({**DNS, "port": "90-80"}),
+        "services[0] (dns 192.0.2.10): port range '90-80' is reversed, write 80-90",
+    ),
+    "two mistakes": (
+        services({**DNS, "port": 0}, {**WEB, "address": "web"}),
+        "services[0] (dns 192.0.2.10): port '0' is not between 1 and 65535; "
+        "services[1] (web web): address 'web' is not an IPv4 address such as 192.0.2.10",
+    ),
+    "duplicate service": (
+        services(DNS, {**DNS, "port": 54}),
+        "services[1] (dns 192.0.2.10): duplicate service, the name dns is taken already",
+    ),
+    "duplicate port": (
+        services({**DNS, "port": "50-60"}, {**DNS, "name": "other"}),
+        "services[1] (other 192.0.2.10): duplicate service, 192.0.2.10 udp port 53 belongs to dns already",
+    ),
+    "round robin of TCP": (
+        services({**WEB, "scheduler": "round_robin"}),
+        "services[0] (web 192.0.2.10): scheduler 'round_robin' sends each packet of a TCP connection to another "
+        "backend; use maglev",
+    ),
+    "backend is no address": (
+        backends({**NODE, "address": "node1"}),
+        "backends[0] (dns node1): address 'node1' is not an IPv4 address such as 192.0.2.10",
+    ),
+    "negative weight": (
+        backends({**NODE, "weight": -1}),
+        "backends[0] (dns 198.51.100.1): weight -1 is not between 0 and 65535",
+    ),
+    "unknown state": (
+        backends({**NODE, "state": "down"}),
+        "backends[0] (dns 198.51.100.1): state 'down' is not one of enabled, drained",
+    ),
+    "unknown key": (
+        backends({**NODE, "prot": 80}),
+        "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, mac, name, port, service, state, "
+        "weight",
+    ),
+    "MAC of zeros": (
+        backends({**NODE, "mac": "00:00:00:00:00:00"}),
+        "backends[0] (dns 198.51.100.1): mac '00:00:00:00:00:00' is not the address of one host",
+    ),
+    "service is missing": (
+        backends({"address": "198.51.100.1"}),
+        "backends[0] (198.51.100.1): service is missing",
+    ),
+    "duplicate backend": (
+        backends(NODE, {**NODE, "weight": 2}),
+        "backends[1] (dns 198.51.100.1): duplicate backend of service dns",
+    ),
+    "backend of an unknown service": (
+        backends({**NODE, "service": "ntp"}),
+        "backend 198.51.100.1 of service ntp: unknown service 'ntp'; known services: dns",
+    ),
+    "slice of an unknown service": (
+        backends(NODE, service="ntp"),
+        "service: unknown service 'ntp'; known services: dns",
+    ),
+    "backend outside the slice": (
+        backends({**NODE, "service": "web"}, service="dns"),
+        "backend 198.51.100.1 is of service web, but only those of service dns are declared here",
+    ),
+    "backend is the VIP": (
+        backends({**NODE, "address": "192.0.2.10"}),
+        "backend 192.0.2.10 of service dns: the address is the VIP of service dns",
+    ),
+    "more services than fit": (
+        services(DNS, WEB, {**WEB, "name": "tls", "port": 443}),
+        "3 services are more than the maps hold, 2 with max_services 2; raise max_services of xdp_program",
+    ),
+    "more backends than fit": (
+        backends(*({**NODE, "address": f"198.51.100.{number}"} for number in (1, 2, 3))),
+        "3 backends are more than the maps hold, 2 with max_backends 3; raise max_backends of xdp_program",
+    ),
+    "more endpoints than fit": (
+        services({**DNS, "port": "50-59"}),
+        "the configuration needs 11 endpoints (a port of a service, a port of a dnat backend, a VIP), max_endpoints "
+        "is 8; raise max_endpoints of xdp_program",
+    ),
+    "smaller than what is there": (
+        Task("xdp_program", {**T0, **SIZES, "max_backends": 1}),
+        "1 backends are more than the maps hold, 0 with max_backends 1; raise max_backends of xdp_program",
+    ),
+    "unknown interface": (
+        Task("xdp_program", {"interface": "eth9"}),
+        "interface 'eth9' does not exist; this host has lo, mgmt0, data0, t1, t0",
+    ),
+    "path for an interface": (
+        Task("xdp_program", {"interface": "../x"}),
+        "interface '../x' is not a name of an interface",
+    ),
+    "services without a program": (
+        Task("xdp_services", {"interface": "t1", "services": []}),
+        "no program of ours is on t1; run xdp_program with interface=t1 first",
+    ),
+    "backends without a program": (
+        Task("xdp_backends", {"interface": "t1", "backends": []}),
+        "no program of ours is on t1; run xdp_program with interface=t1 first",
+    ),
+    "no source": (
+        Task("xdp_program", {**T0, **SIZES, "source": "/nonexistent"}),
+        "/nonexistent/balancer.c does not exist; the role lbops.xdp.balancer installs the program's source",
+    ),
+}
+
+
+@pytest.fixture
+def small(lab, spare_interface):
+    """A program on t0 whose maps hold two of each."""
+    made = run(
+        lab,
+        [
+            Task("xdp_program", {**T0, **SIZES}),
+            services(DNS),
+            backends(NODE),
+        ],
+    )
+    assert not any(result["failed"] for result in made), made
+    return spare_interface
+
+
+def test_bad_entries_are_named_and_nothing_is_touched(lab, small):
+    before = lab.fingerprint()
+    tasks = [task for task, _message in ENTRIES.values()]
+    # In check mode the same words, of what only a plan shows, too.
+    late = [name for name in ENTRIES if "fit" in name or "smaller" in name or "unknown" in name]
+    checked = [Task(ENTRIES[name][0].module, ENTRIES[name][0].arguments, check=True) for name in late]
+    results = run(lab, tasks + checked)
+    found = {name: result.get("msg", result) for name, result in zip(ENTRIES, results)}
+    assert found == {name: message for name, (_task, message) in ENTRIES.items()}
+    found_in_check = {name: result.get("msg", result) for name, result in zip(late, results[len(tasks) :])}
+    assert found_in_check == {name: found[name] for name in late}
+    assert all(result["failed"] for result in results)
+    assert lab.fingerprint() == before
+    # The maps are what they were, too.
+    assert [result["changed"] for result in run(lab, [services(DNS), backends(NODE)])] == [False, False]
+
+
+# Python for Ansible in a mount namespace in which something is missing.
+INTERPRETER = """\
+cat >/root/python-{name} <<'END'
+#!/bin/sh
+exec unshare --mount sh -c '{command} && exec /usr/bin/python3 "$@"' python "$@"
+END
+chmod 755 /root/python-{name}"""
+MISSING = {
+    "bpffs": "umount /sys/fs/bpf",
+    "pyroute2": "mount -t tmpfs tmpfs /usr/lib/python3/dist-packages",
+    "headers": "mount -t tmpfs tmpfs /lib/modules",
+    "iovisor": "echo >/tmp/other; mount --bind /tmp/other /usr/lib/python3/dist-packages/bcc/__init__.py",
+}
+
+
+def test_a_host_that_lacks_something_is_told_what(lab, small):
+    release = lab.ssh("lb1", "uname -r")
+    before = lab.fingerprint()
+
+    def lacking(name: str, module: str = "xdp_program", **arguments) -> Task:
+        interpreter = {"ansible_python_interpreter": f"/root/python-{name}"}
+        # Features that are not there yet have to be compiled.
+        return Task(module, {**T0, **arguments}, keywords={"vars": interpreter})
+
+    other = {**SIZES, "features": ["dnat"]}
+    # Variables, because the inventory's win over a task's own keywords.
+    become = {"become": True, "become_user": "nobody", "become_method": "su", "become_flags": "-s /bin/sh"}
+    unprivileged = {"vars": {f"ansible_{name}": value for name, value in become.items()}}
+    packages = "/usr/lib/python3/dist-packages"
+    results = run(
+        lab,
+        [
+            *(shell(INTERPRETER.format(name=name, command=command)) for name, command in MISSING.items()),
+            lacking("bpffs", **SIZES),
+            lacking("bpffs", "xdp_info"),
+            lacking("pyroute2", **other),
+            lacking("headers", **other),
+            lacking("iovisor", **other),
+            shell(f"mv {packages}/bcc {packages}/bcc-hidden"),
+            Task("xdp_program", {**T0, **other}),
+            shell(f"mv {packages}/bcc-hidden {packages}/bcc"),
+            Task("xdp_program", {**T0, **SIZES}, keywords=unprivileged),
+            Task("xdp_services", {**T0, "services": []}, keywords=unprivileged),
+            Task("xdp_info", T0, keywords=unprivileged),
+            shell("rm /root/python-* /tmp/other"),
+        ],
+    )
+    found = [result.get("msg", result) for result in results if result.get("failed")]
+    no_bpffs = (
+        "no BPF file system is mounted for /sys/fs/bpf/lbops; run mount -t bpf bpf /sys/fs/bpf, or apply the role "
+        "lbops.xdp.balancer, which mounts it at boot"
+    )
+    no_root = "BPF programs and maps need root; use become: true"
+    distribution = "python3-bpfcc (Debian, Ubuntu) or python3-bcc (Rocky, RHEL)"
+    assert found == [
+        no_bpffs,
+        no_bpffs,
+        "pyroute2 is missing (No module named 'pyroute2'); install the distribution's package python3-pyroute2, or "
+        "apply the role lbops.xdp.bcc",
+        f"kernel headers are missing: /lib/modules/{release}/build does not exist; install linux-headers-{release} "
+        f"(Debian, Ubuntu) or kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also knows "
+        "what to do for a kernel without a header package",
+        f"{packages}/bcc/__init__.py is not iovisor's BCC; remove that package and install the distribution's "
+        f"{distribution}",
+        f"BCC is missing (No module named 'bcc'); install the distribution's package {distribution}, or apply the role "
+        "lbops.xdp.bcc",
+        *[no_root] * 3,
+    ]
+    assert lab.fingerprint() == before
