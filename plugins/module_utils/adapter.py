@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
@@ -30,6 +31,8 @@ def _text(value: Any) -> str:
 
 def run(argument_spec: dict[str, Any], operation: Callable[[dict[str, Any], bool], Outcome]) -> None:
     """A module: `operation` gets the arguments and whether this is check mode."""
+    # A process this short needs no collector, which would search ten thousand backends again and again.
+    gc.disable()
     module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True)
     try:
         outcome = operation(module.params, module.check_mode)

@@ -116,14 +116,15 @@ class _Entry:
     def __init__(self, kind: str, position: int, raw: Any, known: frozenset[str]) -> None:
         if not isinstance(raw, dict):
             raise EngineError(f"{kind}[{position}] is {raw!r}, not a mapping")
-        self.raw = raw
-        self.where = f"{kind}[{position}]"
-        label = " ".join(str(raw[key]) for key in ("service", "name", "address") if raw.get(key) is not None)
-        if label:
-            self.where += f" ({label})"
-        unknown = raw.keys() - known
-        if unknown:
-            raise self.error(f"unknown key {min(unknown, key=str)!r}; known are {', '.join(sorted(known))}")
+        self.kind, self.position, self.raw = kind, position, raw
+        if not raw.keys() <= known:
+            unknown = min(raw.keys() - known, key=str)
+            raise self.error(f"unknown key {unknown!r}; known are {', '.join(sorted(known))}")
+
+    @property
+    def where(self) -> str:
+        label = " ".join(str(self.raw[key]) for key in ("service", "name", "address") if self.raw.get(key) is not None)
+        return f"{self.kind}[{self.position}]" + (f" ({label})" if label else "")
 
     def error(self, problem: str) -> EngineError:
         return EngineError(f"{self.where}: {problem}")
@@ -259,9 +260,10 @@ def parse_backends(raw: Any) -> dict[BackendKey, Backend]:
     backends: dict[BackendKey, Backend] = {}
     errors = []
     for entry, backend in _parse("backends", raw, BACKEND_KEYS, _backend):
-        if backend.key in backends:
+        key = backend.key
+        if key in backends:
             errors.append(f"{entry.where}: duplicate backend of service {backend.service}")
-        backends[backend.key] = backend
+        backends[key] = backend
     _raise_all(errors)
     return backends
 

@@ -148,8 +148,8 @@ def save(path: Path, state: State) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(state.dump(), file, separators=(",", ":"))
-            file.write("\n")
+            # dumps() is several times as fast as dump().
+            file.write(json.dumps(state.dump(), separators=(",", ":")) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
