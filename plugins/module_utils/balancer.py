@@ -484,12 +484,14 @@ class Balancer:
         """Compare the maps with what was written last."""
         known = current.tables
         live_rings = live_maps.ring_ids()
+        # A killed run left no ids: what it should have written may be missing altogether.
+        unfinished = bool(current.allocation.rings) and not known.endpoints
         return plan.Drift(
-            endpoints=live_maps.endpoints_id() != known.endpoints,
+            endpoints=unfinished or live_maps.endpoints_id() != known.endpoints,
             rings=frozenset(
                 ring
                 for ring in current.allocation.rings.values()
-                if live_rings.get(ring, 0) != known.rings.get(ring, 0)
+                if unfinished or live_rings.get(ring, 0) != known.rings.get(ring, 0)
             ),
             backends=_backends_digest(live_maps.read_backends(), current.allocation) != known.backends,
         )

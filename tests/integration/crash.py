@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops")
-from engine import bpf, compiler, link, state  # noqa: E402
+from engine import balancer, bpf, compiler, link, state  # noqa: E402
 from engine.balancer import Balancer, ProgramRequest  # noqa: E402
 from engine.layout import Sizes  # noqa: E402
 
@@ -30,6 +30,7 @@ SMALL, LARGE = Sizes(16, 64, 256), Sizes(16, 128, 256)
 XDP_TX = 3
 VIP = "192.0.2.10"
 
+NOTHING = (), ()
 FIRST = ("a", "b"), ("198.51.100.1", "198.51.100.2")
 SECOND = ("b", "c"), ("198.51.100.2", "198.51.100.3")
 
@@ -51,9 +52,9 @@ def program(sizes, features=("dnat",)):
 
 
 def configure(names, addresses):
-    balancer = Balancer(INTERFACE)
-    changed = balancer.apply_services(services(names), purge=True, check=False).changed
-    return balancer.apply_backends(backends(names, addresses), purge=True, check=False).changed or changed
+    live = Balancer(INTERFACE)
+    changed = live.apply_services(services(names), purge=True, check=False).changed
+    return live.apply_backends(backends(names, addresses), purge=True, check=False).changed or changed
 
 
 def killed_at(step, operation) -> bool:
@@ -148,6 +149,8 @@ def readable():
 def main():
     # The compiler's part changes nothing on the host.
     compiler.compile_program = functools.cache(compiler.compile_program)
+    # There are no replies to wait for.
+    balancer.REPLY_LINGER = 0
     runs = 0
     program(SMALL)
     program(LARGE)
@@ -157,18 +160,26 @@ def main():
         for problem in problems:
             print(f"{what}, killed at step {step}: {problem}")
 
+    def fresh():
+        Balancer(INTERFACE).remove_program(False)
+        program(SMALL)
+
+    def configured():
+        program(SMALL)
+        # Twice, so that places in the maps are not those that a fresh start would give.
+        configure(*SECOND)
+        configure(*FIRST)
+        report("before", wrong([FIRST]))
+
     scenarios = {
-        "a new configuration": (lambda: configure(*SECOND), [FIRST, SECOND], SMALL, SECOND),
-        "a new program": (lambda: program(SMALL, ("dnat", "dsr")), [FIRST], SMALL, FIRST),
-        "larger maps": (lambda: program(LARGE), [FIRST], LARGE, FIRST),
+        "a first configuration": (fresh, lambda: configure(*FIRST), [NOTHING, FIRST], SMALL, FIRST),
+        "a new configuration": (configured, lambda: configure(*SECOND), [FIRST, SECOND], SMALL, SECOND),
+        "a new program": (configured, lambda: program(SMALL, ("dnat", "dsr")), [FIRST], SMALL, FIRST),
+        "larger maps": (configured, lambda: program(LARGE), [FIRST], LARGE, FIRST),
     }
-    for what, (operation, allowed, sizes, result) in scenarios.items():
+    for what, (prepare, operation, allowed, sizes, result) in scenarios.items():
         for step in range(200):
-            # From the same start, with places in the maps that a fresh start would not give.
-            program(SMALL)
-            configure(*SECOND)
-            configure(*FIRST)
-            report("start", wrong([FIRST]))
+            prepare()
             if not killed_at(step, operation):
                 break
             runs += 1

@@ -24,7 +24,11 @@ def playbook(inventory: Path, name: str) -> int:
     """Run a playbook; return how many tasks changed something."""
     program = Path(sys.executable).with_name("ansible-playbook")
     result = subprocess.run(
-        [program, "-i", inventory, CHECKOUT / "playbooks" / name], cwd=CHECKOUT, capture_output=True, text=True
+        [program, "-i", inventory, CHECKOUT / "playbooks" / name],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return int(re.search(r"changed=(\d+)", result.stdout)[1])
@@ -32,7 +36,11 @@ def playbook(inventory: Path, name: str) -> int:
 
 def ssh(host: str, command: str) -> str:
     result = subprocess.run(
-        ["ssh", "-F", DIRECTORY / "ssh_config", host, command], stdout=subprocess.PIPE, text=True, timeout=30
+        ["ssh", "-F", DIRECTORY / "ssh_config", host, command],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert result.returncode == 0, f"{host}: {command}"
     return result.stdout.strip()

@@ -61,7 +61,7 @@ def test_padding_stays_as_it_is(rig):
 
 def test_checksum_of_many_payloads(rig):
     generator = random.Random(2)
-    for size in [*range(40), *(generator.randrange(1400) for _ in range(60))]:
+    for size in [*range(40), *(generator.randrange(1400) for dummy in range(60))]:
         rig.check(echo("", generator.randbytes(size)))
 
 

@@ -362,7 +362,7 @@ def test_service_with_defaults():
 
 
 def test_backend_with_defaults():
-    (parsed,) = model.parse_backends([BACKEND]).values()
+    [parsed] = list(model.parse_backends([BACKEND]).values())
     assert parsed == model.Backend("web", "10.0.0.1", port=None, weight=1, state="enabled", mac=None, name=None)
 
 
@@ -380,7 +380,7 @@ def test_none_means_the_default():
 
 
 def test_mac_in_capitals():
-    (parsed,) = model.parse_backends([backend(mac="52:54:00:AB:CD:EF")]).values()
+    [parsed] = list(model.parse_backends([backend(mac="52:54:00:AB:CD:EF")]).values())
     assert parsed.mac == "52:54:00:ab:cd:ef"
 
 
@@ -394,12 +394,12 @@ def test_ports(port, first, last):
 
 @pytest.mark.parametrize("weight", [0, 1, 65535])
 def test_weights(weight):
-    (parsed,) = model.parse_backends([backend(weight=weight)]).values()
+    [parsed] = list(model.parse_backends([backend(weight=weight)]).values())
     assert parsed.share == weight
 
 
 def test_drained_backend_has_no_share():
-    (parsed,) = model.parse_backends([backend(weight=5, state="drained")]).values()
+    [parsed] = list(model.parse_backends([backend(weight=5, state="drained")]).values())
     assert (parsed.weight, parsed.share) == (5, 0)
 
 
