@@ -87,7 +87,7 @@ test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted f
 	@$(PYTEST) tests/packet
 
 .PHONY: test-integration
-test-integration: .venv/test.stamp lab-up ## Run modules and roles against the lab
+test-integration: deps .venv/test.stamp collection ## Run modules and roles in a lab of their own
 	$(need_root)
 	$(call headline,integration)
 	@$(PYTEST) tests/integration

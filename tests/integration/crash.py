@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs on a balancer: kill the engine at each step of what it does, and let the next run repair it.
 
-A step is a call of bpf(2) that changes something, a change of the hook, or a rename. What is found wrong goes to standard
-output, one line each; the last line tells how many runs were killed.
+A step is a call of bpf(2) that changes something, a change of the hook, a sync or a rename of a file. Every third step
+is tried, from a random one on. What is found wrong goes to standard output, one line each; the last line tells how many
+runs were killed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import signal
 import socket
 import struct
@@ -19,11 +21,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops")
-from engine import balancer, bpf, compiler, link, state  # noqa: E402
+from engine import balancer, bpf, compiler, link, state, tables  # noqa: E402
 from engine.balancer import Balancer, ProgramRequest  # noqa: E402
 from engine.layout import Sizes  # noqa: E402
 
 INTERFACE = sys.argv[1]
+STRIDE = 3
 SOURCE = Path("/usr/lib/lbops/bpf")
 READING = (bpf.MAP_LOOKUP_ELEM, bpf.MAP_LOOKUP_BATCH, bpf.OBJ_GET, bpf.OBJ_GET_INFO_BY_FD, bpf.PROG_GET_FD_BY_ID)
 SMALL, LARGE = Sizes(16, 64, 256), Sizes(16, 128, 256)
@@ -95,7 +98,9 @@ def frame(name):
     udp = struct.pack("!HHHH", 4000, ord(name), 8 + len(payload), 0) + payload
     header = bytearray(
         struct.pack(
-            "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton("192.0.2.99"), socket.inet_aton(VIP)
+            "!BBHHHBBH4s4s",
+            *(0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0),
+            *(socket.inet_aton("192.0.2.99"), socket.inet_aton(VIP)),
         )
     )
     total = sum(struct.unpack("!10H", header))
@@ -151,6 +156,8 @@ def main():
     compiler.compile_program = functools.cache(compiler.compile_program)
     # There are no replies to wait for.
     balancer.REPLY_LINGER = 0
+    maglev = functools.cache(tables.maglev)
+    tables.maglev = lambda names, weights: maglev(tuple(names), tuple(weights))
     runs = 0
     program(SMALL)
     program(LARGE)
@@ -178,7 +185,7 @@ def main():
         "larger maps": (configured, lambda: program(LARGE), [FIRST], LARGE, FIRST),
     }
     for what, (prepare, operation, allowed, sizes, result) in scenarios.items():
-        for step in range(200):
+        for step in range(random.randrange(STRIDE), 200, STRIDE):
             prepare()
             if not killed_at(step, operation):
                 break

@@ -1,0 +1,41 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles with state absent, in the last file of this directory: the other tests need what it removes."""
+
+from __future__ import annotations
+
+from tests.integration.conftest import INTERFACE, Lab
+
+# Whatever the roles and modules leave on a host, found without asking them.
+TRACES = f"""
+find / -xdev -not -path '/proc/*' -iname '*lbops*'
+find /sys/fs/bpf -mindepth 1
+systemctl list-units --all --plain --no-legend 'lbops*'
+systemctl list-unit-files --no-legend 'lbops*'
+systemctl --failed --plain --no-legend
+ip -d link show | grep -o 'prog/xdp.*'
+ps -eo args | grep '[l]bops'
+ss -Hltn sport = :9477
+grep 1 /proc/sys/net/ipv4/conf/{INTERFACE}/forwarding
+"""
+ABSENT = ("-e", "balancer_state=absent", "-e", "exporter_state=absent")
+
+
+def traces(lab: Lab) -> list[str]:
+    return lab.ssh("lb1", TRACES, check=False).splitlines()
+
+
+def test_absent_leaves_nothing(lab, site):
+    program = lab.program_id()
+    before = traces(lab)
+    assert program and len(before) > 20
+    assert lab.playbook("site.yml", "--check", "--diff", *ABSENT)[0] > 0
+    assert traces(lab) == before
+    assert lab.playbook("site.yml", *ABSENT)[0] > 0
+    assert traces(lab) == []
+    # Nobody holds the program any more.
+    held = lab.ssh("lb1", f"ls /sys/fs/bpf; ip link show {INTERFACE} | grep -c xdp", check=False)
+    assert held == "0" and lab.program_id() is None
+    assert lab.playbook("site.yml", *ABSENT)[0] == 0
+    assert lab.playbook("site.yml", "--check", *ABSENT)[0] == 0
