@@ -191,7 +191,7 @@ def run(story: Story) -> dict[str, Any]:
         )
 
         story.step("Add be4 to the inventory and run site.yml, while requests go on without a pause")
-        client("start_load", VIP, PORT)
+        client("start_load", VIP, PORT, 1000, 100)
         changed = apply_site("site_be4", "lab", "demo")
         load = client("stop_load")
         lost = load["udp_sent"] - load["udp_replies"]

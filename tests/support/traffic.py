@@ -4,8 +4,9 @@
 """Real requests from the lab's client, commanded line by line in JSON over standard input and output.
 
 Every request is sent once. A flow is a connected UDP socket, so the kernel delivers answers from VIP:port only.
-Commands: ["open_flows", count, vip, port], ["ask_flows"], ["connect", count, vip, port], ["start_load", vip, port],
-["stop_load"]; each is answered by one line.
+Commands: ["open_flows", count, vip, port], ["ask_flows"], ["connect", count, vip, port], ["start_load", vip, port] as
+fast as it goes or ["start_load", vip, port, UDP requests per second, TCP connections per second], ["stop_load"]; each
+is answered by one line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TIMEOUT = 2.0  # seconds
 # Requests under way at once: the sockets' buffers of this lab hold them.
 WINDOW = 100
 LOAD_FLOWS = 500
-LOAD_INTERVAL = 0.0005  # seconds between two requests under load
+POLL_INTERVAL = 0.0005  # seconds
 
 
 def backend_of(reply: bytes, port: int, request: bytes) -> str:
@@ -81,22 +82,27 @@ def ask_all(flows: list[Flow]) -> list[str | None]:
     return answers
 
 
-def connect_once(number: int, vip: str, vip_port: int) -> str | None:
-    """One TCP connection with one request: who answered."""
+def connect(number: int, vip: str, vip_port: int) -> str:
+    """One TCP connection with one request: who answered. Raises OSError."""
     request = f"connection {number}".encode()
+    with socket.create_connection((vip, vip_port), TIMEOUT) as connection:
+        if connection.getpeername() != (vip, vip_port):
+            raise ValueError(f"connected to {connection.getpeername()}")
+        port = connection.getsockname()[1]
+        connection.sendall(request + b"\n")
+        reply = b""
+        while not reply.endswith(b"\n"):
+            piece = connection.recv(2048)
+            if not piece:
+                raise OSError("the connection ended without an answer")
+            reply += piece
+        return backend_of(reply, port, request)
+
+
+def connect_once(number: int, vip: str, vip_port: int) -> str | None:
+    """As connect(), None if nobody answered."""
     try:
-        with socket.create_connection((vip, vip_port), TIMEOUT) as connection:
-            if connection.getpeername() != (vip, vip_port):
-                raise ValueError(f"connected to {connection.getpeername()}")
-            port = connection.getsockname()[1]
-            connection.sendall(request + b"\n")
-            reply = b""
-            while not reply.endswith(b"\n"):
-                piece = connection.recv(2048)
-                if not piece:
-                    return None
-                reply += piece
-            return backend_of(reply, port, request)
+        return connect(number, vip, vip_port)
     except OSError:
         return None
 
@@ -104,8 +110,10 @@ def connect_once(number: int, vip: str, vip_port: int) -> str | None:
 class Load:
     """Requests without a pause, UDP on flows of its own and TCP on a new connection each, until stopped."""
 
-    def __init__(self, vip: str, port: int) -> None:
+    def __init__(self, vip: str, port: int, udp_rate: float = 0, tcp_rate: float = 0) -> None:
         self.target = vip, port
+        self.udp_interval = 1 / udp_rate if udp_rate else 0
+        self.tcp_interval = 1 / tcp_rate if tcp_rate else 0
         self.flows = [Flow(vip, port) for _number in range(LOAD_FLOWS)]
         self.udp_sent = 0
         self.udp_latencies: list[float] = []
@@ -148,6 +156,7 @@ class Load:
                 backend_of(reply, by_descriptor[descriptor].port, request)
                 self.udp_latencies.append(time.monotonic() - sent_at)
 
+        due = time.monotonic()
         while not self._stop.is_set():
             for descriptor, flow in by_descriptor.items():
                 if self._stop.is_set():
@@ -155,23 +164,32 @@ class Load:
                 waiting = asked.get(descriptor)
                 if waiting and time.monotonic() - waiting[1] < TIMEOUT:
                     # Its answer may still come; asking again could hide a loss.
-                    collect(LOAD_INTERVAL)
+                    collect(POLL_INTERVAL)
                     continue
                 asked[descriptor] = (flow.ask(), time.monotonic())
                 self.udp_sent += 1
-                collect(LOAD_INTERVAL)
+                collect(0 if self.udp_interval else POLL_INTERVAL)
+                # Requests that are late go out at once, as those of many clients would.
+                due += self.udp_interval
+                while (left := due - time.monotonic()) > 0:
+                    collect(left)
         deadline = time.monotonic() + TIMEOUT
         while asked and time.monotonic() < deadline:
             collect(0.1)
 
     def _tcp(self) -> None:
         """Without a flow table, a connection open in the very moment its flow moves is reset; clients connect again."""
-        while not self._stop.is_set():
+        while not self._stop.wait(self.tcp_interval):
             self.tcp_sent += 1
-            answer = connect_once(self.tcp_sent, *self.target)
-            if answer is None:
+            answer: str | None = None
+            try:
+                answer = connect(self.tcp_sent, *self.target)
+            except ConnectionResetError:
                 self.tcp_reconnects += 1
                 answer = connect_once(self.tcp_sent, *self.target)
+            except OSError:
+                # A loss, whatever a second attempt would say.
+                pass
             self.tcp_answered += answer is not None
 
 
