@@ -62,3 +62,9 @@ def test_an_inventory_that_makes_no_sense_is_refused_in_words(site, lab):
     result = lab.ansible("ansible-playbook", "playbooks/site.yml", "-e", services)
     assert "service dns: the inventory has no group 'nobody'" in result.stdout
     assert lab.fingerprint() == untouched
+
+
+def test_backends_are_not_redirected_past_the_balancer(site, lab):
+    """The kernel sends redirects if either setting says so."""
+    paths = "/proc/sys/net/ipv4/conf/all/send_redirects /proc/sys/net/ipv4/conf/data0/send_redirects"
+    assert lab.ssh("lb1", f"cat {paths}").split() == ["0", "0"]
