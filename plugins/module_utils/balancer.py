@@ -26,6 +26,8 @@ from .layout import BACKEND, REASONS, Sizes
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 PROGRAM_NAME = "lbops_balancer"
 HOOKS_OF_MODE = {"auto": ("native", "generic"), "native": ("native",), "generic": ("generic",)}
+# Beyond these, maps take gigabytes, or are refused by the kernel without a word why.
+SIZE_LIMITS = {"max_services": 65536, "max_backends": 1048576, "max_endpoints": 1048576}
 # How long replies of a removed backend may still be under way.
 REPLY_LINGER = 0.2  # seconds
 # How long the first packets' neighbours get to answer before they are needed.
@@ -108,6 +110,7 @@ class Balancer:
     def apply_program(self, request: ProgramRequest, check: bool) -> Outcome:
         """Attach, replace or detach the program; the maps and what they hold stay."""
         link.interface_index(self.interface)
+        _check_sizes(request.sizes)
         with self._locked(check) as current:
             if not check:
                 self._finish_replacement()
@@ -161,12 +164,29 @@ class Balancer:
 
     def _refuse_foreign(self, request: ProgramRequest) -> None:
         attached = link.attached(self.interface)
-        if attached is None or attached.program_id == _pinned_program_id(self.program_pin) or request.force:
+        if attached is None or self._is_ours(attached) or request.force:
             return
         raise EngineError(
             f"{self.interface} carries a program that is not ours: {_describe_program(attached.program_id)} on the "
             f"{attached.hook} hook; detach it, or let xdp_program replace it with force: true"
         )
+
+    def _is_ours(self, attached: link.Attached) -> bool:
+        """Whether a program is pinned here, or, its pin lost, uses the maps that are."""
+        if attached.program_id in (_pinned_program_id(self.program_pin), _pinned_program_id(self.pins / "program_new")):
+            return True
+        try:
+            control = bpf.object_get(str(self.maps_directory / "control"))
+        except FileNotFoundError:
+            return False
+        try:
+            program = bpf.program_fd(attached.program_id)
+            try:
+                return bpf.map_info(control).id in bpf.program_info(program).map_ids
+            finally:
+                os.close(program)
+        finally:
+            os.close(control)
 
     def _pinned_maps_fit(self, sizes: Sizes) -> bool:
         try:
@@ -179,7 +199,8 @@ class Balancer:
         self, current: state.State | None, request: ProgramRequest, build: compiler.Build, digest: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         details = {"compiled": False, "new_maps": False}
-        if current and current.program.digest == digest and self._pinned_maps_fit(request.sizes):
+        known = current and current.program.digest == digest and self.program_pin.exists()
+        if known and self._pinned_maps_fit(request.sizes):
             program = bpf.object_get(str(self.program_pin))
             try:
                 hook, why = self._put_on_hook(program, request, current)
@@ -187,10 +208,14 @@ class Balancer:
                 os.close(program)
         else:
             code = compiler.compile_program(build)
+            replaced = _pinned_program_id(self.program_pin)
+            self._save_program_intent(current, build)
             try:
                 current, hook, why, details["new_maps"] = self._replace_program(current, request, code)
             except (EngineError, OSError):
                 self._finish_replacement()
+                if current and _pinned_program_id(self.program_pin) == replaced:
+                    state.save(self.state_file, current)
                 raise
             details["compiled"] = True
         program_state = state.ProgramState(
@@ -207,6 +232,13 @@ class Balancer:
         after = replace(current, program=program_state) if current else state.State(program_state)
         state.save(self.state_file, after)
         return self._program_facts(after), details
+
+    def _save_program_intent(self, current: state.State | None, build: compiler.Build) -> None:
+        """Before the hook is touched: a killed run leaves a state that is sure of no more than both programs have."""
+        if current:
+            both = sorted(build.features.intersection(current.program.features))
+            unsure = replace(current.program, digest="", features=both)
+            state.save(self.state_file, replace(current, program=unsure))
 
     def _replace_program(
         self, current: state.State | None, request: ProgramRequest, code: bytes
@@ -364,8 +396,7 @@ class Balancer:
     def _remove(self) -> None:
         if link.exists(self.interface):
             attached = link.attached(self.interface)
-            ours = (_pinned_program_id(self.program_pin), _pinned_program_id(self.pins / "program_new"))
-            if attached and attached.program_id in ours:
+            if attached and self._is_ours(attached):
                 self._detach(attached)
         _remove_pins(self.pins)
         state.remove(self.state_file)
@@ -625,6 +656,12 @@ class Balancer:
             ),
             check=False,
         )
+
+
+def _check_sizes(sizes: Sizes) -> None:
+    for option, limit in SIZE_LIMITS.items():
+        if not 1 <= getattr(sizes, option) <= limit:
+            raise EngineError(f"{option} {getattr(sizes, option)} is not between 1 and {limit}")
 
 
 def _unfit(

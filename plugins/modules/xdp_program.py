@@ -54,18 +54,19 @@ options:
     choices: [dnat, dsr, round_robin]
     default: [dnat, dsr, round_robin]
   max_services:
-    description: How many services the maps hold.
+    description: How many services the maps hold, 65536 at the most.
     type: int
     default: 1024
   max_backends:
     description:
-      - How many backends of all services the maps hold, plus one.
+      - How many backends of all services the maps hold, plus one; 1048576 at the most.
       - A backend that changes needs a second place while both are in use.
     type: int
     default: 16384
   max_endpoints:
     description:
-      - How many endpoints the maps hold. Each port of a service, each port of a C(dnat) backend and each VIP is one.
+      - How many endpoints the maps hold, 1048576 at the most.
+      - Each port of a service, each port of a C(dnat) backend and each VIP is one.
     type: int
     default: 32768
   source:

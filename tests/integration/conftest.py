@@ -147,6 +147,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     connection = inventory / "group_vars/lab/lab.yml"
     connection.write_text(re.sub(r"(?m)^lab_directory: .*$", f"lab_directory: {DIRECTORY}", connection.read_text()))
     lab = Lab(inventory)
+    # What an interrupted run left is not a fresh host.
+    lab.playbook("lab_down.yml")
     lab.playbook("lab_up.yml")
     yield lab
     lab.playbook("lab_down.yml")

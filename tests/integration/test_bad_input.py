@@ -129,6 +129,14 @@ ENTRIES = {
         Task("xdp_program", {**T0, **SIZES, "max_backends": 1}),
         "1 backends are more than the maps hold, 0 with max_backends 1; raise max_backends of xdp_program",
     ),
+    "maps of nothing": (
+        Task("xdp_program", {**T0, **SIZES, "max_services": 0}),
+        "max_services 0 is not between 1 and 65536",
+    ),
+    "maps beyond reason": (
+        Task("xdp_program", {**T0, **SIZES, "max_endpoints": 1 << 30}),
+        "max_endpoints 1073741824 is not between 1 and 1048576",
+    ),
     "unknown interface": (
         Task("xdp_program", {"interface": "eth9"}),
         "interface 'eth9' does not exist; this host has lo, mgmt0, data0, t1, t0",
