@@ -1,81 +1,338 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The balancer: a packet for a service goes to one of its backends, a dnat backend's reply gets the VIP back,
- * an echo request for a VIP is answered; everything else passes untouched.
+ * The balancer: a packet for a service goes to one of its backends, a backend's reply gets the VIP back, an echo
+ * request for a VIP is answered; everything else passes untouched. docs/data-plane.md is its contract.
  *
- * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_DSR,
- * FEATURE_ROUND_ROBIN, and the sizes that layout.h names.
+ * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
+ * FEATURE_IPIP, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE, FEATURE_ANY_PORT,
+ * FEATURE_FILTERS, FEATURE_MULTI_BUFFER; HOOK_TC for that hook; and the sizes that layout.h names. The family of a
+ * packet is a constant wherever it is passed on, so each has code of its own.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
 #include <uapi/linux/if_ether.h>
 #include <uapi/linux/in.h>
+#include <uapi/linux/in6.h>
 #include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
 #include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 
+#include "choose.h"
 #include "count.h"
 #include "echo.h"
 #include "endpoints.h"
+#include "filter.h"
 #include "forward.h"
+#include "fragments.h"
+#include "icmp_error.h"
+#include "ipip.h"
 #include "layout.h"
 #include "parse.h"
-#include "select.h"
 
-static __always_inline int forward(struct xdp_md *ctx, struct packet *packet, __u32 service)
+/* No host on a network sends from such an address (RFC 6890); nor does the VIP send to itself. */
+static __always_inline int is_martian(const int family, const struct packet *packet)
 {
-	__u32 id = 0;
-	struct backend *backend = select_backend(service, packet, &id);
+	const __be32 *source = source_of(family, packet);
+	__u8 first = *(const __u8 *)source;
 
-	if (!backend)
-		return count_reason(DROP_NO_BACKEND, XDP_DROP);
+	if (family == 4)
+		return first == 0 || first == 127 || first >= 224 || *source == packet->ip->daddr;
+	if (first == 0xff || same_address(family, source, destination_of(family, packet)))
+		return 1;
+	return !(source[0] | source[1] | source[2] | (source[3] & ~htonl(1)));
+}
+
+static __always_inline int forward(hook_context *ctx, const int family, struct packet *packet,
+				   const struct choice *choice, int has_ports)
+{
+	switch (choice->backend->forwarding) {
+#ifdef FEATURE_DNAT
+	case FORWARDING_DNAT:
+		return forward_dnat(ctx, family, packet, choice, has_ports);
+#endif
+#ifdef FEATURE_FULL_NAT
+	case FORWARDING_FULL_NAT:
+		return forward_full_nat(ctx, family, packet, choice, has_ports);
+#endif
 #ifdef FEATURE_DSR
-	if (backend->forwarding == FORWARDING_DSR)
-		return forward_dsr(ctx, packet, backend, id);
+	case FORWARDING_DSR:
+		return forward_dsr(ctx, family, packet, choice);
 #endif
-#ifdef FEATURE_DNAT
-	if (backend->forwarding == FORWARDING_DNAT)
-		return forward_dnat(ctx, packet, backend, id);
+#ifdef FEATURE_IPIP
+	case FORWARDING_IPIP:
+		return forward_ipip(ctx, family, packet, choice);
 #endif
-	return count_reason(DROP_NO_BACKEND, XDP_DROP);
+#ifdef FEATURE_REDIRECT
+	case FORWARDING_REDIRECT:
+		return forward_redirect(ctx, packet, choice);
+#endif
+	}
+	return count_reason(DROP_NO_BACKEND, DROP);
 }
 
-static __always_inline int balance(struct xdp_md *ctx, struct packet *packet)
+static __always_inline void flow_of(const int family, const struct packet *packet, struct flow *flow)
 {
-	struct endpoint_table *table = endpoint_table();
-	struct endpoint *endpoint;
+	copy_address(family, flow->client, source_of(family, packet));
+	flow->client_port = packet->udp->source;
+	flow->port = packet->udp->dest;
+}
 
+#ifdef FEATURE_FULL_NAT
+/* The session that a packet to one of our source addresses answers: CHOSEN, with it and its backend, or not. */
+static __always_inline int find_answered(const int family, const struct packet *packet, __u32 pool_id,
+					 struct choice *choice)
+{
+	struct pool *pool = lookup(MAP_POOLS, pool_id);
+	__u32 place;
+
+	if (!pool)
+		return DROP_NO_PORT;
+	place = (__u32)ntohs(packet->udp->dest) - pool->first_port;
+	if (place >= pool->ports)
+		return DROP_NO_PORT;
+	choice->number = pool->first_session + place;
+	choice->session = live_session(choice->number, clock_ticks());
+	if (!choice->session || choice->session->protocol != packet->protocol)
+		return DROP_NO_PORT;
+	choice->backend = lookup(MAP_BACKENDS, choice->session->backend);
+	if (!choice->backend ||
+	    !same_address(family, source_of(family, packet), choice->backend->address))
+		return DROP_NO_PORT;
+	if (packet->udp->source != (choice->backend->port ? choice->backend->port : choice->session->vip_port))
+		return DROP_NO_PORT;
+	return CHOSEN;
+}
+#endif
+
+/* What a packet with ports is. */
+enum course {
+	NOT_OURS,
+	TO_SERVICE,
+	REPLY,         /* of a dnat backend */
+	SESSION_REPLY, /* full_nat */
+};
+
+/* With the id of the service, or the backend or session in the choice. */
+static __always_inline enum course find_course(const int family, const struct packet *packet, const void *table,
+					       __u32 *service, struct choice *choice)
+{
+	const __u32 *id = find_port_endpoint(family, table, ENDPOINT_SERVICE, destination_of(family, packet),
+					     packet->protocol, packet->udp->dest);
+
+	if (id) {
+		*service = *id;
+		return TO_SERVICE;
+	}
+#ifdef FEATURE_FULL_NAT
+	id = find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0);
+	if (id && find_answered(family, packet, *id, choice) == CHOSEN)
+		return SESSION_REPLY;
+#endif
+#ifdef FEATURE_DNAT
+	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, source_of(family, packet), packet->protocol,
+				packet->udp->source);
+	if (id && take(choice, *id) == CHOSEN)
+		return REPLY;
+#endif
+	return NOT_OURS;
+}
+
+/* What a fragment without ports is: whatever its packet's first was. */
+static __always_inline enum course find_fragment_course(const int family, const struct packet *packet,
+							struct choice *choice)
+{
+	__u32 number = recall_fragment(family, packet), id = number;
+
+#ifdef FEATURE_FULL_NAT
+	if (number & FLOW_IS_SESSION) {
+		choice->number = number - FLOW_IS_SESSION;
+		choice->session = live_session(choice->number, clock_ticks());
+		id = choice->session ? choice->session->backend : 0;
+	}
+#endif
+	if (take(choice, id) != CHOSEN)
+		return NOT_OURS;
+	if (same_address(family, destination_of(family, packet), choice->backend->vip))
+		return TO_SERVICE;
+	return choice->session ? SESSION_REPLY : REPLY;
+}
+
+static __always_inline int send_answer(hook_context *ctx, const int family, struct packet *packet,
+				       const struct choice *choice, enum course course, int has_ports)
+{
+#ifdef FEATURE_FULL_NAT
+	if (course == SESSION_REPLY && choice->session)
+		return forward_session_reply(ctx, family, packet, choice->backend, choice->session, has_ports);
+#endif
+#ifdef FEATURE_DNAT
+	if (course == REPLY)
+		return forward_reply(ctx, family, packet, choice->backend, has_ports);
+#endif
+	return count_reason(PASS_NOT_OURS, PASS);
+}
+
+/* A fragment whose first went unseen can reach nobody here; those of other packets are not our business. */
+static __always_inline int lone_fragment(const int family, const struct packet *packet, const void *table)
+{
+	if (is_vip(family, table, destination_of(family, packet)))
+		return count_reason(DROP_FRAGMENT, DROP);
+#ifdef FEATURE_FULL_NAT
+	if (find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0))
+		return count_reason(DROP_FRAGMENT, DROP);
+#endif
+	return count_reason(PASS_NOT_OURS, PASS);
+}
+
+/* Whether an ICMP error is about a flow of a service, which it then is of. */
+static __always_inline int find_quoted_flow(const int family, const struct packet *packet, const void *table,
+					    struct quote *quote, struct flow *flow, __u32 *service)
+{
+	const __u32 *id;
+
+	if (!is_icmp_error(family, packet) || !parse_quote(family, packet, quote) ||
+	    !same_address(family, quoted_source(family, quote), destination_of(family, packet)))
+		return 0;
+	id = find_port_endpoint(family, table, ENDPOINT_SERVICE, quoted_source(family, quote), quote->protocol,
+				quote->udp->source);
+	if (!id)
+		return 0;
+	*service = *id;
+	copy_address(family, flow->client, quoted_destination(family, quote));
+	flow->client_port = quote->udp->dest;
+	flow->port = quote->udp->source;
+	return 1;
+}
+
+/*
+ * Most packets: TCP or UDP in one piece, without tags, options or extension headers. All offsets are constants, so
+ * the compiler makes this a program of its own within the program.
+ */
+static __always_inline int handle_plain(hook_context *ctx, const int family, struct packet *packet)
+{
+	void *table = endpoint_table(family);
+	struct choice choice = {};
+	enum course course;
+	struct flow flow;
+	__u32 service;
+	int reason;
+
+#ifdef FEATURE_FILTERS
+	if (is_filtered(family, packet))
+		return DROP;
+#endif
 	if (!table)
-		return count_reason(PASS_NOT_OURS, XDP_PASS);
-	if (packet->protocol == IPPROTO_ICMP) {
-		if (packet->icmp->type == ECHO_REQUEST && packet->icmp->code == 0 &&
-		    endpoint_lookup(table, endpoint_key(ENDPOINT_VIP, packet->ip->daddr, IPPROTO_ICMP, 0)))
-			return answer_echo(packet);
-		return count_reason(PASS_NOT_OURS, XDP_PASS);
-	}
-	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_SERVICE, packet->ip->daddr, packet->protocol,
-						       packet->udp->dest));
-	if (endpoint)
-		return forward(ctx, packet, endpoint->id);
-#ifdef FEATURE_DNAT
-	endpoint = endpoint_lookup(table, endpoint_key(ENDPOINT_BACKEND, packet->ip->saddr, packet->protocol,
-						       packet->udp->source));
-	if (endpoint) {
-		struct backend *backend = lookup(MAP_BACKENDS, endpoint->id);
-
-		if (backend)
-			return forward_reply(ctx, packet, backend);
-	}
-#endif
-	return count_reason(PASS_NOT_OURS, XDP_PASS);
+		return count_reason(PASS_NOT_OURS, PASS);
+	course = find_course(family, packet, table, &service, &choice);
+	if (course == NOT_OURS)
+		return count_reason(PASS_NOT_OURS, PASS);
+	if (course != TO_SERVICE)
+		return send_answer(ctx, family, packet, &choice, course, 1);
+	if (is_martian(family, packet))
+		return count_reason(DROP_MARTIAN, DROP);
+	flow_of(family, packet, &flow);
+	reason = choose(family, packet, service, &flow, &choice);
+	if (reason != CHOSEN)
+		return not_chosen(reason);
+	return forward(ctx, family, packet, &choice, 1);
 }
 
-int balancer(struct xdp_md *ctx)
+static __always_inline int outlives_hop(const int family, const struct packet *packet, const struct backend *backend)
 {
-	struct packet packet;
-	int reason = parse(ctx, &packet);
+	return *hop_limit(family, packet) > 1 || backend->forwarding == FORWARDING_DSR ||
+	       backend->forwarding == FORWARDING_REDIRECT;
+}
 
-	if (reason == PARSED)
-		return balance(ctx, &packet);
-	return count_reason(reason, XDP_PASS);
+/* The others. */
+static __always_inline int handle_any(hook_context *ctx, const int family, struct parsed *parsed)
+{
+	struct packet packet = {};
+	int reason = parse_ip(ctx, family, parsed, &packet), has_ports = 1;
+	void *table = endpoint_table(family);
+	struct choice choice = {};
+	struct quote quote = {};
+	enum course course;
+	struct flow flow = {};
+	__u32 service = 0;
+
+	if (reason == PASS_MALFORMED)
+		return count_reason(reason, PASS);
+	FORGET(reason, packet.protocol);
+#ifdef FEATURE_FILTERS
+	if (is_filtered(family, &packet))
+		return DROP;
+#endif
+	if (reason != PARSED)
+		return count_reason(reason, PASS);
+	if (!table)
+		return count_reason(PASS_NOT_OURS, PASS);
+	if (packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
+		return count_reason(PASS_MALFORMED, PASS);
+	if (packet.fragment && is_icmp(family, &packet))
+		return count_reason(PASS_NOT_OURS, PASS);
+	if (packet.fragment == LATER_FRAGMENT) {
+		course = find_fragment_course(family, &packet, &choice);
+		if (course == NOT_OURS)
+			return lone_fragment(family, &packet, table);
+		if (course == TO_SERVICE && !outlives_hop(family, &packet, choice.backend))
+			return count_reason(PASS_TTL_EXPIRED, PASS);
+		has_ports = 0;
+	} else if (is_icmp(family, &packet)) {
+		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet)))
+			return answer_echo(ctx, family, &packet);
+		if (!find_quoted_flow(family, &packet, table, &quote, &flow, &service))
+			return count_reason(PASS_NOT_OURS, PASS);
+		if (is_martian(family, &packet))
+			return count_reason(DROP_MARTIAN, DROP);
+		reason = choose_for_error(family, &packet, service, &flow, &choice);
+		if (reason != CHOSEN)
+			return not_chosen(reason);
+#if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
+		if (choice.backend->forwarding == FORWARDING_DNAT ||
+		    choice.backend->forwarding == FORWARDING_FULL_NAT)
+			return forward_translated_error(ctx, family, &packet, &quote, &choice);
+#endif
+		course = TO_SERVICE;
+		has_ports = 0;
+	} else {
+		course = find_course(family, &packet, table, &service, &choice);
+		if (course == NOT_OURS)
+			return count_reason(PASS_NOT_OURS, PASS);
+		if (course == TO_SERVICE) {
+			if (is_martian(family, &packet))
+				return count_reason(DROP_MARTIAN, DROP);
+			flow_of(family, &packet, &flow);
+			reason = choose(family, &packet, service, &flow, &choice);
+			if (reason != CHOSEN)
+				return not_chosen(reason);
+		}
+		if (packet.fragment)
+			remember_fragment(family, &packet,
+					  choice.session ? choice.number | FLOW_IS_SESSION : choice.id);
+	}
+	if (course != TO_SERVICE)
+		return send_answer(ctx, family, &packet, &choice, course, has_ports);
+	return forward(ctx, family, &packet, &choice, has_ports);
+}
+
+int balancer(hook_context *ctx)
+{
+	struct parsed parsed = {};
+	struct packet packet = {};
+	__be16 type;
+
+	if (parse_plain(ctx, 4, &packet))
+		return handle_plain(ctx, 4, &packet);
+#ifdef FEATURE_IPV6
+	if (parse_plain(ctx, 6, &packet))
+		return handle_plain(ctx, 6, &packet);
+#endif
+	type = parse_link(ctx, &parsed);
+	if (type == htons(ETH_P_IP))
+		return handle_any(ctx, 4, &parsed);
+#ifdef FEATURE_IPV6
+	if (type == htons(ETH_P_IPV6))
+		return handle_any(ctx, 6, &parsed);
+#endif
+	return count_reason(PASS_NOT_IP, PASS);
 }

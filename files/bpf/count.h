@@ -46,4 +46,15 @@ static __always_inline void count_reply(const struct backend *backend, __u64 byt
 	}
 }
 
+static __always_inline void count_new_flow(const struct backend *backend)
+{
+	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
+
+	if (counters)
+		counters->new_flows += 1;
+	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
+	if (counters)
+		counters->new_flows += 1;
+}
+
 #endif

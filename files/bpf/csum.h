@@ -6,7 +6,16 @@
 #ifndef LBOPS_CSUM_H
 #define LBOPS_CSUM_H
 
-#include "parse.h"
+/* What a TTL that is lowered by 1, the high byte of its word, adds. */
+#define TTL_STEP ((__u16)~htons(1 << 8))
+
+static __always_inline __sum16 csum_fold_sum(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
 
 static __always_inline __sum16 csum_add(__sum16 check, __sum16 delta)
 {
@@ -16,21 +25,20 @@ static __always_inline __sum16 csum_add(__sum16 check, __sum16 delta)
 	return (__u16) ~((sum & 0xffff) + (sum >> 16));
 }
 
-static __always_inline void csum_add_l4(struct packet *packet, __sum16 delta)
+/* What replacing one address by another adds to a sum; over IPv4 just the first word. */
+static __always_inline __u64 csum_address(const int family, const __be32 *before, const __be32 *after)
 {
-	__sum16 check;
+	__u64 sum = (__u64)(__u32)~before[0] + after[0];
 
-	if (packet->protocol == IPPROTO_TCP) {
-		/* Always true since parse(), which the verifier cannot see. */
-		if ((void *)(packet->tcp + 1) <= packet->end)
-			packet->tcp->check = csum_add(packet->tcp->check, delta);
-		return;
-	}
-	/* In UDP, 0 means that the sender computed none; a computed 0 is sent as its other form (RFC 768). */
-	if (!packet->udp->check)
-		return;
-	check = csum_add(packet->udp->check, delta);
-	packet->udp->check = check ? check : 0xffff;
+	if (family == 6)
+		sum += (__u64)(__u32)~before[1] + after[1] + (__u32)~before[2] + after[2] + (__u32)~before[3] +
+		       after[3];
+	return sum;
+}
+
+static __always_inline __u64 csum_port(__be16 before, __be16 after)
+{
+	return (__u64)(__u16)~before + after;
 }
 
 #endif

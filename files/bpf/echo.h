@@ -1,34 +1,48 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A VIP answers echo requests (RFC 792), so that operators and monitoring can ping it. */
+/* A VIP answers echo requests (RFC 792, RFC 4443), so that operators and monitoring can ping it. */
 #ifndef LBOPS_ECHO_H
 #define LBOPS_ECHO_H
 
 #include "count.h"
 #include "csum.h"
-#include "parse.h"
+#include "next_hop.h"
+#include "too_big.h"
 
-#define ECHO_REPLY 0
 #define ECHO_REQUEST 8
-/* What a host sends with (RFC 1700); the request's own may be too small for the way back. */
-#define DEFAULT_TTL 64
+#define ECHO_REPLY 0
+#define ECHO6_REQUEST 128
+#define ECHO6_REPLY 129
 
-static __always_inline int answer_echo(struct packet *packet)
+static __always_inline int is_echo_request(const int family, const struct packet *packet)
 {
-	__be16 mac[3];
-	__be32 address = packet->ip->saddr;
+	return packet->icmp->type == (family == 4 ? ECHO_REQUEST : ECHO6_REQUEST) && packet->icmp->code == 0;
+}
 
-	__builtin_memcpy(mac, packet->eth->source, ETH_ALEN);
-	__builtin_memcpy(packet->eth->source, packet->eth->destination, ETH_ALEN);
-	__builtin_memcpy(packet->eth->destination, mac, ETH_ALEN);
-	/* Swapped addresses leave the header checksum as it is; the TTL is the high byte of its word. */
-	packet->ip->check = csum_add(packet->ip->check, (__u16)~htons(packet->ip->ttl << 8));
-	packet->ip->check = csum_add(packet->ip->check, htons(DEFAULT_TTL << 8));
-	packet->ip->ttl = DEFAULT_TTL;
-	packet->ip->saddr = packet->ip->daddr;
-	packet->ip->daddr = address;
-	packet->icmp->type = ECHO_REPLY;
-	packet->icmp->checksum = csum_add(packet->icmp->checksum, (__u16)~htons(ECHO_REQUEST << 8));
-	return count_reason(TX_ECHO, XDP_TX);
+static __always_inline int answer_echo(hook_context *ctx, const int family, struct packet *packet)
+{
+	const __u8 request = family == 4 ? ECHO_REQUEST : ECHO6_REQUEST;
+	const __u8 reply = family == 4 ? ECHO_REPLY : ECHO6_REPLY;
+	__be16 mac[3];
+	__be32 client[4];
+
+	copy_mac(mac, packet->eth->source);
+	copy_mac(packet->eth->source, packet->eth->destination);
+	copy_mac(packet->eth->destination, mac);
+	copy_address(family, client, source_of(family, packet));
+	copy_address(family, source_of(family, packet), destination_of(family, packet));
+	copy_address(family, destination_of(family, packet), client);
+	if (family == 4) {
+		/* Swapped addresses leave the checksum as it is; the TTL is the high byte of its word. */
+		packet->ip->check = csum_add(packet->ip->check, (__u16)~htons(packet->ip->ttl << 8));
+		packet->ip->check = csum_add(packet->ip->check, htons(DEFAULT_TTL << 8));
+		packet->ip->ttl = DEFAULT_TTL;
+	} else {
+		packet->ip6->hop_limit = DEFAULT_TTL;
+	}
+	packet->icmp->type = reply;
+	packet->icmp->checksum =
+		csum_add(csum_add(packet->icmp->checksum, (__u16)~htons(request << 8)), htons(reply << 8));
+	return count_reason(TX_ECHO, send_back(ctx));
 }
 
 #endif

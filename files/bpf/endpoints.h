@@ -10,36 +10,85 @@
 #error "endpoint keys are composed for little-endian machines"
 #endif
 
-static __always_inline __u64 endpoint_key(enum endpoint_kind kind, __be32 address, __u8 protocol, __be16 port)
-{
-	return address | (__u64)port << 32 | (__u64)protocol << 48 | (__u64)kind << 56;
-}
-
 /*
- * A hash map of the kernel costs a helper call, about 20 ns; this table is reached through two inlined
+ * A hash map of the kernel costs a helper call, about 20 ns; these tables are reached through two inlined
  * array lookups, and a packet that is not ours mostly meets an empty slot first.
  */
-static __always_inline struct endpoint_table *endpoint_table(void)
+static __always_inline void *endpoint_table(const int family)
 {
-	void *tables = lookup(MAP_ENDPOINTS, 0);
+	void *tables = family == 4 ? lookup(MAP_ENDPOINTS, 0) : lookup(MAP_ENDPOINTS6, 0);
 
 	return tables ? lookup(tables, 0) : NULL;
 }
 
-static __always_inline struct endpoint *endpoint_lookup(struct endpoint_table *table, __u64 key)
+static __always_inline const __u32 *find_endpoint4(const struct endpoint_table *table, __u64 key)
 {
 	__u64 home = key * ENDPOINT_MULTIPLIER >> table->shift;
 	/* The engine never uses more slots than there are; the mask is for the verifier. */
-	struct endpoint *slot = &table->slots[home & (ENDPOINT_SLOTS - 1)];
+	const struct endpoint *slot = &table->slots[home & (ENDPOINT_SLOTS - 1)];
 	int probe;
 
 	for (probe = 0; probe < ENDPOINT_PROBES; probe++, slot++) {
 		if (slot->key == key)
-			return slot;
+			return &slot->id;
 		if (!slot->key)
 			return NULL;
 	}
 	return NULL;
+}
+
+static __always_inline __u64 load64(const void *words)
+{
+	const __u32 *word = words;
+
+	return (__u64)word[1] << 32 | word[0];
+}
+
+static __always_inline const __u32 *find_endpoint6(const struct endpoint6_table *table, __u64 upper, __u64 lower,
+						   __u64 key)
+{
+	__u64 hash = (upper ^ key) * ENDPOINT_MULTIPLIER;
+	const struct endpoint6 *slot;
+	int probe;
+
+	hash = (hash ^ hash >> 32 ^ lower) * ENDPOINT_MULTIPLIER;
+	slot = &table->slots[hash >> table->shift & (ENDPOINT_SLOTS - 1)];
+	for (probe = 0; probe < ENDPOINT_PROBES; probe++, slot++) {
+		if (!slot->key)
+			return NULL;
+		if (slot->key == key && slot->address[0] == upper && slot->address[1] == lower)
+			return &slot->id;
+	}
+	return NULL;
+}
+
+/* The endpoint's id; NULL if there is none. */
+static __always_inline const __u32 *find_endpoint(const int family, const void *table, enum endpoint_kind kind,
+						  const __be32 *address, __u8 protocol, __be16 port)
+{
+	__u64 key = (__u64)port << 32 | (__u64)protocol << 48 | (__u64)kind << 56;
+
+	if (family == 4)
+		return find_endpoint4(table, key | *address);
+	return find_endpoint6(table, load64(address), load64(address + 2), key);
+}
+
+/* By its port, or else whatever the port. */
+static __always_inline const __u32 *find_port_endpoint(const int family, const void *table, enum endpoint_kind kind,
+						       const __be32 *address, __u8 protocol, __be16 port)
+{
+	const __u32 *id = find_endpoint(family, table, kind, address, protocol, port);
+
+#ifdef FEATURE_ANY_PORT
+	if (!id)
+		id = find_endpoint(family, table, kind, address, protocol, 0);
+#endif
+	return id;
+}
+
+static __always_inline int is_vip(const int family, const void *table, const __be32 *address)
+{
+	return find_endpoint(family, table, ENDPOINT_VIP, address, IPPROTO_ICMP, 0) != NULL;
 }
 
 #endif

@@ -1,125 +1,266 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How a packet reaches its backend, and how the backend's reply gets the VIP back. */
+/* How a packet reaches its backend, and how the backend's reply gets the VIP back, without a header in front. */
 #ifndef LBOPS_FORWARD_H
 #define LBOPS_FORWARD_H
 
+#include "choose.h"
 #include "count.h"
 #include "csum.h"
 #include "layout.h"
 #include "next_hop.h"
 #include "parse.h"
 
-/* One hop less to live; the checksum deltas already account for it. */
-static __always_inline void rewrite_destination(struct packet *packet, const struct backend *backend)
-{
-	packet->ip->daddr = backend->address;
-	packet->ip->ttl -= 1;
-	packet->ip->check = csum_add(packet->ip->check, backend->ip_delta);
-	if (backend->port)
-		packet->udp->dest = backend->port;
-	csum_add_l4(packet, backend->l4_delta);
-}
+/* What becomes of a packet; what is NULL or 0 stays. The deltas are those of struct backend. */
+struct rewrite {
+	const __be32 *source;
+	const __be32 *destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__sum16 ip_delta;
+	__sum16 l4_delta;
+};
 
-static __always_inline void rewrite_source(struct packet *packet, const struct backend *backend)
+#ifdef HOOK_TC
+/*
+ * The kernel knows whether the checksum is whole or just the pseudo header's sum that hardware completes, and
+ * it is the addresses alone that the latter knows of. Pointers into the packet lapse.
+ */
+static __always_inline void add_to_checksum(hook_context *ctx, const int family, struct packet *packet,
+					    const struct rewrite *rewrite)
 {
-	packet->ip->saddr = backend->vip;
-	packet->ip->ttl -= 1;
-	packet->ip->check = csum_add(packet->ip->check, backend->reply_ip_delta);
-	if (backend->vip_port)
-		packet->udp->source = backend->vip_port;
-	csum_add_l4(packet, backend->reply_l4_delta);
-}
+	__u32 offset = packet->l4 - (void *)packet->eth;
+	__u64 addresses = rewrite->ip_delta, flags = BPF_F_PSEUDO_HDR;
+	__u32 ports;
 
-/* The kernel finishes what lacks only a neighbour: it forwards the packet once that is resolved, and lowers the TTL. */
-static __always_inline int pass_unresolved(struct packet *packet)
-{
-	packet->ip->ttl += 1;
-	packet->ip->check = csum_add(packet->ip->check, htons(1 << 8));
-	return count_reason(PASS_NO_NEIGHBOUR, XDP_PASS);
-}
-
-/* The router that sent the packet here, or the host itself, is on this interface, and so are we. */
-static __always_inline int send_to_mac(struct ethernet *eth, const __u8 *mac)
-{
-	__builtin_memcpy(eth->source, eth->destination, ETH_ALEN);
-	__builtin_memcpy(eth->destination, mac, ETH_ALEN);
-	return XDP_TX;
-}
-
-#ifdef FEATURE_DSR
-static __always_inline int forward_dsr(struct xdp_md *ctx, struct packet *packet, const struct backend *backend,
-				       __u32 id)
-{
-	struct next_hop *hop;
-	int result;
-
-	if (backend->has_mac) {
-		count_forwarded(backend, frame_bytes(packet));
-		return send_to_mac(packet->eth, backend->mac);
+	if (family == 4)
+		addresses += (__u16)~TTL_STEP;
+	addresses = csum_fold_sum(addresses);
+	ports = csum_fold_sum(rewrite->l4_delta + (__u64)(__u16)~addresses);
+	if (packet->protocol == IPPROTO_TCP) {
+		offset += offsetof(struct tcphdr, check);
+		bpf_l4_csum_replace(ctx, offset, 0, addresses, flags);
+		bpf_l4_csum_replace(ctx, offset, 0, ports, 0);
+		return;
 	}
-	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
-	if (!hop)
-		return XDP_DROP;
-	result = next_hop(ctx, hop, backend->address);
-	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_NEIGHBOUR, XDP_DROP);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return count_reason(DROP_NO_ROUTE, XDP_DROP);
-	count_forwarded(backend, frame_bytes(packet));
-	return send_to(ctx, packet->eth, hop);
+	offset += offsetof(struct udphdr, check);
+	bpf_l4_csum_replace(ctx, offset, 0, addresses, flags | BPF_F_MARK_MANGLED_0);
+	bpf_l4_csum_replace(ctx, offset, 0, ports, BPF_F_MARK_MANGLED_0);
+}
+#else
+static __always_inline void add_to_checksum(hook_context *ctx, const int family, struct packet *packet,
+					    const struct rewrite *rewrite)
+{
+	__sum16 check;
+
+	if (packet->protocol == IPPROTO_TCP) {
+		/* Always true since parse(), which the verifier cannot see. */
+		if ((void *)(packet->tcp + 1) <= packet->end)
+			packet->tcp->check = csum_add(packet->tcp->check, rewrite->l4_delta);
+		return;
+	}
+	/* In UDP, 0 means that the sender computed none; a computed 0 is sent as its other form (RFC 768). */
+	if (!packet->udp->check)
+		return;
+	check = csum_add(packet->udp->check, rewrite->l4_delta);
+	packet->udp->check = check ? check : 0xffff;
 }
 #endif
 
-#ifdef FEATURE_DNAT
-static __always_inline int forward_dnat(struct xdp_md *ctx, struct packet *packet, const struct backend *backend,
-					__u32 id)
+/*
+ * One hop less to live, which ip_delta accounts for. What lacks only a neighbour the kernel finishes: it forwards
+ * the packet once that is resolved, and lowers the TTL itself.
+ */
+static __always_inline void rewrite_network(const int family, struct packet *packet, const struct rewrite *rewrite,
+					    const int resolved)
 {
-	struct next_hop *hop;
-	int result;
-
-	if (packet->ip->ttl <= 1)
-		return count_reason(PASS_TTL_EXPIRED, XDP_PASS);
-	if (backend->has_mac) {
-		rewrite_destination(packet, backend);
-		count_forwarded(backend, frame_bytes(packet));
-		return send_to_mac(packet->eth, backend->mac);
-	}
-	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
-	if (!hop)
-		return XDP_DROP;
-	result = next_hop(ctx, hop, backend->address);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_ROUTE, XDP_DROP);
-	rewrite_destination(packet, backend);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return pass_unresolved(packet);
-	count_forwarded(backend, frame_bytes(packet));
-	return send_to(ctx, packet->eth, hop);
+	if (rewrite->source)
+		copy_address(family, source_of(family, packet), rewrite->source);
+	if (rewrite->destination)
+		copy_address(family, destination_of(family, packet), rewrite->destination);
+	if (family == 4)
+		packet->ip->check = csum_add(packet->ip->check, rewrite->ip_delta);
+	if (resolved)
+		*hop_limit(family, packet) -= 1;
+	else if (family == 4)
+		packet->ip->check = csum_add(packet->ip->check, (__u16)~TTL_STEP);
 }
 
-static __always_inline int forward_reply(struct xdp_md *ctx, struct packet *packet, const struct backend *backend)
+static __always_inline void rewrite_packet(hook_context *ctx, const int family, struct packet *packet,
+					   const struct rewrite *rewrite, const int resolved, int has_ports)
 {
-	__be32 client = packet->ip->daddr;
-	struct next_hop *hop;
-	int result;
+	rewrite_network(family, packet, rewrite, resolved);
+	if (!has_ports)
+		return;
+	if (rewrite->source_port)
+		packet->udp->source = rewrite->source_port;
+	if (rewrite->destination_port)
+		packet->udp->dest = rewrite->destination_port;
+	add_to_checksum(ctx, family, packet, rewrite);
+}
 
-	if (packet->ip->ttl <= 1)
-		return count_reason(PASS_TTL_EXPIRED, XDP_PASS);
-	/* Neighbours in the last octets spread over the cache; folding mixes in the rest. */
-	hop = lookup(MAP_CLIENT_NEXT_HOPS, (client ^ client >> 16) & (CLIENT_NEXT_HOPS - 1));
-	if (!hop)
-		return XDP_PASS;
-	result = next_hop(ctx, hop, client);
+/* To the backend: the answer of FIB and neighbours is known to be a way, or none. */
+static __always_inline int send_rewritten(hook_context *ctx, const int family, struct packet *packet,
+					  const struct choice *choice, const struct rewrite *rewrite,
+					  int has_ports)
+{
+	struct way way;
+	int verdict, result = way_to_backend(ctx, family, choice->backend, choice->id, &way);
+
+	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
+		count_forwarded(choice->backend, frame_bytes(ctx, packet));
+		verdict = set_out(ctx, packet, &way);
+		rewrite_packet(ctx, family, packet, rewrite, 1, has_ports);
+		return verdict;
+	}
+	if (result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_ROUTE, DROP);
+	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
+	return count_reason(PASS_NO_NEIGHBOUR, PASS);
+}
+
+static __always_inline int send_reply(hook_context *ctx, const int family, struct packet *packet,
+				      const struct backend *backend, const __be32 *client,
+				      const struct rewrite *rewrite, int has_ports)
+{
+	struct way way;
+	int verdict, result;
+
+	if (*hop_limit(family, packet) <= 1)
+		return count_reason(PASS_TTL_EXPIRED, PASS);
+	result = way_to_client(ctx, family, client, &way);
+	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
+		count_reply(backend, frame_bytes(ctx, packet));
+		verdict = set_out(ctx, packet, &way);
+		rewrite_packet(ctx, family, packet, rewrite, 1, has_ports);
+		return verdict;
+	}
 	/* An address of this host: the packet answers a request of ours, not a client's. */
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
-		return count_reason(PASS_LOCAL_REPLY, XDP_PASS);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_ROUTE, XDP_DROP);
-	rewrite_source(packet, backend);
+		return count_reason(PASS_LOCAL_REPLY, PASS);
+	if (result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_ROUTE, DROP);
+	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
+	return count_reason(PASS_NO_NEIGHBOUR, PASS);
+}
+
+#ifdef FEATURE_DNAT
+static __always_inline int forward_dnat(hook_context *ctx, const int family, struct packet *packet,
+					const struct choice *choice, int has_ports)
+{
+	struct rewrite rewrite = {
+		.destination = choice->backend->address,
+		.destination_port = choice->backend->port,
+		.ip_delta = choice->backend->ip_delta,
+		.l4_delta = choice->backend->l4_delta,
+	};
+
+	return send_rewritten(ctx, family, packet, choice, &rewrite, has_ports);
+}
+
+static __always_inline int forward_reply(hook_context *ctx, const int family, struct packet *packet,
+					 const struct backend *backend, int has_ports)
+{
+	struct rewrite rewrite = {
+		.source = backend->vip,
+		.source_port = backend->vip_port,
+		.ip_delta = backend->reply_ip_delta,
+		.l4_delta = backend->reply_l4_delta,
+	};
+
+	return send_reply(ctx, family, packet, backend, destination_of(family, packet), &rewrite, has_ports);
+}
+#endif
+
+#ifdef FEATURE_FULL_NAT
+/* Over IPv4 the header's delta has the TTL in it. */
+static __always_inline __sum16 with_ttl_step(const int family, __sum16 addresses)
+{
+	return family == 4 ? csum_fold_sum((__u64)addresses + TTL_STEP) : addresses;
+}
+
+static __always_inline int forward_full_nat(hook_context *ctx, const int family, struct packet *packet,
+					    const struct choice *choice, int has_ports)
+{
+	const struct backend *backend = choice->backend;
+	struct session *session = choice->session;
+	struct rewrite rewrite = {
+		.source = backend->source,
+		.destination = backend->address,
+		.source_port = session_source_port(backend, choice->number),
+		.destination_port = backend->port,
+	};
+
+	if (!session)
+		return count_reason(DROP_NO_PORT, DROP);
+	rewrite.ip_delta = with_ttl_step(family, session->address_delta);
+	rewrite.l4_delta = session->l4_delta;
+	if (has_ports)
+		note_packet(session, packet, clock_ticks());
+	return send_rewritten(ctx, family, packet, choice, &rewrite, has_ports);
+}
+
+static __always_inline int forward_session_reply(hook_context *ctx, const int family, struct packet *packet,
+						 const struct backend *backend, struct session *session,
+						 int has_ports)
+{
+	struct rewrite rewrite = {
+		.source = backend->vip,
+		.destination = session->client,
+		.source_port = session->vip_port,
+		.destination_port = session->client_port,
+		/* The way back is the opposite. */
+		.ip_delta = with_ttl_step(family, (__u16)~session->address_delta),
+		.l4_delta = (__u16)~session->l4_delta,
+	};
+
+	if (has_ports)
+		note_packet(session, packet, clock_ticks());
+	return send_reply(ctx, family, packet, backend, session->client, &rewrite, has_ports);
+}
+#endif
+
+#ifdef FEATURE_DSR
+static __always_inline int forward_dsr(hook_context *ctx, const int family, struct packet *packet,
+				       const struct choice *choice)
+{
+	struct way way;
+	int result = way_to_backend(ctx, family, choice->backend, choice->id, &way);
+
+	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return pass_unresolved(packet);
-	count_reply(backend, frame_bytes(packet));
-	return send_to(ctx, packet->eth, hop);
+		return count_reason(DROP_NO_ROUTE, DROP);
+	count_forwarded(choice->backend, frame_bytes(ctx, packet));
+	return set_out(ctx, packet, &way);
+}
+#endif
+
+#ifdef FEATURE_REDIRECT
+#define LINKS_TRIED 32
+
+/* An interface is in the device map while its link is up; without it, the ring's next slots say who stands in. */
+static __always_inline int forward_redirect(hook_context *ctx, const struct packet *packet,
+					    const struct choice *choice)
+{
+	__u64 hash = choice->hash;
+	struct backend *backend = choice->backend;
+	int tries, verdict;
+
+	for (tries = 0; tries < LINKS_TRIED; tries++) {
+		verdict = bpf_redirect_map(MAP_LINKS, backend->interface, 0);
+		if (verdict == XDP_REDIRECT) {
+			count_forwarded(backend, frame_bytes(ctx, packet));
+			return verdict;
+		}
+		/* A later fragment has no ports that would say where else to go. */
+		if (!choice->ring)
+			break;
+		hash = hash * ENDPOINT_MULTIPLIER + 1;
+		backend = lookup(MAP_BACKENDS, backend_in_slot(choice->ring, hashed_slot(choice->ring, hash)));
+		if (!backend)
+			break;
+	}
+	return count_reason(DROP_LINK_DOWN, DROP);
 }
 #endif
 

@@ -5,28 +5,38 @@
  *
  * __be16/__be32/__sum16 are in network byte order, everything else in the host's. LAYOUT_VERSION changes
  * with any change to these structures or to their meaning, so that an engine never misreads pinned maps.
+ * Addresses are arrays of four words: IPv6, or IPv4 in the first one with the rest zero.
  *
- * Sizes come from the command line: MAX_SERVICES, MAX_BACKENDS, ENDPOINT_SLOTS (a power of two).
+ * Sizes come from the command line: MAX_SERVICES, MAX_BACKENDS, MAX_SESSIONS, ENDPOINT_SLOTS, FLOW_BUCKETS
+ * and FLOW_SHIFT = 64 - log2(FLOW_BUCKETS), FILTER_LINES, MAX_FILTERS, MAX_NEW_FLOWS, CPUS.
  */
 #ifndef LBOPS_LAYOUT_H
 #define LBOPS_LAYOUT_H
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
-/* A prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4). */
+/* Slots of a ring. A prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4). */
 #define RING_SIZE 65537
 /* Slots looked at before a key counts as absent; the engine places no key farther from its home. */
 #define ENDPOINT_PROBES 16
 /* Odd 64-bit constant of Fibonacci hashing: 2^64 divided by the golden ratio (Knuth, TAOCP vol. 3, 6.4). */
 #define ENDPOINT_MULTIPLIER 0x9E3779B97F4A7C15ULL
 /* Entries of the cache of next hops towards clients, per CPU (a power of two). */
-#define CLIENT_NEXT_HOPS 16384
+#define CLIENT_NEXT_HOPS 32768
+/* Buckets of fragmented packets under way, per CPU (a power of two), 64 - log2 of that. */
+#define FRAGMENT_BUCKETS 512
+#define FRAGMENT_SHIFT 55
+/* Pools of source ports. */
+#define MAX_POOLS 64
+/* The number that a flow is remembered with is a backend, or with this bit a session. */
+#define FLOW_IS_SESSION (1 << 20)
 
 /* What an endpoint is, the last byte of its key. */
 enum endpoint_kind {
-	ENDPOINT_SERVICE = 1, /* destination VIP:port; id is the service's ring */
-	ENDPOINT_BACKEND = 2, /* source of a dnat backend's replies; id is the backend */
+	ENDPOINT_SERVICE = 1, /* destination VIP:port, port 0 for any; id is the service's ring */
+	ENDPOINT_BACKEND = 2, /* source of a dnat backend's replies, port 0 for any; id is the backend */
 	ENDPOINT_VIP = 3,     /* an address that answers echo; port 0, protocol ICMP, no id */
+	ENDPOINT_SOURCE = 4,  /* an address of full_nat; port 0, protocol 0, id is the pool */
 };
 
 /* key: address | port << 32 | protocol << 48 | kind << 56, address and port as they lie in the packet. */
@@ -43,15 +53,38 @@ struct endpoint_table {
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
+/* The same over IPv6; key without the address. */
+struct endpoint6 {
+	__u64 address[2];
+	__u64 key; /* 0: empty */
+	__u32 id;
+	__u32 unused;
+};
+
+struct endpoint6_table {
+	__u32 shift;
+	__u32 unused;
+	struct endpoint6 slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
+};
+
 enum scheduler {
 	SCHEDULER_MAGLEV = 1,
 	SCHEDULER_ROUND_ROBIN = 2,
+	SCHEDULER_HASH = 3,
 };
 
-/* The backends of one service in the order its scheduler wants; swapped whole as well. */
+enum service_flags {
+	SERVICE_FLOW_TABLE = 1,
+	SERVICE_SESSIONS = 2,  /* full_nat */
+	SERVICE_KEEPS_TTL = 4, /* dsr, redirect: frames are moved as they are, whatever their TTL */
+};
+
+/* What holds for a service, and its backends in the order its scheduler wants; swapped whole as well. */
 struct ring {
 	__u32 scheduler;
-	__u32 length; /* slots that round robin walks through */
+	__u32 length; /* slots in use */
+	__u32 flags;
+	__u32 idle_timeout; /* ticks, see clock.h */
 	__u32 slots[RING_SIZE];
 	__u32 unused;
 };
@@ -59,28 +92,42 @@ struct ring {
 enum forwarding {
 	FORWARDING_DNAT = 1,
 	FORWARDING_DSR = 2,
+	FORWARDING_FULL_NAT = 3,
+	FORWARDING_IPIP = 4,
+	FORWARDING_REDIRECT = 5,
 };
 
 /*
  * Written once, before a ring or endpoint table points at it; a changed backend gets a new id.
- * The deltas are what a rewrite adds to the complement of a checksum (RFC 1624, equation 3), folded to
- * 16 bits; those of the IP header include the decremented TTL.
+ * The deltas are what a rewrite of VIP and port adds to the complement of a checksum (RFC 1624, equation 3),
+ * folded to 16 bits; those of the IPv4 header include the decremented TTL.
  */
 struct backend {
-	__be32 address;
+	__be32 address[4];
+	__be32 vip[4];
 	__be16 port; /* 0: the packet keeps its port */
-	__u8 forwarding;
-	__u8 has_mac; /* 1: mac is the next hop, the kernel's tables are not asked */
-	__u8 mac[6];
 	__be16 vip_port;
-	__be32 vip;
+	__u8 forwarding;
+	__u8 family;  /* of the address: 4 or 6 */
+	__u8 has_mac; /* 1: mac is the next hop, the kernel's tables are not asked */
+	__u8 unused;
+	__u8 mac[6];
 	__sum16 ip_delta;
 	__sum16 l4_delta;
 	__sum16 reply_ip_delta;
 	__sum16 reply_l4_delta;
+	__u16 source_port; /* full_nat: the first of the pool */
+	__u32 service;      /* whose ring it is in */
 	__u32 service_counters;
 	__u32 backend_counters;
-	__u32 unused;
+	__u32 interface;    /* redirect */
+	__be32 source[4];   /* full_nat, ipip */
+	__be32 source_mask; /* ipip: bits of the last word of the source that come from the flow */
+	__u32 header_sum;   /* ipip over IPv4: the sum of the outer header's words that are always the same */
+	__u32 first_session; /* full_nat: where the pool's sessions begin */
+	__u32 source_ports;  /* full_nat: how many there are */
+	__u32 pool;
+	__u32 unused2;
 };
 
 /* Bytes are those of the frame as it arrived, Ethernet header included. */
@@ -89,13 +136,52 @@ struct counters {
 	__u64 bytes;
 	__u64 reply_packets;
 	__u64 reply_bytes;
+	__u64 new_flows; /* remembered in the flow table, or sessions started */
+};
+
+/* Eight flows in one cache line: signature << 33 | tick last seen << 21 | number, 0: empty. */
+struct flow_bucket {
+	__u64 flows[8];
+};
+
+/* A flow of full_nat; its place says its source port. */
+struct session {
+	__be32 client[4];
+	__be16 client_port;
+	__be16 vip_port;
+	__u32 backend;
+	__u32 service;
+	__u32 seen; /* tick; 0: free */
+	__u32 timeout; /* ticks without a packet; short once FIN or RST was seen */
+	__u8 protocol;
+	__u8 unused;
+	__sum16 address_delta; /* what the rewrite adds to the complement of a checksum: addresses ... */
+	__sum16 l4_delta;      /* ... and addresses with ports; a reply adds the complement */
+	__u16 unused2;
+	__u32 unused3[5];
+};
+
+/* A pool of source ports as replies need it. */
+struct pool {
+	__u32 first_session;
+	__u16 first_port;
+	__u16 ports;
+};
+
+/* What a CPU has done since its tick began. */
+struct budget {
+	__u32 tick;
+	__u32 flows;    /* learnt */
+	__u32 searches; /* in other CPUs' flow tables */
+	__u32 errors;   /* ICMP errors sent */
 };
 
 /* A remembered answer of the kernel's FIB and neighbour tables; valid while its generation is current. */
 struct next_hop {
-	__be32 address;
+	__be32 address[4];
 	__u32 generation;
 	__u32 interface;
+	__u32 mtu;
 	__u8 destination[6];
 	__u8 source[6];
 };
@@ -103,6 +189,76 @@ struct next_hop {
 struct control {
 	__u32 layout_version;
 	__u32 next_hop_generation; /* never 0; the engine adds 1 when routes or neighbours changed */
+	__u32 mtu;                 /* of the interface */
+	__u32 unused;
+	__u64 seed; /* random, for the flow table */
+};
+
+enum filter_action {
+	FILTER_DROP = 1,
+	FILTER_PASS = 2,
+	FILTER_LIMIT = 3,
+};
+
+enum filter_class {
+	FILTER_TCP,
+	FILTER_UDP,
+	FILTER_ICMP,
+	FILTER_OTHER,
+	FILTER_CLASSES,
+};
+
+struct filter_rule {
+	__u32 id;       /* of counters and limit */
+	__u32 action;   /* 0: there is no rule */
+	__u32 interval; /* limit: nanoseconds a packet */
+	__u32 burst;    /* limit: packets */
+};
+
+/*
+ * Filters are one frozen array of lines of 64 bytes, swapped whole: 3 lines of header, buckets of IPv4, buckets of
+ * IPv6, verdicts. Prefixes are found by binary search over the lengths in use (Waldvogel et al., SIGCOMM 1997):
+ * every prefix has markers at the shorter lengths that a search for it visits.
+ */
+struct filter_header {
+	__u32 first4, first6; /* lines */
+	__u32 shift4, shift6; /* 64 - log2(buckets) */
+	__u32 first_verdict;
+	__u32 any4, any6; /* verdicts of the prefix of length 0; 0: none */
+	__u8 count4, count6; /* of lengths in use, which ascend */
+	__u8 lengths4[32];
+	__u16 unused;
+	__u8 lengths6[128];
+};
+
+/* Lines looked at before a prefix counts as absent. */
+#define FILTER_PROBES 2
+
+struct filter_slot4 {
+	__u64 key;     /* address, in the host's byte order | length << 32; 0: empty */
+	__u32 verdict; /* of the longest prefix with rules that holds this one, itself included; 0: none */
+	__u32 unused;
+};
+
+struct filter_slot6 {
+	__u64 address[2]; /* upper and lower half, in the host's byte order */
+	__u32 length;     /* 0: empty */
+	__u32 verdict;
+	__u64 unused;
+};
+
+struct filter_line {
+	union {
+		struct filter_slot4 slots4[4];
+		struct filter_slot6 slots6[2];
+		struct filter_rule rules[FILTER_CLASSES];
+		__u8 bytes[64];
+	};
+};
+
+struct filter_counters {
+	__u64 packets;
+	__u64 dropped;
 };
 
 #endif

@@ -5,28 +5,62 @@
 
 #include "layout.h"
 #include "maps.h"
+#include "parse.h"
 
 #define AF_INET 2
+#define AF_INET6 10
+
+/* Both are at least as aligned as their words, which is more than memcpy assumes. */
+static __always_inline void copy_mac(void *to, const void *from)
+{
+	__be16 *target = to;
+	const __be16 *origin = from;
+
+	target[0] = origin[0];
+	target[1] = origin[1];
+	target[2] = origin[2];
+}
+
+static __always_inline void copy_address(const int family, __be32 *to, const __be32 *from)
+{
+	to[0] = from[0];
+	if (family == 6) {
+		to[1] = from[1];
+		to[2] = from[2];
+		to[3] = from[3];
+	}
+}
+
+static __always_inline int same_address(const int family, const __be32 *one, const __be32 *other)
+{
+	if (family == 4)
+		return one[0] == other[0];
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3];
+}
 
 /* BPF_FIB_LKUP_RET_SUCCESS with the answer remembered, or the kernel's reason against it. */
-static __always_inline int ask_kernel(struct xdp_md *ctx, struct next_hop *cached, __be32 address, __u32 generation)
+static __always_inline int ask_kernel(hook_context *ctx, const int family, struct next_hop *cached,
+				      const __be32 *address, __u32 generation)
 {
 	struct bpf_fib_lookup fib;
 	int result;
 
 	/* An initializer need not reach what lies behind the shorter members of its unions. */
 	__builtin_memset(&fib, 0, sizeof(fib));
-	fib.family = AF_INET;
-	fib.ipv4_dst = address;
-	fib.ifindex = ctx->ingress_ifindex;
+	fib.family = family == 4 ? AF_INET : AF_INET6;
+	copy_address(family, family == 4 ? &fib.ipv4_dst : fib.ipv6_dst, address);
+	fib.ifindex = arrived_on(ctx);
+	/* Asks for the route's MTU, which then shares this place (mtu_result, kernel 5.13). */
+	fib.tot_len = 1;
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return result;
-	cached->address = address;
+	copy_address(family, cached->address, address);
 	cached->generation = generation;
 	cached->interface = fib.ifindex;
-	__builtin_memcpy(cached->destination, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(cached->source, fib.smac, ETH_ALEN);
+	cached->mtu = fib.tot_len;
+	copy_mac(cached->destination, fib.dmac);
+	copy_mac(cached->source, fib.smac);
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
@@ -35,7 +69,8 @@ static __always_inline int ask_kernel(struct xdp_md *ctx, struct next_hop *cache
  * raises the generation when a route or a neighbour's address changes, and all remembered answers lapse.
  * The generation is read before the tables are, so an answer can be too old for its mark, never too new.
  */
-static __always_inline int next_hop(struct xdp_md *ctx, struct next_hop *cached, __be32 address)
+static __always_inline int next_hop(hook_context *ctx, const int family, struct next_hop *cached,
+				    const __be32 *address)
 {
 	struct control *control = lookup(MAP_CONTROL, 0);
 	__u32 generation;
@@ -43,16 +78,77 @@ static __always_inline int next_hop(struct xdp_md *ctx, struct next_hop *cached,
 	if (!control)
 		return BPF_FIB_LKUP_RET_UNREACHABLE;
 	generation = *(volatile __u32 *)&control->next_hop_generation;
-	if (cached->address == address && cached->generation == generation)
+	if (cached->generation == generation && same_address(family, cached->address, address))
 		return BPF_FIB_LKUP_RET_SUCCESS;
-	return ask_kernel(ctx, cached, address, generation);
+	return ask_kernel(ctx, family, cached, address, generation);
 }
 
-static __always_inline int send_to(struct xdp_md *ctx, struct ethernet *eth, const struct next_hop *to)
+/* Where a packet goes next; found before anything is changed, used last. */
+struct way {
+	const void *destination;
+	const void *source; /* NULL: what the frame was sent to, which is us */
+	__u32 interface; /* 0: the one that the frame came in on */
+	__u32 mtu;       /* 0: the interface's */
+};
+
+/* BPF_FIB_LKUP_RET_SUCCESS, or what stands against it. */
+static __always_inline int way_to_backend(hook_context *ctx, const int family, const struct backend *backend,
+					  __u32 id, struct way *way)
 {
-	__builtin_memcpy(eth->destination, to->destination, ETH_ALEN);
-	__builtin_memcpy(eth->source, to->source, ETH_ALEN);
-	return to->interface == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(to->interface, 0);
+	struct next_hop *hop;
+	int result;
+
+	if (backend->has_mac) {
+		way->destination = backend->mac;
+		way->source = NULL;
+		/* The router that sent the packet here, or the host itself, is on this interface, and so are we. */
+		way->interface = 0;
+		way->mtu = 0;
+		return BPF_FIB_LKUP_RET_SUCCESS;
+	}
+	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
+	if (!hop)
+		return BPF_FIB_LKUP_RET_UNREACHABLE;
+	result = next_hop(ctx, family, hop, backend->address);
+	way->destination = hop->destination;
+	way->source = hop->source;
+	way->interface = hop->interface;
+	way->mtu = hop->mtu;
+	return result;
+}
+
+static __always_inline int way_to_client(hook_context *ctx, const int family, const __be32 *client, struct way *way)
+{
+	__u32 mixed = family == 4 ? client[0] : client[0] ^ client[1] ^ client[2] ^ client[3];
+	struct next_hop *hop;
+	int result;
+
+	/* Neighbours in the last octets spread over the cache; folding mixes in the rest. Each family has a half. */
+	mixed = (mixed ^ mixed >> 16) & (CLIENT_NEXT_HOPS / 2 - 1);
+	hop = lookup(MAP_CLIENT_NEXT_HOPS, family == 4 ? mixed : mixed + CLIENT_NEXT_HOPS / 2);
+	if (!hop)
+		return BPF_FIB_LKUP_RET_NOT_FWDED;
+	result = next_hop(ctx, family, hop, client);
+	way->destination = hop->destination;
+	way->source = hop->source;
+	way->interface = hop->interface;
+	way->mtu = hop->mtu;
+	return result;
+}
+
+/* Address the frame; the verdict that sends it. Tagged frames stay in their VLAN. */
+static __always_inline int set_out(hook_context *ctx, const struct packet *packet, const struct way *way)
+{
+	struct ethernet *eth = packet->eth;
+
+	if (way->source)
+		copy_mac(eth->source, way->source);
+	else
+		copy_mac(eth->source, eth->destination);
+	copy_mac(eth->destination, way->destination);
+	if (!way->interface || packet->link_length != sizeof(*eth))
+		return send_back(ctx);
+	return send_out(ctx, way->interface);
 }
 
 #endif

@@ -3,10 +3,22 @@
 #ifndef LBOPS_PARSE_H
 #define LBOPS_PARSE_H
 
+#include "hook.h"
 #include "reasons.h"
 
-#define IP_MORE_FRAGMENTS_OR_OFFSET 0x3fff
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_FRAGMENT_OFFSET 0x1fff
 #define IP_VERSION_4_NO_OPTIONS 0x45
+#define IP6_MORE_FRAGMENTS 0x0001
+#define IP6_FRAGMENT_OFFSET 0xfff8
+#define MAX_EXTENSION_HEADERS 6
+/* All bits of the longest six of them together. */
+#define MAX_EXTENSION_OFFSET 0x3fff
+
+#define HOP_BY_HOP_OPTIONS 0
+#define ROUTING_HEADER 43
+#define FRAGMENT_HEADER 44
+#define DESTINATION_OPTIONS 60
 
 /* struct ethhdr is packed, so its addresses would be copied byte by byte. */
 struct ethernet {
@@ -15,60 +27,331 @@ struct ethernet {
 	__be16 type;
 };
 
-struct packet {
-	struct ethernet *eth;
-	struct iphdr *ip;
-	union {
-		struct tcphdr *tcp;
-		struct udphdr *udp; /* its ports are TCP's, too */
-		struct icmphdr *icmp;
-	};
-	void *end;
-	__u8 protocol;
+struct vlan_tag {
+	__be16 control;
+	__be16 type;
 };
 
-/* PARSED: IPv4 without options, not a fragment, TCP, UDP or ICMP with its whole header in the frame. */
+struct extension_header {
+	__u8 next;
+	__u8 length; /* 8 bytes each, without the first 8 */
+	__u8 type;
+	__u8 segments_left;
+	__be32 unused;
+};
+
+struct fragment_header {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 identification;
+};
+
+enum fragment {
+	NOT_FRAGMENTED,
+	FIRST_FRAGMENT,
+	LATER_FRAGMENT,
+};
+
+/* What parsing found out; offsets are in bytes. */
+struct parsed {
+	__u32 link_length;    /* of the Ethernet header with its tags */
+	__u32 network_length; /* of the IP header with options or extension headers */
+	__u32 identification; /* of a fragment */
+	__u32 protocol;
+	__u32 fragment;
+};
+
+struct packet {
+	struct ethernet *eth;
+	union {
+		void *network;
+		struct iphdr *ip;
+		struct ipv6hdr *ip6;
+	};
+	union {
+		void *l4;
+		struct tcphdr *tcp;
+		struct udphdr *udp; /* its ports are TCP's, too */
+		struct icmphdr *icmp; /* as is the head of ICMPv6 */
+	};
+	void *end;
+	__u32 link_length;
+	__u32 identification;
+	__u8 protocol;
+	__u8 fragment;
+};
+
+/*
+ * The verifier follows every way through the program with all that it knows of the values on it. After parsing, it is
+ * to forget by which way it came, or it would check the rest of the program anew for each.
+ */
+#define FORGET(value, unknown) asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(value) : "r"(unknown))
+
 #define PARSED -1
 
-static __always_inline int parse(struct xdp_md *ctx, struct packet *packet)
+static __always_inline __be32 *source_of(const int family, const struct packet *packet)
 {
-	void *data = (void *)(long)ctx->data;
-	void *data_end = (void *)(long)ctx->data_end;
-	struct ethernet *eth = data;
-	struct iphdr *ip = (void *)(eth + 1);
-	void *l4 = ip + 1;
-	/* 64 bits wide, because narrowing costs BPF two shifts. */
-	__u64 length, least = sizeof(*ip) + sizeof(struct udphdr);
+	return family == 4 ? &packet->ip->saddr : (__be32 *)&packet->ip6->saddr;
+}
 
-	/* UDP and echo headers are 8 bytes; an ARP frame is just as long as what this asks for. */
-	if (l4 + sizeof(struct udphdr) > data_end)
-		return PASS_MALFORMED;
-	if (eth->type != htons(ETH_P_IP))
-		return PASS_NOT_IPV4;
+static __always_inline __be32 *destination_of(const int family, const struct packet *packet)
+{
+	return family == 4 ? &packet->ip->daddr : (__be32 *)&packet->ip6->daddr;
+}
+
+static __always_inline __u8 *hop_limit(const int family, const struct packet *packet)
+{
+	return family == 4 ? &packet->ip->ttl : &packet->ip6->hop_limit;
+}
+
+static __always_inline __u64 network_length(const int family, const struct packet *packet)
+{
+	return family == 4 ? ntohs(packet->ip->tot_len) :
+			     ntohs(packet->ip6->payload_len) + sizeof(struct ipv6hdr);
+}
+
+static __always_inline int is_icmp(const int family, const struct packet *packet)
+{
+	return packet->protocol == (family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
+static __always_inline __u64 frame_bytes(hook_context *ctx, const struct packet *packet)
+{
+#if defined(HOOK_TC) || defined(FEATURE_MULTI_BUFFER)
+	return frame_length(ctx);
+#else
+	return packet->end - (void *)packet->eth;
+#endif
+}
+
+static __always_inline int is_plain4(const struct iphdr *ip, const void *end)
+{
+	__u64 length = ntohs(ip->tot_len), least = sizeof(*ip) + sizeof(struct udphdr);
+
 	if (*(__u8 *)ip != IP_VERSION_4_NO_OPTIONS)
-		return ip->version == 4 && ip->ihl > 5 ? PASS_IP_OPTIONS : PASS_MALFORMED;
+		return 0;
 	if (ip->protocol == IPPROTO_TCP)
 		least = sizeof(*ip) + sizeof(struct tcphdr);
-	else if (ip->protocol != IPPROTO_UDP && ip->protocol != IPPROTO_ICMP)
-		return PASS_NOT_OURS;
-	if (ip->frag_off & htons(IP_MORE_FRAGMENTS_OR_OFFSET))
-		return PASS_FRAGMENT;
+	else if (ip->protocol != IPPROTO_UDP)
+		return 0;
+	return !(ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) && length >= least &&
+	       length <= (__u64)(end - (void *)ip);
+}
+
+static __always_inline int is_plain6(const struct ipv6hdr *ip6, const void *end)
+{
+	__u64 length = ntohs(ip6->payload_len), least = sizeof(struct udphdr);
+
+	if (ip6->version != 6)
+		return 0;
+	if (ip6->nexthdr == IPPROTO_TCP)
+		least = sizeof(struct tcphdr);
+	else if (ip6->nexthdr != IPPROTO_UDP)
+		return 0;
+	return length >= least && length <= (__u64)(end - (void *)(ip6 + 1));
+}
+
+/* Whether it is TCP or UDP without anything unusual; then that is all there is to parse. */
+static __always_inline int parse_plain(hook_context *ctx, const int family, struct packet *packet)
+{
+	packet->eth = (void *)(long)ctx->data;
+	packet->network = packet->eth + 1;
+	packet->l4 = packet->network + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	packet->end = (void *)(long)ctx->data_end;
+	packet->link_length = sizeof(*packet->eth);
+	packet->fragment = NOT_FRAGMENTED;
+	if (packet->l4 + sizeof(struct udphdr) > packet->end ||
+	    packet->eth->type != (family == 4 ? htons(ETH_P_IP) : htons(ETH_P_IPV6)))
+		return 0;
+	packet->protocol = family == 4 ? packet->ip->protocol : packet->ip6->nexthdr;
+	return family == 4 ? is_plain4(packet->ip, packet->end) : is_plain6(packet->ip6, packet->end);
+}
+
+/* Of what the frame holds from the network header on, parts that are not in one piece with the first included. */
+static __always_inline int longer_than_frame(hook_context *ctx, __u32 link_length, __u64 in_one_piece, __u64 length)
+{
+	if (length <= in_one_piece)
+		return 0;
+#if defined(HOOK_TC) || defined(FEATURE_MULTI_BUFFER)
+	return length + link_length > frame_length(ctx);
+#else
+	return 1;
+#endif
+}
+
+static __always_inline int is_tag(__be16 type)
+{
+	return type == htons(ETH_P_8021Q) || type == htons(ETH_P_8021AD);
+}
+
+/* The protocol of the network header, which begins behind up to two tags; 0 if the frame ends before. */
+static __always_inline __be16 parse_link(hook_context *ctx, struct parsed *parsed)
+{
+	struct ethernet *eth = (void *)(long)ctx->data;
+	struct vlan_tag *tags = (void *)(eth + 1);
+
+	if ((void *)tags + sizeof(struct iphdr) > (void *)(long)ctx->data_end)
+		return 0;
+	parsed->link_length = sizeof(*eth);
+	if (!is_tag(eth->type))
+		return eth->type;
+	parsed->link_length = sizeof(*eth) + sizeof(*tags);
+	if (!is_tag(tags[0].type))
+		return tags[0].type;
+	parsed->link_length = sizeof(*eth) + 2 * sizeof(*tags);
+	return tags[1].type;
+}
+
+/* Bytes of the header that a protocol must have, 0 for one that is none of ours. */
+static __always_inline __u64 l4_header_bytes(const int family, __u8 protocol)
+{
+	if (protocol == IPPROTO_TCP)
+		return sizeof(struct tcphdr);
+	if (protocol == IPPROTO_UDP || protocol == (family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+		return sizeof(struct udphdr);
+	return 0;
+}
+
+static __always_inline int parse_ip4(hook_context *ctx, struct iphdr *ip, void *end, struct parsed *parsed)
+{
+	/* 64 bits wide, because narrowing costs BPF two shifts. */
+	__u64 length, least;
+
+	if ((void *)(ip + 1) > end)
+		return PASS_MALFORMED;
+	parsed->protocol = ip->protocol;
+	parsed->network_length = sizeof(*ip);
+	if (*(__u8 *)ip != IP_VERSION_4_NO_OPTIONS) {
+		if (ip->version != 4 || ip->ihl < 5)
+			return PASS_MALFORMED;
+		parsed->network_length = ip->ihl * 4;
+	}
 	/* Short frames are padded, so the frame may be longer than the packet, never shorter. */
 	length = ntohs(ip->tot_len);
-	if (length < least || length > (__u64)(data_end - (void *)ip))
+	if (length < parsed->network_length || longer_than_frame(ctx, parsed->link_length, end - (void *)ip, length))
 		return PASS_MALFORMED;
+	least = l4_header_bytes(4, ip->protocol);
+	if (!least)
+		return PASS_NOT_OURS;
+	if (ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) {
+		parsed->identification = ip->id;
+		parsed->fragment = LATER_FRAGMENT;
+		if (ip->frag_off & htons(IP_FRAGMENT_OFFSET))
+			return PARSED;
+		parsed->fragment = FIRST_FRAGMENT;
+	}
+	return length < parsed->network_length + least ? PASS_MALFORMED : PARSED;
+}
 
-	packet->eth = eth;
-	packet->ip = ip;
-	packet->udp = l4;
-	packet->end = data_end;
-	packet->protocol = ip->protocol;
+/* Walk over extension headers (RFC 8200, section 4); PARSED with the protocol behind them, or a reason. */
+static __always_inline int skip_extension_headers(struct ipv6hdr *ip6, void *end, struct parsed *parsed)
+{
+	__u32 offset = sizeof(*ip6), next = ip6->nexthdr;
+	int number;
+
+	for (number = 0; number <= MAX_EXTENSION_HEADERS; number++) {
+		struct extension_header *header = (void *)ip6 + (offset & MAX_EXTENSION_OFFSET);
+
+		parsed->protocol = next;
+		parsed->network_length = offset;
+		if (next != HOP_BY_HOP_OPTIONS && next != DESTINATION_OPTIONS && next != ROUTING_HEADER &&
+		    next != FRAGMENT_HEADER)
+			return PARSED;
+		if (number == MAX_EXTENSION_HEADERS)
+			break;
+		if ((void *)(header + 1) > end)
+			return PASS_MALFORMED;
+		if (next == ROUTING_HEADER && header->segments_left)
+			break;
+		if (next == FRAGMENT_HEADER) {
+			struct fragment_header *fragment = (void *)header;
+
+			offset += sizeof(*fragment);
+			parsed->identification = fragment->identification;
+			if (fragment->offset & htons(IP6_FRAGMENT_OFFSET)) {
+				parsed->protocol = fragment->next;
+				parsed->fragment = LATER_FRAGMENT;
+				return PARSED;
+			}
+			if (fragment->offset & htons(IP6_MORE_FRAGMENTS))
+				parsed->fragment = FIRST_FRAGMENT;
+		} else {
+			offset += 8 + header->length * 8;
+		}
+		next = header->next;
+		FORGET(offset, next);
+	}
+	return PASS_EXTENSION_HEADERS;
+}
+
+static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, void *end, struct parsed *parsed)
+{
+	__u64 length, least;
+	int reason;
+
+	if ((void *)(ip6 + 1) > end || ip6->version != 6)
+		return PASS_MALFORMED;
+	length = ntohs(ip6->payload_len) + sizeof(*ip6);
+	if (longer_than_frame(ctx, parsed->link_length, end - (void *)ip6, length))
+		return PASS_MALFORMED;
+	parsed->protocol = ip6->nexthdr;
+	parsed->network_length = sizeof(*ip6);
+	least = l4_header_bytes(6, parsed->protocol);
+	if (!least) {
+		reason = skip_extension_headers(ip6, end, parsed);
+		if (reason != PARSED)
+			return reason;
+		least = l4_header_bytes(6, parsed->protocol);
+		if (!least)
+			return PASS_NOT_OURS;
+		if (parsed->fragment == LATER_FRAGMENT)
+			return PARSED;
+	}
+	return length < parsed->network_length + least ? PASS_MALFORMED : PARSED;
+}
+
+/* Pointers into the packet that was parsed; PARSED, or malformed if its parts are not in one piece. */
+static __always_inline int point(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
+{
+	void *data = (void *)(long)ctx->data;
+	__u64 unknown = ctx->data_end - ctx->data, link = parsed->link_length, network = parsed->network_length;
+	__u64 protocol = parsed->protocol, fragment = parsed->fragment, identification = parsed->identification;
+
+	FORGET(link, unknown);
+	FORGET(network, unknown);
+	FORGET(protocol, unknown);
+	FORGET(fragment, unknown);
+	FORGET(identification, unknown);
+	packet->eth = data;
+	packet->end = (void *)(long)ctx->data_end;
+	packet->link_length = link;
+	packet->identification = identification;
+	packet->protocol = protocol;
+	packet->fragment = fragment & 3;
+	packet->network = data + (link & 31);
+	packet->l4 = packet->network + (network & MAX_EXTENSION_OFFSET);
+	if ((void *)(packet->eth + 1) + 2 * sizeof(struct vlan_tag) > packet->end ||
+	    packet->network + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > packet->end)
+		return PASS_MALFORMED;
 	return PARSED;
 }
 
-static __always_inline __u64 frame_bytes(const struct packet *packet)
+/* Known since parsing, but the verifier has forgotten; TCP's other 12 bytes are looked at where they are used. */
+static __always_inline int has_l4(const struct packet *packet)
 {
-	return packet->end - (void *)packet->eth;
+	return packet->l4 + sizeof(struct udphdr) <= packet->end;
+}
+
+/* PARSED: TCP, UDP or ICMP with its ports, or a later fragment of it. Below 0 only that; else the reason to pass. */
+static __always_inline int parse_ip(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
+{
+	void *network = (void *)(long)ctx->data + parsed->link_length, *end = (void *)(long)ctx->data_end;
+	int reason = family == 4 ? parse_ip4(ctx, network, end, parsed) : parse_ip6(ctx, network, end, parsed);
+
+	if (reason == PASS_MALFORMED || point(ctx, family, parsed, packet) != PARSED)
+		return PASS_MALFORMED;
+	return reason;
 }
 
 #endif

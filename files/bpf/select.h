@@ -1,32 +1,41 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Which backend of a service gets the packet. */
+/* Which backend of a service gets a new flow, or each packet: by hash or in turn. */
 #ifndef LBOPS_SELECT_H
 #define LBOPS_SELECT_H
 
+#include "endpoints.h"
 #include "layout.h"
 #include "maps.h"
-#include "parse.h"
+
+/* What tells flows to a service apart. */
+struct flow {
+	__be32 client[4];
+	__be16 client_port;
+	__be16 port;
+};
 
 /*
- * 32 bits from client address and both ports: two rounds of multiply and shift, the finalizer of MurmurHash3
- * (public domain) without its last shift, which only the low half would notice. Balancers that share a
- * configuration agree on it, so a packet may reach any of them.
+ * 64 bits from client address and both ports: two rounds of multiply and shift, the finalizer of MurmurHash3
+ * (public domain) without its last shift, which only the low half would notice; an IPv6 address takes a round
+ * more. Balancers that share a configuration agree on it, so a packet may reach any of them.
  */
-static __always_inline __u32 flow_hash(__be32 client, __be16 client_port, __be16 port)
+static __always_inline __u64 flow_hash(const int family, const struct flow *flow)
 {
-	__u64 hash = (__u64)client << 32 | (__u32)client_port << 16 | port;
+	__u64 hash, ports = (__u32)flow->client_port << 16 | flow->port;
 
+	if (family == 4) {
+		hash = (__u64)flow->client[0] << 32 | ports;
+	} else {
+		hash = load64(flow->client);
+		hash ^= hash >> 33;
+		hash *= 0xff51afd7ed558ccdULL;
+		hash ^= load64(flow->client + 2) ^ ports;
+	}
 	hash ^= hash >> 33;
 	hash *= 0xff51afd7ed558ccdULL;
 	hash ^= hash >> 33;
 	hash *= 0xc4ceb9fe1a85ec53ULL;
-	return hash >> 32;
-}
-
-/* Multiplying maps 32 bits evenly onto the ring without a division. */
-static __always_inline __u32 hashed_slot(__u32 hash)
-{
-	return (__u64)hash * RING_SIZE >> 32;
+	return hash;
 }
 
 #ifdef FEATURE_ROUND_ROBIN
@@ -46,25 +55,25 @@ static __always_inline __u32 next_slot(__u32 service, __u32 length)
 }
 #endif
 
-static __always_inline struct backend *select_backend(__u32 service, const struct packet *packet, __u32 *id)
+/* Multiplying maps 32 bits evenly onto the ring without a division. */
+static __always_inline __u32 hashed_slot(const struct ring *ring, __u64 hash)
 {
-	void *rings = lookup(MAP_RINGS, service);
-	struct ring *ring = rings ? lookup(rings, 0) : NULL;
-	__u32 slot;
+	return (hash >> 32) * ring->length >> 32;
+}
 
-	if (!ring)
-		return NULL;
+/* The id of a backend; 0 is nobody: a ring without backends is all zeroes. */
+static __always_inline __u32 backend_in_slot(const struct ring *ring, __u32 slot)
+{
+	return slot < RING_SIZE ? ring->slots[slot] : 0;
+}
+
+static __always_inline __u32 scheduled(__u32 service, const struct ring *ring, __u64 hash)
+{
 #ifdef FEATURE_ROUND_ROBIN
 	if (ring->scheduler == SCHEDULER_ROUND_ROBIN)
-		slot = next_slot(service, ring->length);
-	else
+		return backend_in_slot(ring, next_slot(service, ring->length));
 #endif
-		slot = hashed_slot(flow_hash(packet->ip->saddr, packet->udp->source, packet->udp->dest));
-	if (slot >= RING_SIZE)
-		return NULL;
-	*id = ring->slots[slot];
-	/* Backend 0 is nobody: a ring without backends is all zeroes. */
-	return *id ? lookup(MAP_BACKENDS, *id) : NULL;
+	return backend_in_slot(ring, hashed_slot(ring, hash));
 }
 
 #endif

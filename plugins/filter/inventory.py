@@ -14,9 +14,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.module_utils import model
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.
-INVENTORY_KEYS = ("backends", "backend_port")
+INVENTORY_KEYS = ("backends", "backend_port", "interfaces")
 
 
 def services(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,9 +39,12 @@ def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> d
 
 
 def backends(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any) -> list[dict[str, Any]]:
-    """The argument C(backends) of xdp_backends: the hosts of each service's group."""
+    """The argument C(backends) of xdp_backends: the hosts of each service's group, or its interfaces."""
     found = []
     for service in declared:
+        if service.get("forwarding") == "redirect":
+            found += [{"service": service["name"], "interface": name} for name in service.get("interfaces", [])]
+            continue
         group = service.get("backends")
         if group not in groups:
             raise AnsibleFilterError(f"service {service.get('name')}: the inventory has no group {group!r}")
@@ -48,17 +52,25 @@ def backends(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostv
     return found
 
 
-def features(declared: list[dict[str, Any]]) -> list[str]:
-    """The argument C(features) of xdp_program: what these services need."""
+def features(declared: list[dict[str, Any]], filters: list[dict[str, Any]] | None = None) -> list[str]:
+    """The argument C(features) of xdp_program: what these services and filters need."""
     parsed = model.parse_services(services(declared))
-    return sorted(used_features(model.Config(parsed, {})))
+    return sorted(used_features(model.Config(parsed, {}), parse_filters(filters or [])))
 
 
-def inventory_problems(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any) -> list[str]:
-    """What is wrong with the services and the hosts that serve them, in sentences; nothing if all is well."""
+def inventory_problems(
+    declared: list[dict[str, Any]],
+    groups: dict[str, list[str]],
+    hostvars: Any,
+    filters: list[dict[str, Any]] | None = None,
+) -> list[str]:
+    """What is wrong with services, the hosts that serve them, and filters, in sentences; nothing if all is well."""
     problems = []
     for service in declared:
-        if not service.get("backends"):
+        if service.get("forwarding") == "redirect":
+            if not service.get("interfaces"):
+                problems.append(f"service {service.get('name')}: interfaces, where redirect sends packets, is missing")
+        elif not service.get("backends"):
             problems.append(f"service {service.get('name')}: backends, the inventory group that serves it, is missing")
         elif service["backends"] not in groups:
             problems.append(
@@ -72,6 +84,7 @@ def inventory_problems(declared: list[dict[str, Any]], groups: dict[str, list[st
             model.parse_services(services(declared)), model.parse_backends(backends(declared, groups, hostvars))
         )
         model.check(config)
+        parse_filters(filters or [])
     except EngineError as error:
         return str(error).split("; ")
     return []

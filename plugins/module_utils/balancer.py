@@ -13,21 +13,37 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import bpf, compiler, link, maps, model, next_hops, plan, state, tables
+from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, REASONS, Sizes
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 PROGRAM_NAME = "lbops_balancer"
-HOOKS_OF_MODE = {"auto": ("native", "generic"), "native": ("native",), "generic": ("generic",)}
+# In the order in which they are tried: generic XDP costs more than the hook of tc.
+HOOKS_OF_MODE = {
+    "auto": ("native", "tc", "generic"),
+    "native": ("native",),
+    "generic": ("generic",),
+    "tc": ("tc",),
+    "offload": ("offload",),
+}
 # Beyond these, maps take gigabytes, or are refused by the kernel without a word why.
-SIZE_LIMITS = {"max_services": 65536, "max_backends": 1048576, "max_endpoints": 1048576}
+SIZE_LIMITS = {
+    "max_services": 65536,
+    "max_backends": 1048576,
+    "max_endpoints": 1048576,
+    "max_flows": 16777216,
+    "max_sessions": 1048576,
+    "max_filters": 1048576,
+    "max_new_flows": 100000000,
+}
+REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 # How long replies of a removed backend may still be under way.
 REPLY_LINGER = 0.2  # seconds
 # How long the first packets' neighbours get to answer before they are needed.
@@ -59,10 +75,16 @@ class Outcome:
     warnings: list[str]
 
 
-def used_features(config: model.Config) -> frozenset[str]:
-    """The features that a configuration needs compiled in."""
-    needed = {service.forwarding for service in config.services.values()}
-    needed |= {service.scheduler for service in config.services.values()}
+def used_features(config: model.Config, declared: filters.Filters | None = None) -> frozenset[str]:
+    """The features that a configuration and filters need compiled in."""
+    needed = set()
+    for service in config.services.values():
+        needed |= {service.forwarding, service.scheduler, "ipv6" if service.family == 6 else ""}
+        needed |= {"flow_table" if service.flow_table else "", "any_port" if service.any_port else ""}
+    if declared:
+        needed.add("filters")
+        if any(":" in key.prefix for key in declared):
+            needed.add("ipv6")
     return frozenset(needed & compiler.FEATURES.keys())
 
 
@@ -118,8 +140,8 @@ class Balancer:
             self._refuse_foreign(request)
             config = current.config if current else model.Config({}, {})
             # Live services keep what they need until they are gone.
-            features = request.features | used_features(config)
-            build = compiler.Build(request.source, features, request.sizes)
+            features = request.features | used_features(config, current.filters if current else None)
+            build = compiler.Build(request.source, features, request.sizes, before.get("hook") == "tc")
             digest = build.digest()
             wanted = {
                 "attached": request.attached,
@@ -133,6 +155,8 @@ class Balancer:
             # What does not fit is refused before anything is touched, in check mode as well.
             planned = plan.make(model.Config({}, {}), plan.Allocation(), config, request.sizes)
             _endpoint_tables(planned, request.sizes)
+            if current and current.filters:
+                filters.pack_filter_table(current.filters, current.filter_ids, request.sizes)
             if check:
                 return Outcome(True, before, {**before, **wanted}, {}, [])
             after, details = self._put_program(current, request, build, digest)
@@ -143,7 +167,7 @@ class Balancer:
         if not self.pins.exists():
             return
         pending = self.pins / "program_new"
-        attached = link.attached(self.interface)
+        attached = self._attached()
         if attached and attached.program_id == _pinned_program_id(pending):
             if (self.pins / "maps_new").exists():
                 self._adopt_new_maps()
@@ -162,8 +186,16 @@ class Balancer:
         (self.pins / "maps_new").rename(self.maps_directory)
         _remove_pins(old)
 
-    def _refuse_foreign(self, request: ProgramRequest) -> None:
+    def _attached(self) -> link.Attached | None:
+        """The program on the XDP hook, whoever put it there, or ours on that of tc."""
         attached = link.attached(self.interface)
+        if attached is None:
+            program_id = tc.attached(self.interface)
+            attached = link.Attached("tc", program_id) if program_id else None
+        return attached
+
+    def _refuse_foreign(self, request: ProgramRequest) -> None:
+        attached = self._attached()
         if attached is None or self._is_ours(attached) or request.force:
             return
         raise EngineError(
@@ -200,24 +232,25 @@ class Balancer:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         details = {"compiled": False, "new_maps": False}
         known = current and current.program.digest == digest and self.program_pin.exists()
+        hook = ""
         if known and self._pinned_maps_fit(request.sizes):
-            program = bpf.object_get(str(self.program_pin))
+            pinned = bpf.object_get(str(self.program_pin))
             try:
-                hook, why = self._put_on_hook(program, request, current)
+                hook, why = self._put_on_hook({build.tc: pinned}.get, request, current)
             finally:
-                os.close(program)
-        else:
-            code = compiler.compile_program(build)
+                os.close(pinned)
+        if not hook and (request.attached or not known):
             replaced = _pinned_program_id(self.program_pin)
             self._save_program_intent(current, build)
             try:
-                current, hook, why, details["new_maps"] = self._replace_program(current, request, code)
+                current, hook, why, details["new_maps"] = self._replace_program(current, request, build)
             except (EngineError, OSError):
                 self._finish_replacement()
                 if current and _pinned_program_id(self.program_pin) == replaced:
                     state.save(self.state_file, current)
                 raise
             details["compiled"] = True
+            digest = replace(build, tc=hook == "tc").digest()
         program_state = state.ProgramState(
             attached=request.attached,
             mode=request.mode,
@@ -241,7 +274,7 @@ class Balancer:
             state.save(self.state_file, replace(current, program=unsure))
 
     def _replace_program(
-        self, current: state.State | None, request: ProgramRequest, code: bytes
+        self, current: state.State | None, request: ProgramRequest, build: compiler.Build
     ) -> tuple[state.State | None, str, str, bool]:
         """Load and attach new code: the state with its places in the maps, hook, why, whether the maps are new."""
         _make_private(self.paths.pins)
@@ -250,23 +283,23 @@ class Balancer:
         new_maps = live_maps is None
         if live_maps is None:
             _remove_pins(self.pins / "maps_new")
-            live_maps = maps.create(request.sizes)
+            live_maps = maps.create(request.sizes, link.mtu(self.interface))
         with live_maps:
             if new_maps:
                 current = self._fill_new_maps(current, live_maps, request.sizes)
             elif current is None:
                 current = self._adopt_maps(live_maps, request)
-            program = self._load(code, live_maps)
-            try:
-                pending = self.pins / "program_new"
-                pending.unlink(missing_ok=True)
-                bpf.object_pin(program, str(pending))
-                hook, why = self._put_on_hook(program, request, current)
+            if build.features & REMEMBERING_FEATURES:
+                live_maps.create_flow_tables()
+            pending = self.pins / "program_new"
+            with _Programs(self, build, live_maps, pending) as programs:
+                hook, why = self._put_on_hook(programs.program, request, current)
+                if not hook:
+                    # Detached, but ready to be attached.
+                    programs.program(build.tc)
                 if new_maps:
                     self._adopt_new_maps()
                 pending.rename(self.program_pin)
-            finally:
-                os.close(program)
         return current, hook, why, new_maps
 
     def _adopt_maps(self, live_maps: maps.Maps, request: ProgramRequest) -> state.State:
@@ -287,7 +320,7 @@ class Balancer:
             live_maps = maps.open_pinned(self.maps_directory, sizes)
         except maps.OtherLayout:
             return None
-        if current is not None and live_maps.endpoints_id() != current.tables.endpoints:
+        if current is not None and _table_ids(live_maps) != _known_ids(current.tables):
             # A killed run left maps in which the state file's places mean something else.
             live_maps.close()
             return None
@@ -302,6 +335,9 @@ class Balancer:
             return None
         planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes)
         written = self._write(planned, live_maps, state.Tables(), _endpoint_tables(planned, sizes))
+        if current.filters:
+            table = filters.pack_filter_table(current.filters, current.filter_ids, sizes)
+            written = replace(written, filters=live_maps.swap_table("filters", table))
         self._carry_counters(current, planned.allocation, live_maps)
         return replace(current, allocation=planned.allocation, tables=written)
 
@@ -315,21 +351,31 @@ class Balancer:
             for name, before, after in (
                 ("service_counters", current.allocation.service_counters, allocation.service_counters),
                 ("backend_counters", current.allocation.backend_counters, allocation.backend_counters),
+                ("filter_counters", current.filter_ids, current.filter_ids),
             ):
                 rows = old.read_counters(name)
                 live_maps.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
 
-    def _load(self, code: bytes, live_maps: maps.Maps) -> int:
+    def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
+        code = compiler.compile_program(build)
+        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
         try:
-            return bpf.program_load(PROGRAM_NAME, bpf.relocate(code, list(live_maps.descriptors.values())))
+            return bpf.program_load(
+                PROGRAM_NAME,
+                bpf.relocate(code, list(live_maps.descriptors.values())),
+                program_type=bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP,
+                flags=flags,
+            )
         except bpf.VerifierError as error:
             raise EngineError(
                 f"the kernel's verifier rejects the program for {self.interface}: {error.strerror}\n{error.log[-4000:]}"
             ) from None
 
-    def _put_on_hook(self, program: int, request: ProgramRequest, current: state.State | None) -> tuple[str, str]:
-        """Which hook the program is on, and why."""
-        attached = link.attached(self.interface)
+    def _put_on_hook(
+        self, program_for: Callable[[bool], int | None], request: ProgramRequest, current: state.State | None
+    ) -> tuple[str, str]:
+        """Which hook the program is on, and why; no hook if `program_for` has no program of the kind it takes."""
+        attached = self._attached()
         if not request.attached:
             if attached:
                 self._detach(attached)
@@ -342,15 +388,20 @@ class Balancer:
         with _kept(attached) as previous:
             on_hook = attached
             for hook in hooks:
-                if on_hook and on_hook.hook != hook:
-                    # Two hooks at once are not allowed, so this switch cannot be seamless.
-                    self._detach(on_hook)
-                    on_hook = None
                 try:
-                    self._attach(program, hook, on_hook)
+                    program = self._program_for(hook, program_for, request)
+                    if program is None:
+                        return "", ""
+                    if on_hook and on_hook.hook != hook and "tc" not in (on_hook.hook, hook):
+                        # XDP on two hooks at once is not allowed, so this switch cannot be seamless.
+                        self._detach(on_hook)
+                        on_hook = None
+                    self._attach(program, hook, on_hook if on_hook and on_hook.hook == hook else None)
                 except link.HookRefused as error:
                     refusals.append(str(error))
                     continue
+                if on_hook and on_hook.hook != hook:
+                    self._detach(on_hook)
                 if request.mode != "auto":
                     return hook, f"mode {request.mode} was asked for"
                 if current and len(hooks) == 1:
@@ -360,7 +411,33 @@ class Balancer:
                 link.attach(self.interface, previous, attached.hook, None)
         raise EngineError("; ".join(refusals))
 
+    def _program_for(self, hook: str, program_for: Callable[[bool], int | None], request: ProgramRequest) -> int | None:
+        """Raises HookRefused for what the hook cannot do."""
+        missing = sorted(request.features & compiler.NOT_ON_TC)
+        if hook == "tc" and missing:
+            raise link.HookRefused(f"tc ingress on {self.interface}: {', '.join(missing)} is possible with XDP only")
+        if hook == "offload":
+            self._try_offload()
+        return program_for(hook == "tc")
+
+    def _try_offload(self) -> None:
+        """Whether the device's hardware takes programs at all, told by the smallest there is."""
+        try:
+            os.close(
+                bpf.program_load(
+                    PROGRAM_NAME, bpf.PASS_PROGRAM, device=link.interface_index(self.interface), log_level=1
+                )
+            )
+        except OSError as error:
+            raise link.HookRefused(
+                f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes no "
+                f"programs: {error.strerror}"
+            ) from None
+
     def _attach(self, program: int, hook: str, attached: link.Attached | None) -> None:
+        if hook == "tc":
+            tc.attach(self.interface, program)
+            return
         if attached is None:
             link.attach(self.interface, program, hook, None)
             return
@@ -371,6 +448,9 @@ class Balancer:
             os.close(replaced)
 
     def _detach(self, attached: link.Attached) -> None:
+        if attached.hook == "tc":
+            tc.detach(self.interface)
+            return
         descriptor = bpf.program_fd(attached.program_id)
         try:
             link.detach(self.interface, attached.hook, descriptor)
@@ -395,7 +475,7 @@ class Balancer:
 
     def _remove(self) -> None:
         if link.exists(self.interface):
-            attached = link.attached(self.interface)
+            attached = self._attached()
             if attached and self._is_ours(attached):
                 self._detach(attached)
         _remove_pins(self.pins)
@@ -413,7 +493,7 @@ class Balancer:
 
     def _program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
-        attached = link.attached(self.interface) if link.exists(self.interface) else None
+        attached = self._attached() if link.exists(self.interface) else None
         ours = _pinned_program_id(self.program_pin)
         facts: dict[str, Any] = {"attached": bool(attached and ours and attached.program_id == ours)}
         if current is not None and ours:
@@ -425,9 +505,7 @@ class Balancer:
                 features=known.features,
                 digest=known.digest,
                 program_id=ours,
-                max_services=known.sizes.max_services,
-                max_backends=known.sizes.max_backends,
-                max_endpoints=known.sizes.max_endpoints,
+                **asdict(known.sizes),
             )
         return facts
 
@@ -518,7 +596,9 @@ class Balancer:
         # A killed run left no ids: what it should have written may be missing altogether.
         unfinished = bool(current.allocation.rings) and not known.endpoints
         return plan.Drift(
-            endpoints=unfinished or live_maps.endpoints_id() != known.endpoints,
+            endpoints=unfinished
+            or (live_maps.table_id("endpoints"), live_maps.table_id("endpoints6"))
+            != (known.endpoints, known.endpoints6),
             rings=frozenset(
                 ring
                 for ring in current.allocation.rings.values()
@@ -531,7 +611,12 @@ class Balancer:
         """Before the maps are touched: a killed run leaves a state whose places are right and whose tables are not."""
         state.save(
             self.state_file,
-            replace(current, config=planned.desired, allocation=planned.allocation, tables=state.Tables()),
+            replace(
+                current,
+                config=planned.desired,
+                allocation=planned.allocation,
+                tables=state.Tables(filters=current.tables.filters),
+            ),
         )
 
     def _save_result(self, current: state.State, planned: plan.Plan, written: state.Tables) -> None:
@@ -541,18 +626,26 @@ class Balancer:
     def _resolve(self, planned: plan.Plan) -> list[str]:
         """Neighbours of new backends, before a packet needs them."""
         backends = planned.desired.backends
-        addresses = {backends[key].address for key in planned.backends.created if not backends[key].mac}
+        created = [backends[key] for key in planned.backends.created]
+        addresses = {backend.address for backend in created if backend.address and not backend.mac}
         problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
         return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
 
     def _write(
-        self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: tuple[bytes | None, bytes | None]
+        self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables
     ) -> state.Tables:
         """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix."""
         allocation, desired = planned.allocation, planned.desired
         members = desired.backends_of()
         table_ids = dict(known.rings)
-        endpoints_id = known.endpoints
+        endpoint_ids = (known.endpoints, known.endpoints6)
+
+        def swap(packed_tables: tuple[bytes, bytes | None]) -> tuple[int, int]:
+            # A packet is of one family, so one table after the other is one step for each.
+            return (
+                live_maps.swap_table("endpoints", packed_tables[0]),
+                live_maps.swap_table("endpoints6", packed_tables[1]),
+            )
 
         def pack(names: list[str]) -> dict[int, bytes | None]:
             return {
@@ -566,30 +659,84 @@ class Balancer:
         final, interim = packed
 
         live_maps.write_backends(entries)
+        self._write_pools(planned, live_maps)
+        live_maps.set_links(link.links_up(_redirect_interfaces(desired)))
         live_maps.zero_counters("service_counters", planned.zero_service_counters)
         live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
         for start in range(0, len(planned.new_rings), RINGS_AT_ONCE):
             live_maps.write_rings(pack(planned.new_rings[start : start + RINGS_AT_ONCE]), table_ids)
         if interim is not None:
-            endpoints_id = live_maps.swap_endpoints(interim)
+            swap(interim)
             live_maps.write_rings(swapped, table_ids)
             if planned.replies_linger:
                 time.sleep(REPLY_LINGER)
-            endpoints_id = live_maps.swap_endpoints(final)
+            endpoint_ids = swap(final)
         else:
             if final is not None:
-                endpoints_id = live_maps.swap_endpoints(final)
+                endpoint_ids = swap(final)
             live_maps.write_rings(swapped, table_ids)
         live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
-        return state.Tables(endpoints_id, table_ids, _backends_digest(live_maps.read_backends(), allocation))
+        live_maps.retire_backends(allocation.retiring_backends)
+        digest = _backends_digest(live_maps.read_backends(), allocation)
+        return state.Tables(*endpoint_ids, known.filters, table_ids, digest)
+
+    def _write_pools(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
+        pools = planned.allocation.pools
+        for pool in planned.written_pools:
+            live_maps.end_sessions(pools[pool].first_session, pool.ports)
+        live_maps.write_pools({pools[pool].id: tables.pack_pool(pool, pools[pool]) for pool in planned.written_pools})
 
     def _entry(self, planned: plan.Plan, key: model.BackendKey) -> bytes:
+        backend = planned.desired.backends[key]
+        interface = link.interface_index(backend.interface) if backend.interface else 0
         return tables.pack_backend(
-            planned.desired.services[key.service],
-            planned.desired.backends[key],
-            planned.allocation.service_counters[key.service],
-            planned.allocation.backend_counters[key],
+            planned.desired.services[key.service], backend, planned.backend_place(key, interface)
         )
+
+    # --- filters
+
+    def apply_filters(self, raw: list[dict[str, Any]], purge: bool, check: bool) -> Outcome:
+        """Make these the filters, all at once."""
+        declared = filters.parse_filters(raw)
+        with self._locked(check) as locked_state:
+            current = self._live(locked_state)
+            desired = declared if purge else {**current.filters, **declared}
+            missing = used_features(model.Config({}, {}), desired) - set(current.program.features)
+            if missing:
+                raise EngineError(
+                    f"the program on {self.interface} was compiled without {', '.join(sorted(missing))}; "
+                    f"add it to the features of xdp_program"
+                )
+            ids = plan.assign_filters(desired, current.filter_ids, current.program.sizes)
+            changes = plan.compare(current.filters, desired)
+            table = filters.pack_filter_table(desired, ids, current.program.sizes) if desired else None
+            details: dict[str, Any] = {
+                "created": [_label(key) for key in changes.created],
+                "modified": [_label(key) for key in changes.modified],
+                "removed": [_label(key) for key in changes.removed],
+            }
+            with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
+                details["repaired"] = live_maps.table_id("filters") != current.tables.filters
+                changed = bool(changes or details["repaired"])
+                if changed and not check:
+                    self._write_filters(current, desired, ids, table, live_maps)
+                    details["write_seconds"] = round(live_maps.write_seconds, 6)
+        before = [_public(item) for item in current.filters.values()]
+        return Outcome(changed, before, [_public(item) for item in desired.values()], details, [])
+
+    def _write_filters(
+        self,
+        current: state.State,
+        desired: filters.Filters,
+        ids: dict[filters.FilterKey, int],
+        table: bytes | None,
+        live_maps: maps.Maps,
+    ) -> None:
+        unsure = replace(current, filters=desired, filter_ids=ids, tables=replace(current.tables, filters=0))
+        state.save(self.state_file, unsure)
+        live_maps.zero_counters("filter_counters", [ids[key] for key in ids if key not in current.filter_ids])
+        written = live_maps.swap_table("filters", table)
+        state.save(self.state_file, replace(unsure, tables=replace(current.tables, filters=written)))
 
     # --- reading
 
@@ -600,12 +747,13 @@ class Balancer:
         current = state.load(self.state_file)
         facts = self._program_facts(current)
         if current is None or not self.program_pin.exists():
-            return {"program": facts, "services": [], "backends": [], "reasons": []}
+            return {"program": facts, "services": [], "backends": [], "filters": [], "reasons": []}
         facts.update(_kernel_facts(self.program_pin))
         with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
             service_rows = live_maps.read_counters("service_counters")
             backend_rows = live_maps.read_counters("backend_counters")
             reasons = live_maps.read_reasons()
+            filter_rows = live_maps.read_counters("filter_counters") if current.filters else []
         allocation, config = current.allocation, current.config
         return {
             "program": facts,
@@ -616,6 +764,10 @@ class Balancer:
             "backends": [
                 {**_public(backend), **_counters(backend_rows[allocation.backend_counters[key]])}
                 for key, backend in config.backends.items()
+            ],
+            "filters": [
+                {**_public(item), **dict(zip(("packets", "dropped"), filter_rows[current.filter_ids[key]]))}
+                for key, item in current.filters.items()
             ],
             "reasons": [
                 {"reason": reason, "verdict": verdict, "packets": packets}
@@ -630,7 +782,8 @@ class Balancer:
         current = state.load(self.state_file)
         if current is None:
             return []
-        return sorted({backend.address for backend in current.config.backends.values() if not backend.mac})
+        backends = current.config.backends.values()
+        return sorted({backend.address for backend in backends if backend.address and not backend.mac})
 
     def forget_next_hops(self) -> None:
         """Routes or neighbours changed: the program asks the kernel's tables again."""
@@ -638,7 +791,8 @@ class Balancer:
         if current is None:
             return
         with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
-            live_maps.forget_next_hops()
+            live_maps.update_control(link.mtu(self.interface))
+            live_maps.set_links(link.links_up(_redirect_interfaces(current.config)))
 
     def restore(self) -> Outcome:
         """Put back what the state file declares: program, maps and their content."""
@@ -680,20 +834,59 @@ def _unfit(
     return reasons
 
 
-def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> tuple[bytes | None, bytes | None]:
-    """The final and the interim one, where the plan has them. Raises EngineError for what does not fit."""
+# The final tables of both families and the interim ones, where the plan has them.
+EndpointTables = tuple
 
-    def pack(found: tables.Endpoints | None) -> bytes | None:
-        return None if found is None else tables.pack_endpoint_table(found, sizes)
+
+def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
+    """Raises EngineError for what does not fit."""
+
+    def pack(found: tables.Endpoints | None) -> tuple[bytes, bytes | None] | None:
+        return None if found is None else tables.pack_endpoint_tables(found, sizes)
 
     return pack(planned.endpoints), pack(planned.interim_endpoints)
+
+
+def _table_ids(live_maps: maps.Maps) -> tuple[int, ...]:
+    return tuple(live_maps.table_id(name) for name in ("endpoints", "endpoints6", "filters"))
+
+
+def _known_ids(known: state.Tables) -> tuple[int, ...]:
+    return known.endpoints, known.endpoints6, known.filters
+
+
+def _redirect_interfaces(config: model.Config) -> set[str]:
+    return {backend.interface for backend in config.backends.values() if backend.interface}
+
+
+class _Programs:
+    """Loaded programs by the kind of hook they are for, made when asked for; the last one asked for is pinned."""
+
+    def __init__(self, balancer: Balancer, build: compiler.Build, live_maps: maps.Maps, pin: Path) -> None:
+        self._balancer, self._build, self._maps, self._pin = balancer, build, live_maps, pin
+        self._loaded: dict[bool, int] = {}
+
+    def __enter__(self) -> _Programs:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for descriptor in self._loaded.values():
+            os.close(descriptor)
+
+    def program(self, for_tc: bool) -> int:
+        """Its descriptor."""
+        if for_tc not in self._loaded:
+            self._loaded[for_tc] = self._balancer.load(replace(self._build, tc=for_tc), self._maps)
+        self._pin.unlink(missing_ok=True)
+        bpf.object_pin(self._loaded[for_tc], str(self._pin))
+        return self._loaded[for_tc]
 
 
 def _in_slice(entry: Any, service: str | None) -> bool:
     return service is None or entry.service == service
 
 
-def _public(entry: model.Service | model.Backend) -> dict[str, Any]:
+def _public(entry: model.Service | model.Backend | filters.Filter) -> dict[str, Any]:
     """An entry as modules return it, without what was not given."""
     return {key: value for key, value in entry.as_dict().items() if value is not None}
 
@@ -701,11 +894,13 @@ def _public(entry: model.Service | model.Backend) -> dict[str, Any]:
 def _label(key: Any) -> str:
     if isinstance(key, str):
         return key
+    if isinstance(key, filters.FilterKey):
+        return key.prefix + (f" {key.protocol}" if key.protocol != "any" else "")
     return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
 
 
-def _counters(row: tuple[int, int, int, int]) -> dict[str, int]:
-    return dict(zip(("packets", "bytes", "reply_packets", "reply_bytes"), row))
+def _counters(row: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip(("packets", "bytes", "reply_packets", "reply_bytes", "new_flows"), row))
 
 
 def _backends_digest(entries: bytes, allocation: plan.Allocation) -> str:

@@ -21,6 +21,7 @@ MAP_CREATE = 0
 MAP_LOOKUP_ELEM = 1
 MAP_UPDATE_ELEM = 2
 MAP_DELETE_ELEM = 3
+MAP_GET_NEXT_KEY = 4
 PROG_LOAD = 5
 OBJ_PIN = 6
 OBJ_GET = 7
@@ -35,13 +36,20 @@ MAP_UPDATE_BATCH = 26
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_PERCPU_ARRAY = 6
 MAP_TYPE_ARRAY_OF_MAPS = 12
+MAP_TYPE_DEVMAP_HASH = 25
+MAP_FLAG_MMAPABLE = 1 << 10
 
+PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_XDP = 6
+PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
 
 # struct bpf_insn: code, registers, offset, immediate; a 64-bit load takes two of them.
 INSTRUCTION = struct.Struct("=BBhi")
 LOAD_IMMEDIATE_64 = 0x18
 PSEUDO_MAP_FD = 1
+
+# return XDP_PASS
+PASS_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 2) + INSTRUCTION.pack(0x95, 0, 0, 0)
 
 LOG_SIZE = 16 << 20
 NAME_LENGTH = 15
@@ -131,6 +139,23 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes:
 def map_delete(fd: int, key: bytes) -> None:
     key_buffer = _input(key)
     _bpf(MAP_DELETE_ELEM, struct.pack("=I4xQQQ", fd, _address(key_buffer), 0, 0))
+
+
+def map_keys(fd: int, size: int = 4) -> bytes:
+    """All keys, one after the other."""
+    found, last = b"", None
+    following = ctypes.create_string_buffer(size)
+    while True:
+        previous = _input(last) if last is not None else None
+        try:
+            _bpf(
+                MAP_GET_NEXT_KEY,
+                struct.pack("=I4xQQ", fd, _address(previous) if previous is not None else 0, _address(following)),
+            )
+        except FileNotFoundError:
+            return found
+        last = following.raw
+        found += last
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
@@ -228,13 +253,18 @@ class VerifierError(OSError):
         self.log = log
 
 
-def program_load(name: str, code: bytes, *, log_level: int = 0) -> int:
-    """Load an XDP program under the kernel's name for the licence of files/bpf; raise VerifierError with the log."""
+def program_load(
+    name: str, code: bytes, *, program_type: int = PROG_TYPE_XDP, flags: int = 0, device: int = 0, log_level: int = 0
+) -> int:
+    """Load a program under the kernel's name for the licence of files/bpf; raise VerifierError with the log.
+
+    `device` is the index of the interface whose hardware is to run it, 0 for the kernel.
+    """
     instructions, licence = _input(code), ctypes.create_string_buffer(b"Dual BSD/GPL")
     log = ctypes.create_string_buffer(LOG_SIZE if log_level else 1)
     attributes = struct.pack(
         "=IIQQIIQII16sII",
-        PROG_TYPE_XDP,
+        program_type,
         len(code) // INSTRUCTION.size,
         _address(instructions),
         _address(licence),
@@ -242,16 +272,16 @@ def program_load(name: str, code: bytes, *, log_level: int = 0) -> int:
         len(log) if log_level else 0,
         _address(log) if log_level else 0,
         0,
-        0,
+        flags,
         _name(name),
-        0,
+        device,
         0,
     )
     try:
         return _bpf(PROG_LOAD, attributes)
     except OSError as error:
         if not log_level:
-            return program_load(name, code, log_level=1)
+            return program_load(name, code, program_type=program_type, flags=flags, device=device, log_level=1)
         raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
 
 
@@ -266,13 +296,20 @@ def relocate(code: bytes, descriptors: list[int]) -> bytes:
     return bytes(relocated)
 
 
-def test_run(fd: int, frame: bytes, repeat: int = 1, interface: int = 0) -> tuple[int, bytes, int]:
+def test_run(
+    fd: int, frame: bytes, repeat: int = 1, interface: int = 0, program_type: int = PROG_TYPE_XDP
+) -> tuple[int, bytes, int]:
     """Run a program on a frame without a wire: its verdict, the frame afterwards, nanoseconds per run.
 
-    `interface` is the index of the one the frame arrives on, which must carry an XDP receive queue.
+    `interface` is the index of the one the frame arrives on, which for XDP must carry an XDP receive queue.
     """
-    data, output = _input(frame), ctypes.create_string_buffer(len(frame) + 256)
-    context = _input(struct.pack("=IIIIII", 0, len(frame), 0, interface, 0, 0)) if interface else None
+    data, output = _input(frame), ctypes.create_string_buffer(len(frame) + 1024)
+    context = None
+    if interface and program_type == PROG_TYPE_XDP:
+        context = _input(struct.pack("=IIIIII", 0, len(frame), 0, interface, 0, 0))
+    elif interface:
+        # ifindex in struct __sk_buff
+        context = _input(struct.pack("=40xI148x", interface))
     buffer = ctypes.create_string_buffer(
         struct.pack(
             "=IIIIQQIIIIQQ",

@@ -14,13 +14,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import bpf
 from .errors import EngineError
 from .layout import Sizes
 
 SOURCE = "balancer.c"
-FUNCTION = "balancer"
+FUNCTION = b"balancer"
 # What can be left out of a program, and the name under which the C code knows it.
-FEATURES = {"dnat": "FEATURE_DNAT", "dsr": "FEATURE_DSR", "round_robin": "FEATURE_ROUND_ROBIN"}
+FEATURES = {
+    name: f"FEATURE_{name.upper()}"
+    for name in (
+        "dnat",
+        "full_nat",
+        "dsr",
+        "ipip",
+        "redirect",
+        "ipv6",
+        "round_robin",
+        "flow_table",
+        "any_port",
+        "filters",
+        "multi_buffer",
+    )
+}
+# redirect needs a device map, and frames of several buffers are XDP's; a socket buffer is what it is.
+NOT_ON_TC = frozenset(("redirect", "multi_buffer"))
 
 
 @dataclass(frozen=True)
@@ -30,15 +48,29 @@ class Build:
     source: Path  # directory of the C files
     features: frozenset[str]
     sizes: Sizes
+    tc: bool = False  # for the hook of tc instead of XDP
 
     @property
     def flags(self) -> list[str]:
+        sizes = self.sizes
+        numbers = {
+            "MAX_SERVICES": sizes.max_services,
+            "MAX_BACKENDS": sizes.max_backends,
+            "MAX_SESSIONS": sizes.max_sessions,
+            "MAX_FILTERS": sizes.max_filters,
+            "MAX_NEW_FLOWS": sizes.max_new_flows,
+            "ENDPOINT_SLOTS": sizes.endpoint_slots,
+            "FLOW_BUCKETS": sizes.flow_buckets,
+            "FLOW_SHIFT": 64 - (sizes.flow_buckets.bit_length() - 1),
+            "FILTER_LINES": sizes.filter_lines,
+            "CPUS": bpf.possible_cpus(),
+        }
         return [
             f"-I{self.source}",
-            f"-DMAX_SERVICES={self.sizes.max_services}",
-            f"-DMAX_BACKENDS={self.sizes.max_backends}",
-            f"-DENDPOINT_SLOTS={self.sizes.endpoint_slots}",
+            "-Werror=implicit-function-declaration",
+            *(f"-D{name}={number}" for name, number in numbers.items()),
             *(f"-D{FEATURES[feature]}" for feature in sorted(self.features)),
+            *(["-DHOOK_TC"] if self.tc else []),
         ]
 
     def digest(self) -> str:
@@ -113,7 +145,8 @@ def compile_program(build: Build) -> bytes:
     captured: list[str] = []
     try:
         with _captured_stderr() as captured:
-            program = bcc.BPF(text=(build.source / SOURCE).read_text(), cflags=build.flags)
+            # Bytes, since BCC complains of words.
+            program = bcc.BPF(text=(build.source / SOURCE).read_bytes(), cflags=build.flags)
             code = program.dump_func(FUNCTION)
             program.cleanup()
     except Exception as error:

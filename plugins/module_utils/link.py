@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ FLAG_IF_NOEXIST = 1 << 0
 FLAG_GENERIC = 1 << 1
 FLAG_NATIVE = 1 << 2
 FLAG_REPLACE = 1 << 4
-HOOK_FLAGS = {"native": FLAG_NATIVE, "generic": FLAG_GENERIC}
+FLAG_OFFLOAD = 1 << 3
+HOOK_FLAGS = {"native": FLAG_NATIVE, "generic": FLAG_GENERIC, "offload": FLAG_OFFLOAD}
 # IFLA_XDP_ATTACHED: none, driver, generic, offload, several
 HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
 HOOK_NAMES = {None: 0, "xdp": 1, "xdpgeneric": 2, "xdpoffload": 3, "xdpmulti": 4}
@@ -47,7 +48,7 @@ def import_pyroute2():
 
 
 @contextmanager
-def _route_socket() -> Iterator[Any]:
+def route_socket() -> Iterator[Any]:
     pyroute2 = import_pyroute2()
     with pyroute2.IPRoute(ext_ack=True) as route:
         yield route
@@ -76,7 +77,7 @@ def driver(interface: str) -> str:
 def attached(interface: str) -> Attached | None:
     """The program on the hook, whoever put it there."""
     index = interface_index(interface)
-    with _route_socket() as route:
+    with route_socket() as route:
         xdp = route.link("get", index=index)[0].get_attr("IFLA_XDP")
     if xdp is None:
         return None
@@ -86,6 +87,32 @@ def attached(interface: str) -> Attached | None:
     if not number or number not in HOOKS:
         return None
     return Attached(HOOKS[number], program_id or 0)
+
+
+def kernel_words(error: Any) -> str:
+    """What the kernel said against a request."""
+    name = errno.errorcode.get(error.code, str(error.code))
+    words = error.args[1] if len(error.args) > 1 else name
+    return f"{words} ({name})"
+
+
+def mtu(interface: str) -> int:
+    """In bytes, without the Ethernet header."""
+    with route_socket() as route:
+        return route.link("get", index=interface_index(interface))[0].get_attr("IFLA_MTU")
+
+
+def links_up(interfaces: Iterable[str]) -> set[int]:
+    """The indexes of those that exist and whose link is up."""
+    wanted = set(interfaces)
+    if not wanted:
+        return set()
+    with route_socket() as route:
+        return {
+            message["index"]
+            for message in route.get_links()
+            if message.get_attr("IFLA_IFNAME") in wanted and message.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN")
+        }
 
 
 class HookRefused(EngineError):
@@ -127,11 +154,9 @@ def _set(interface: str, attributes: list, what: str) -> None:
     pyroute2 = import_pyroute2()
     index = interface_index(interface)
     try:
-        with _route_socket() as route:
+        with route_socket() as route:
             route.link("set", index=index, xdp={"attrs": attributes})
     except pyroute2.NetlinkError as error:
-        name = errno.errorcode.get(error.code, str(error.code))
-        words = error.args[1] if len(error.args) > 1 else name
         if error.code in (errno.EEXIST, errno.EBUSY):
-            raise EngineError(f"{what}: {words} ({name}); the hook was changed meanwhile, try again") from None
-        raise HookRefused(f"{what}: {words} ({name})") from None
+            raise EngineError(f"{what}: {kernel_words(error)}; the hook was changed meanwhile, try again") from None
+        raise HookRefused(f"{what}: {kernel_words(error)}") from None

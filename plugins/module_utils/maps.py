@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,22 @@ from pathlib import Path
 
 from . import bpf
 from .errors import EngineError
-from .layout import CONTROL, COUNTERS, LAYOUT_VERSION, REASON, REASONS, MapSpec, Sizes, index, map_specs
+from .layout import (
+    BACKEND,
+    BACKEND_FORWARDING_BYTE,
+    CONTROL,
+    COUNTERS,
+    FILTER_COUNTERS,
+    LAYOUT_VERSION,
+    REASON,
+    REASONS,
+    SESSION,
+    SESSION_SEEN,
+    MapSpec,
+    Sizes,
+    index,
+    map_specs,
+)
 
 
 @dataclass
@@ -49,20 +65,32 @@ class Maps:
 
     # --- tables, each a map of its own that is swapped in whole
 
-    def swap_endpoints(self, table: bytes) -> int:
-        """Replace the endpoint table in one step; the id of the new one."""
+    def swap_table(self, name: str, table: bytes | None) -> int:
+        """Replace the endpoint or filter table in one step, or leave the map without one; the id of the new one."""
+        if table is None:
+            with self._writing():
+                self._remove(name, 0)
+            return 0
         with self._writing():
-            descriptor, number = _table("endpoints", table)
+            descriptor, number = _table(self.spec(name), table)
             try:
-                bpf.map_update(self["endpoints"], index(0), index(descriptor))
+                bpf.map_update(self[name], index(0), index(descriptor))
             finally:
                 os.close(descriptor)
         return number
 
+    def _remove(self, name: str, place: int) -> None:
+        try:
+            bpf.map_delete(self[name], index(place))
+        except FileNotFoundError:
+            # There was nothing before.
+            pass
+
     def write_rings(self, rings: dict[int, bytes | None], table_ids: dict[int, int]) -> None:
         """Replace each of these rings in one step, or leave its service without one, and note the tables' ids."""
         with self._writing():
-            packed = {ring: _table("rings", data) for ring, data in rings.items() if data is not None}
+            spec = self.spec("rings")
+            packed = {ring: _table(spec, data) for ring, data in rings.items() if data is not None}
             try:
                 bpf.map_update_batch(
                     self["rings"],
@@ -77,15 +105,11 @@ class Maps:
             table_ids.update({ring: number for ring, (_descriptor, number) in packed.items()})
             for ring in rings.keys() - packed.keys():
                 table_ids.pop(ring, None)
-                try:
-                    bpf.map_delete(self["rings"], index(ring))
-                except FileNotFoundError:
-                    # It had none before.
-                    pass
+                self._remove("rings", ring)
 
-    def endpoints_id(self) -> int:
-        """The live endpoint table's id, 0 if there is none."""
-        return next(iter(self._table_ids("endpoints", 1).values()), 0)
+    def table_id(self, name: str) -> int:
+        """The live table's id, 0 if there is none."""
+        return next(iter(self._table_ids(name, 1).values()), 0)
 
     def ring_ids(self) -> dict[int, int]:
         """The live rings' ids by service."""
@@ -104,6 +128,21 @@ class Maps:
                 self["backends"], b"".join(map(index, backends)), b"".join(backends.values()), len(backends)
             )
 
+    def retire_backends(self, places: Iterable[int]) -> None:
+        """Flows that are remembered with these are chosen anew; nothing else of the entries changes."""
+        entries = self.read_backends()
+        retired = {}
+        for place in places:
+            entry = bytearray(entries[place * BACKEND.size : (place + 1) * BACKEND.size])
+            entry[BACKEND_FORWARDING_BYTE] = 0
+            retired[place] = bytes(entry)
+        self.write_backends(retired)
+
+    def write_pools(self, pools: dict[int, bytes]) -> None:
+        """struct pool by id."""
+        with self._writing():
+            bpf.map_update_batch(self["pools"], b"".join(map(index, pools)), b"".join(pools.values()), len(pools))
+
     def read_backends(self) -> bytes:
         """struct backend, one after the other, by id."""
         spec = self.spec("backends")
@@ -119,17 +158,22 @@ class Maps:
                 self[name], b"".join(map(index, positions)), bytes(size * len(positions)), len(positions)
             )
 
-    def set_counters(self, name: str, rows: dict[int, tuple[int, int, int, int]]) -> None:
+    def set_counters(self, name: str, rows: dict[int, tuple[int, ...]]) -> None:
         """Start from these totals; they are accounted to the first CPU."""
-        padding = bytes(COUNTERS.size * (bpf.possible_cpus() - 1))
-        values = b"".join(COUNTERS.pack(*row) + padding for row in rows.values())
+        form = self._counter(name)
+        padding = bytes(form.size * (bpf.possible_cpus() - 1))
+        values = b"".join(form.pack(*row) + padding for row in rows.values())
         bpf.map_update_batch(self[name], b"".join(map(index, rows)), values, len(rows))
 
-    def read_counters(self, name: str) -> list[tuple[int, int, int, int]]:
-        """packets, bytes, reply_packets, reply_bytes by position, summed over the CPUs."""
+    @staticmethod
+    def _counter(name: str) -> struct.Struct:
+        return FILTER_COUNTERS if name == "filter_counters" else COUNTERS
+
+    def read_counters(self, name: str) -> list[tuple[int, ...]]:
+        """The fields of struct counters or filter_counters by position, summed over the CPUs."""
         spec, cpus = self.spec(name), bpf.possible_cpus()
         values = bpf.map_lookup_batch(self[name], spec.max_entries, spec.value_size * cpus)[1]
-        rows = list(COUNTERS.iter_unpack(values))
+        rows = list(self._counter(name).iter_unpack(values))
         if cpus == 1:
             return rows
         return [tuple(map(sum, zip(*rows[start : start + cpus]))) for start in range(0, len(rows), cpus)]
@@ -141,14 +185,48 @@ class Maps:
         numbers = [number for (number,) in REASON.iter_unpack(values)]
         return [sum(numbers[start : start + cpus]) for start in range(0, len(numbers), cpus)]
 
+    # --- flows
+
+    def create_flow_tables(self) -> None:
+        """One for each CPU, where there is none yet."""
+        spec = self.spec("flows")
+        for cpu in set(range(spec.max_entries)) - self._table_ids("flows", spec.max_entries).keys():
+            descriptor = _inner_map(spec)
+            try:
+                bpf.map_update(self["flows"], index(cpu), index(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def end_sessions(self, first: int, count: int) -> None:
+        """Free these places for sessions of another pool."""
+        with self._writing():
+            keys = b"".join(map(index, range(first, first + count)))
+            bpf.map_update_batch(self["sessions"], keys, bytes(SESSION.size * count), count)
+
+    def live_sessions(self) -> int:
+        """Sessions that were started and not freed, expired ones included."""
+        spec = self.spec("sessions")
+        values = bpf.map_lookup_batch(self["sessions"], spec.max_entries, spec.value_size)[1]
+        return sum(1 for session in SESSION.iter_unpack(values) if session[SESSION_SEEN])
+
+    # --- links that redirect may use
+
+    def set_links(self, interfaces: set[int]) -> None:
+        """The indexes of the interfaces whose link is up; others get no packets."""
+        present = set(_integers(bpf.map_keys(self["links"])))
+        for interface in interfaces - present:
+            bpf.map_update(self["links"], index(interface), index(interface))
+        for interface in present - interfaces:
+            bpf.map_delete(self["links"], index(interface))
+
     # --- control
 
-    def forget_next_hops(self) -> None:
-        """Make the program ask the kernel's tables again."""
-        version, generation = self._control()
-        bpf.map_update(self["control"], index(0), CONTROL.pack(version, generation % 0xFFFFFFFF + 1))
+    def update_control(self, mtu: int) -> None:
+        """Make the program ask the kernel's tables again; `mtu` is the interface's."""
+        version, generation, _mtu, unused, seed = self._control()
+        bpf.map_update(self["control"], index(0), CONTROL.pack(version, generation % 0xFFFFFFFF + 1, mtu, unused, seed))
 
-    def _control(self) -> tuple[int, int]:
+    def _control(self) -> tuple[int, ...]:
         return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))
 
     def layout_version(self) -> int:
@@ -162,11 +240,19 @@ def _integers(data: bytes) -> list[int]:
     return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
 
 
-def _table(name: str, value: bytes) -> tuple[int, int]:
-    """A frozen array of one element: nobody can change it, so its id stands for its content."""
-    descriptor = bpf.map_create(name, bpf.MAP_TYPE_ARRAY, len(value), 1)
+def _inner_map(spec: MapSpec) -> int:
+    return bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, spec.inner_entries, flags=spec.inner_flags)
+
+
+def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
+    """A frozen map: nobody can change it, so its id stands for its content."""
+    descriptor = _inner_map(spec)
     try:
-        bpf.map_update(descriptor, index(0), value)
+        entries = len(value) // spec.value_size
+        if spec.inner_entries == 1:
+            bpf.map_update(descriptor, index(0), value)
+        else:
+            bpf.map_update_batch(descriptor, b"".join(map(index, range(entries))), value, entries)
         bpf.map_freeze(descriptor)
         return descriptor, bpf.map_info(descriptor).id
     except OSError:
@@ -174,20 +260,24 @@ def _table(name: str, value: bytes) -> tuple[int, int]:
         raise
 
 
-def create(sizes: Sizes) -> Maps:
-    """New, empty maps that belong to nobody yet."""
+def _create(spec: MapSpec) -> int:
+    if not spec.holds_maps:
+        return bpf.map_create(spec.name, spec.type, spec.value_size, spec.max_entries)
+    inner = _inner_map(spec)
+    try:
+        return bpf.map_create(spec.name, spec.type, 4, spec.max_entries, inner=inner)
+    finally:
+        os.close(inner)
+
+
+def create(sizes: Sizes, mtu: int = 1500) -> Maps:
+    """New, empty maps that belong to nobody yet, for an interface of this MTU."""
     maps = Maps(sizes, {})
     try:
         for spec in map_specs(sizes):
-            inner = bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, 1) if spec.holds_maps else 0
-            try:
-                value_size = 4 if spec.holds_maps else spec.value_size
-                descriptor = bpf.map_create(spec.name, spec.type, value_size, spec.max_entries, inner=inner)
-            finally:
-                if inner:
-                    os.close(inner)
-            maps.descriptors[spec.name] = descriptor
-        bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1))
+            maps.descriptors[spec.name] = _create(spec)
+        seed = int.from_bytes(os.urandom(8), "little")
+        bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1, mtu, 0, seed))
     except OSError:
         maps.close()
         raise

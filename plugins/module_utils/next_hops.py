@@ -22,7 +22,7 @@ NUD_FAILED = 0x20
 # INCOMPLETE, FAILED and NONE have no Ethernet address.
 NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 POLL_INTERVAL = 0.02  # seconds
-AF_INET = 2
+AF_INET, AF_INET6 = 2, 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def resolved(route: Any) -> dict[Neighbour, str]:
     """Ethernet addresses of the neighbours that have one."""
     return {
         Neighbour(entry["ifindex"], entry.get_attr("NDA_DST")): entry.get_attr("NDA_LLADDR")
-        for entry in route.get_neighbours(family=AF_INET)
+        for family in (AF_INET, AF_INET6)
+        for entry in route.get_neighbours(family=family)
         if entry["state"] & NUD_VALID and entry.get_attr("NDA_LLADDR")
     }
 
@@ -73,5 +74,5 @@ def resolve(addresses: Iterable[str], timeout: float) -> dict[str, str]:
             time.sleep(POLL_INTERVAL)
             missing = missing - resolved(route).keys()
     for neighbour in missing:
-        problems[wanted[neighbour]] = f"neighbour {neighbour.address} does not answer ARP"
+        problems[wanted[neighbour]] = f"neighbour {neighbour.address} does not answer ARP or neighbour discovery"
     return problems

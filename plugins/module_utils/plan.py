@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Callable, TypeVar
 
 from .errors import EngineError
-from .layout import ENDPOINT_BACKEND, ENDPOINT_KIND_BYTE, Sizes
-from .model import Backend, BackendKey, Config, Service
-from .tables import Endpoints, endpoints
+from .filters import FilterKey, Filters
+from .layout import ENDPOINT_BACKEND, ENDPOINT_SOURCE, MAX_POOLS, Sizes
+from .model import Backend, BackendKey, Config, Pool, Service
+from .tables import BackendPlace, Endpoints, PoolPlace, endpoints
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Allocation:
     service_counters: dict[str, int] = field(default_factory=dict)
     backends: dict[BackendKey, int] = field(default_factory=dict)
     backend_counters: dict[BackendKey, int] = field(default_factory=dict)
+    pools: dict[Pool, PoolPlace] = field(default_factory=dict)
     # Left over from a run that was killed before it finished: still visible to packets, so not to be given away.
     retiring_rings: frozenset[int] = frozenset()
     retiring_backends: frozenset[int] = frozenset()
@@ -71,6 +73,7 @@ class Plan:
     zero_service_counters: list[int]
     zero_backend_counters: list[int]
     written_backends: list[BackendKey]
+    written_pools: list[Pool]
     new_rings: list[str]  # services whose ring nobody looks at yet
     # While rings are swapped, packets of the old and of the new configuration are both known.
     interim_endpoints: Endpoints | None
@@ -79,6 +82,17 @@ class Plan:
     removed_rings: frozenset[int]
     # Replies of backends that were removed may still be on their way.
     replies_linger: bool
+
+    def backend_place(self, key: BackendKey, interface: int) -> BackendPlace:
+        """What the backend's entry says of other maps; `interface` is the index of that of a redirect."""
+        pool = self.desired.services[key.service].pool
+        return BackendPlace(
+            self.allocation.rings[key.service],
+            self.allocation.service_counters[key.service],
+            self.allocation.backend_counters[key],
+            self.allocation.pools[pool] if pool else None,
+            interface,
+        )
 
     @property
     def changed(self) -> bool:
@@ -127,11 +141,47 @@ def _same_ring(old: Service | None, new: Service) -> bool:
 def _same_entry(old: Backend | None, new: Backend, old_service: Service | None, new_service: Service) -> bool:
     return (
         old is not None
-        and old.mac == new.mac
+        and (old.mac, old.interface) == (new.mac, new.interface)
         and _same_ring(old_service, new_service)
         and old_service is not None
-        and old_service.forwarding == new_service.forwarding
+        and (old_service.forwarding, old_service.source, old_service.source_ports)
+        == (new_service.forwarding, new_service.source, new_service.source_ports)
     )
+
+
+def _same_rules(old: Service, new: Service) -> bool:
+    """Whether the ring's header stays."""
+    return (old.scheduler, old.forwarding, old.flow_table, old.idle_timeout) == (
+        new.scheduler,
+        new.forwarding,
+        new.flow_table,
+        new.idle_timeout,
+    )
+
+
+def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Sizes) -> dict[Pool, PoolPlace]:
+    """A pool keeps its sessions; a new one gets the first gap among those that packets may still look at."""
+    placed = {pool: current[pool] for pool in desired if pool in current}
+    taken = {**current, **placed}
+    for pool in desired:
+        if pool in placed:
+            continue
+        ids = {place.id for place in taken.values()}
+        number = next((number for number in range(MAX_POOLS) if number not in ids), None)
+        if number is None:
+            raise EngineError(f"{len(desired)} sources of full_nat are more than {MAX_POOLS}")
+        start = 0
+        for other, place in sorted(taken.items(), key=lambda item: item[1].first_session):
+            if start + pool.ports <= place.first_session:
+                break
+            start = max(start, place.first_session + other.ports)
+        if start + pool.ports > sizes.max_sessions:
+            raise EngineError(
+                f"source {pool.address} with {pool.ports} source_ports does not fit: max_sessions of xdp_program is "
+                f"{sizes.max_sessions}; raise max_sessions or take fewer source_ports"
+            )
+        placed[pool] = taken[pool] = PoolPlace(number, start)
+    return placed
 
 
 def _shares(members: list[Backend], ids: dict[BackendKey, int]) -> list[tuple[BackendKey, int, int]]:
@@ -188,11 +238,13 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
     )
     old_rings = frozenset(allocation.rings.values()) | allocation.retiring_rings
     old_backends = frozenset(allocation.backends.values()) | allocation.retiring_backends
+    pools = _place_pools(desired.pools(), allocation.pools, sizes)
     planned = Allocation(
         rings,
         service_counters,
         backends,
         backend_counters,
+        pools,
         retiring_rings=old_rings - frozenset(rings.values()),
         retiring_backends=old_backends - frozenset(backends.values()),
     )
@@ -202,10 +254,11 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
     new_rings, swapped_rings = _rings_to_write(current, allocation, desired, planned, drift)
 
     endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
-    final = endpoints(desired, rings, backends) if endpoints_change else None
+    final = endpoints(desired, rings, backends, pools) if endpoints_change else None
     interim = None
     if final is not None:
-        union = {**endpoints(current, allocation.rings, allocation.backends), **final}
+        old = endpoints(current, allocation.rings, allocation.backends, allocation.pools)
+        union = {**old, **final}
         interim = union if union.keys() != final.keys() else None
     return Plan(
         desired=desired,
@@ -222,13 +275,14 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
         written_backends=[
             key for key, place in backends.items() if drift.backends or allocation.backends.get(key) != place
         ],
+        written_pools=[pool for pool, place in pools.items() if drift.backends or allocation.pools.get(pool) != place],
         new_rings=new_rings,
         interim_endpoints=interim,
         swapped_rings=swapped_rings,
         endpoints=final,
         removed_rings=planned.retiring_rings,
         replies_linger=interim is not None
-        and any(key[ENDPOINT_KIND_BYTE] == ENDPOINT_BACKEND for key in interim.keys() - final.keys()),
+        and any(key[-1] in (ENDPOINT_BACKEND, ENDPOINT_SOURCE) for key in interim.keys() - final.keys()),
     )
 
 
@@ -244,6 +298,16 @@ def _check_sizes(desired: Config, sizes: Sizes) -> None:
             )
 
 
+def assign_filters(desired: Filters, current: dict[FilterKey, int], sizes: Sizes) -> dict[FilterKey, int]:
+    """Places of counters and limits; a filter keeps its own."""
+    places = _Places(f"{len(desired)} filters", "max_filters", 0, sizes.max_filters, current.values())
+    if len(desired) > sizes.max_filters:
+        raise EngineError(
+            f"{len(desired)} filters are more than max_filters {sizes.max_filters}; raise max_filters of xdp_program"
+        )
+    return _assign(desired, current.get, places)
+
+
 def _rings_to_write(
     current: Config, allocation: Allocation, desired: Config, planned: Allocation, drift: Drift
 ) -> tuple[list[str], list[str]]:
@@ -257,7 +321,7 @@ def _rings_to_write(
             continue
         before = _shares(members_before[name], allocation.backends)
         after = _shares(members_after[name], planned.backends)
-        if place in drift.rings or current.services[name].scheduler != service.scheduler or before != after:
+        if place in drift.rings or not _same_rules(current.services[name], service) or before != after:
             swapped.append(name)
     return new, swapped
 
@@ -270,4 +334,5 @@ def _endpoints_change(services: Changes, backends: Changes, allocation: Allocati
         or backends.removed
         or allocation.rings != planned.rings
         or allocation.backends != planned.backends
+        or allocation.pools != planned.pools
     )

@@ -15,6 +15,9 @@ from math import gcd
 
 from .layout import RING_SIZE
 
+# Slots of the plain hash ring.
+HASH_SLOTS = 512
+
 
 def _permutation(name: str) -> tuple[int, int]:
     """Where a backend starts on the ring and how far it steps (Maglev, NSDI 2016, section 3.4)."""
@@ -59,15 +62,24 @@ def maglev(names: list[str], weights: list[int]) -> array:
                 return ring
 
 
-def round_robin(weights: list[int]) -> list[int]:
+def hashed(weights: list[int]) -> list[int]:
+    """The plain ring: HASH_SLOTS slots that repeat the weighted cycle, so with equal weights slot modulo backends.
+
+    More backends than slots fill a slot each.
+    """
+    cycle = round_robin(weights, max(HASH_SLOTS, len(weights)))
+    return [cycle[slot % len(cycle)] for slot in range(max(HASH_SLOTS, len(weights)))]
+
+
+def round_robin(weights: list[int], longest: int = RING_SIZE) -> list[int]:
     """One cycle in which each backend occurs as often as its weight, spread as evenly as can be.
 
-    Weights are positive; those that do not fit into RING_SIZE are scaled down, none to nothing.
+    Weights are positive; those that do not fit into `longest` are scaled down, none to nothing.
     """
     divisor = reduce(gcd, weights)
     weights = [weight // divisor for weight in weights]
-    if sum(weights) > RING_SIZE:
-        room = RING_SIZE - len(weights)
+    if sum(weights) > longest:
+        room = longest - len(weights)
         total = sum(weights)
         weights = [1 + weight * room // total for weight in weights]
     total = sum(weights)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EngineError
+from .filters import FilterKey, Filters, parse_filters
 from .layout import Sizes
-from .model import BackendKey, Config, parse_backends, parse_services
+from .model import BackendKey, Config, Pool, parse_backends, parse_services
 from .plan import Allocation
+from .tables import PoolPlace
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Tables:
     """Ids of the frozen tables in the maps and a digest of the backends' entries, to notice drift."""
 
     endpoints: int = 0
+    endpoints6: int = 0
+    filters: int = 0
     rings: dict[int, int] = field(default_factory=dict)
     backends: str = ""
 
@@ -69,6 +73,8 @@ class State:
     config: Config = Config({}, {})
     allocation: Allocation = Allocation()
     tables: Tables = Tables()
+    filters: Filters = field(default_factory=dict)
+    filter_ids: dict[FilterKey, int] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         allocation = self.allocation
@@ -83,6 +89,11 @@ class State:
                 {**backend.as_dict(), "id": allocation.backends[key], "counters": allocation.backend_counters[key]}
                 for key, backend in self.config.backends.items()
             ],
+            "pools": [
+                {"address": pool.address, "first_port": pool.first_port, "last_port": pool.last_port, **asdict(place)}
+                for pool, place in allocation.pools.items()
+            ],
+            "filters": [{**item.as_dict(), "id": self.filter_ids[key]} for key, item in self.filters.items()],
             "retiring": {
                 "rings": sorted(allocation.retiring_rings),
                 "backends": sorted(allocation.retiring_backends),
@@ -103,6 +114,13 @@ def _load(document: dict[str, Any]) -> State:
     config = Config(parse_services(services), parse_backends(backends))
     keys: list[BackendKey] = list(config.backends)
     tables = document["tables"]
+    filters = document["filters"]
+    filter_ids = [entry.pop("id") for entry in filters]
+    parsed_filters = parse_filters(filters)
+    pools = {
+        Pool(entry["address"], entry["first_port"], entry["last_port"]): PoolPlace(entry["id"], entry["first_session"])
+        for entry in document["pools"]
+    }
     return State(
         program=ProgramState(**program),
         config=config,
@@ -111,14 +129,19 @@ def _load(document: dict[str, Any]) -> State:
             service_counters,
             dict(zip(keys, ids)),
             dict(zip(keys, counters)),
+            pools,
             frozenset(document["retiring"]["rings"]),
             frozenset(document["retiring"]["backends"]),
         ),
         tables=Tables(
             tables["endpoints"],
+            tables["endpoints6"],
+            tables["filters"],
             {int(ring): table for ring, table in tables["rings"].items()},
             tables["backends"],
         ),
+        filters=parsed_filters,
+        filter_ids=dict(zip(parsed_filters, filter_ids)),
     )
 
 

@@ -5,32 +5,63 @@
 
 from __future__ import annotations
 
-import socket
+import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+from .addresses import Address
 from .errors import EngineError
 from .layout import (
     BACKEND,
     ENDPOINT,
+    ENDPOINT6,
     ENDPOINT_BACKEND,
     ENDPOINT_MULTIPLIER,
     ENDPOINT_PROBES,
     ENDPOINT_SERVICE,
+    ENDPOINT_SOURCE,
     ENDPOINT_TABLE_HEADER,
     ENDPOINT_VIP,
     FORWARDINGS,
     ICMP,
+    IPIP,
+    IPV6_IN_IP,
+    POOL,
     PROTOCOLS,
     RING_HEADER,
     RING_SIZE,
     SCHEDULERS,
+    SERVICE_FLOW_TABLE,
+    SERVICE_KEEPS_TTL,
+    SERVICE_SESSIONS,
     Sizes,
+    ticks,
 )
-from .model import Backend, BackendKey, Config, Service, backend_ports
-from .ring import maglev, round_robin
+from .model import Backend, BackendKey, Config, Pool, Service, backend_ports
+from .ring import hashed, maglev, round_robin
 
-# Key of an endpoint, the first 8 bytes of its slot, to its id.
+# Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
 Endpoints = dict[bytes, int]
+MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class PoolPlace:
+    """Where the ports of a full_nat source are."""
+
+    id: int
+    first_session: int
+
+
+@dataclass(frozen=True)
+class BackendPlace:
+    """What a backend's entry says of other maps."""
+
+    ring: int
+    service_counters: int
+    backend_counters: int
+    pool: PoolPlace | None = None
+    interface: int = 0  # index
 
 
 def pack_port(port: int | None) -> bytes:
@@ -59,44 +90,85 @@ def checksum_delta(before: bytes, after: bytes, *, ttl_step: bool = False) -> by
     return _fold(total).to_bytes(2, "big")
 
 
-def pack_backend(service: Service, backend: Backend, service_counters: int, backend_counters: int) -> bytes:
+def _rewrite_deltas(service: Service, backend: Backend, port: bytes, vip_port: bytes) -> list[bytes]:
+    """ip_delta, l4_delta and those of replies; IPv4's header has the TTL in its checksum."""
+    vip, address = Address(service.address).packed, Address(backend.target).packed
+    in_header = service.family == 4
+    return [
+        checksum_delta(vip, address, ttl_step=in_header),
+        checksum_delta(vip + vip_port, address + port),
+        checksum_delta(address, vip, ttl_step=in_header),
+        checksum_delta(address + port, vip + vip_port),
+    ]
+
+
+def _outer_header_sum(service: Service, address: Address) -> int:
+    """Of the words of an outer IPv4 header that are the same for every packet, in the byte order of the packet."""
+    if address.family == 6:
+        return 0
+    protocol = IPIP if service.family == 4 else IPV6_IN_IP
+    words = struct.unpack("<4H", b"\x45\0" + bytes((64, protocol)) + address.packed)
+    return sum(words)
+
+
+def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> bytes:
     """struct backend."""
-    vip = socket.inet_aton(service.address)
-    address = socket.inet_aton(backend.address)
-    mac = bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6)
     port = vip_port = bytes(2)
+    address = Address(backend.address) if backend.address else None
+    source = service.source_prefix
     deltas = [bytes(2)] * 4
-    if service.forwarding == "dnat":
+    if service.forwarding in ("dnat", "full_nat"):
         if backend.port is not None:
             port, vip_port = pack_port(backend.port), pack_port(service.first_port)
-        deltas = [
-            checksum_delta(vip, address, ttl_step=True),
-            checksum_delta(vip + vip_port, address + port),
-            checksum_delta(address, vip, ttl_step=True),
-            checksum_delta(address + port, vip + vip_port),
-        ]
+        deltas = _rewrite_deltas(service, backend, port, vip_port)
+    source_mask = bytes(4)
+    if source and service.forwarding == "ipip":
+        source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
+    pool = service.pool
     return BACKEND.pack(
-        address,
+        address.words if address else bytes(16),
+        Address(service.address).words,
         port,
-        FORWARDINGS[service.forwarding],
-        1 if backend.mac else 0,
-        mac,
         vip_port,
-        vip,
+        FORWARDINGS[service.forwarding],
+        address.family if address else 0,
+        1 if backend.mac else 0,
+        bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6),
         *deltas,
-        service_counters,
-        backend_counters,
-        0,
+        pool.first_port if pool else 0,
+        place.ring,
+        place.service_counters,
+        place.backend_counters,
+        place.interface,
+        source.address.words if source else bytes(16),
+        source_mask,
+        _outer_header_sum(service, address) if address and service.forwarding == "ipip" else 0,
+        place.pool.first_session if place.pool else 0,
+        pool.ports if pool else 0,
+        place.pool.id if place.pool else 0,
     )
 
 
+def pack_pool(pool: Pool, place: PoolPlace) -> bytes:
+    """struct pool."""
+    return POOL.pack(place.first_session, pool.first_port, pool.ports)
+
+
 def endpoint_key(kind: int, address: str, protocol: int, port: int) -> bytes:
-    """The first 8 bytes of a slot."""
-    return ENDPOINT.pack(socket.inet_aton(address), pack_port(port), protocol, kind, 0, 0)[:8]
+    """The bytes of a slot before its id."""
+    packed = Address(address).packed
+    if len(packed) == 4:
+        return ENDPOINT.pack(packed, pack_port(port), protocol, kind, 0, 0)[:8]
+    return ENDPOINT6.pack(packed, 0, pack_port(port), protocol, kind, 0, 0)[:24]
 
 
-def endpoints(config: Config, rings: dict[str, int], backend_ids: dict[BackendKey, int]) -> Endpoints:
-    """All endpoints of a configuration, with the ids of rings by service and of backends by key."""
+def endpoints(
+    config: Config,
+    rings: dict[str, int],
+    backend_ids: dict[BackendKey, int],
+    pools: dict[Pool, PoolPlace],
+) -> Endpoints:
+    """All endpoints of a configuration, with the places of rings by service, backends by key, and pools."""
     found: Endpoints = {}
     for service in config.services.values():
         found[endpoint_key(ENDPOINT_VIP, service.address, ICMP, 0)] = 0
@@ -104,20 +176,42 @@ def endpoints(config: Config, rings: dict[str, int], backend_ids: dict[BackendKe
             found[endpoint_key(ENDPOINT_SERVICE, service.address, PROTOCOLS[service.protocol], port)] = rings[
                 service.name
             ]
+    for pool in config.pools():
+        found[endpoint_key(ENDPOINT_SOURCE, pool.address, 0, 0)] = pools[pool].id
     for key, backend in config.backends.items():
         service = config.services[backend.service]
         if service.forwarding == "dnat":
             protocol = PROTOCOLS[service.protocol]
             for port in backend_ports(service, backend.port):
-                found[endpoint_key(ENDPOINT_BACKEND, backend.address, protocol, port)] = backend_ids[key]
+                found[endpoint_key(ENDPOINT_BACKEND, backend.target, protocol, port)] = backend_ids[key]
     return found
 
 
-def pack_endpoint_table(found: Endpoints, sizes: Sizes) -> bytes:
-    """struct endpoint_table, as small as keeps every key within ENDPOINT_PROBES slots of its home.
+def _home4(key: bytes, shift: int) -> int:
+    return (int.from_bytes(key, "little") * ENDPOINT_MULTIPLIER & MASK64) >> shift
 
-    Raises EngineError if there are more endpoints than the table may hold.
+
+def _home6(key: bytes, shift: int) -> int:
+    upper, lower, rest = struct.unpack("<QQQ", key)
+    number = (upper ^ rest) * ENDPOINT_MULTIPLIER & MASK64
+    return ((number ^ number >> 32 ^ lower) * ENDPOINT_MULTIPLIER & MASK64) >> shift
+
+
+def pack_endpoint_tables(found: Endpoints, sizes: Sizes) -> tuple[bytes, bytes | None]:
+    """struct endpoint_table and struct endpoint6_table; None if nothing has an IPv6 address.
+
+    As small as keeps every key within ENDPOINT_PROBES slots of its home. Raises EngineError if there are more
+    endpoints than a table may hold.
     """
+    found6 = {key: number for key, number in found.items() if len(key) == 24}
+    found4 = {key: number for key, number in found.items() if len(key) == 8} if found6 else found
+    table4 = _pack_endpoint_table(found4, sizes, sizes.endpoint_table_bytes, ENDPOINT.size, _home4)
+    if not found6:
+        return table4, None
+    return table4, _pack_endpoint_table(found6, sizes, sizes.endpoint6_table_bytes, ENDPOINT6.size, _home6)
+
+
+def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home) -> bytes:
     if len(found) > sizes.max_endpoints:
         raise EngineError(
             f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
@@ -125,7 +219,7 @@ def pack_endpoint_table(found: Endpoints, sizes: Sizes) -> bytes:
         )
     slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
     while slots <= sizes.endpoint_slots:
-        table = _place(found, slots, sizes)
+        table = _place(found, slots, table_bytes, slot_bytes, home)
         if table is not None:
             return bytes(table)
         slots *= 2
@@ -134,36 +228,58 @@ def pack_endpoint_table(found: Endpoints, sizes: Sizes) -> bytes:
     )
 
 
-def _place(found: Endpoints, slots: int, sizes: Sizes) -> bytearray | None:
+def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home) -> bytearray | None:
     """Linear probing; None if some key would lie farther from its home than the program looks."""
-    table = bytearray(sizes.endpoint_table_bytes)
+    table = bytearray(table_bytes)
     shift = 64 - (slots.bit_length() - 1)
     ENDPOINT_TABLE_HEADER.pack_into(table, 0, shift, 0)
     taken = bytearray(slots + ENDPOINT_PROBES)
-    size, header = ENDPOINT.size, ENDPOINT_TABLE_HEADER.size
+    header = ENDPOINT_TABLE_HEADER.size
     for key, number in found.items():
-        home = (int.from_bytes(key, "little") * ENDPOINT_MULTIPLIER & 0xFFFFFFFFFFFFFFFF) >> shift
-        slot = taken.find(0, home, home + ENDPOINT_PROBES)
+        place = home(key, shift)
+        slot = taken.find(0, place, place + ENDPOINT_PROBES)
         if slot < 0:
             return None
         taken[slot] = 1
-        offset = header + slot * size
-        table[offset : offset + 8] = key
-        table[offset + 8 : offset + 12] = number.to_bytes(4, "little")
+        offset = header + slot * slot_bytes
+        entry = key + number.to_bytes(4, "little")
+        table[offset : offset + len(entry)] = entry
     return table
 
 
-def pack_ring(service: Service, backends: Iterable[Backend], backend_ids: dict[BackendKey, int]) -> bytes | None:
-    """struct ring, or None for a service without a backend that takes new packets."""
-    active = [backend for backend in backends if backend.share]
-    if not active:
-        return None
-    ids = [backend_ids[backend.key] for backend in active]
+def service_flags(service: Service) -> int:
+    """enum service_flags."""
+    flags = SERVICE_FLOW_TABLE if service.flow_table else 0
+    if service.forwarding == "full_nat":
+        flags |= SERVICE_SESSIONS
+    if service.forwarding in ("dsr", "redirect"):
+        flags |= SERVICE_KEEPS_TTL
+    return flags
+
+
+def _positions(service: Service, active: list[Backend]) -> Iterable[int]:
     weights = [backend.share for backend in active]
     if service.scheduler == "round_robin":
-        positions: Iterable[int] = round_robin(weights)
-    else:
-        positions = maglev([f"{backend.address}:{backend.port or service.port}" for backend in active], weights)
-    slots = b"".join(map([number.to_bytes(4, "little") for number in ids].__getitem__, positions))
-    header = RING_HEADER.pack(SCHEDULERS[service.scheduler], len(slots) // 4)
+        return round_robin(weights)
+    if service.scheduler == "hash":
+        return hashed(weights)
+    return maglev([f"{backend.target}:{backend.port or service.port}" for backend in active], weights)
+
+
+def pack_ring(service: Service, backends: Iterable[Backend], backend_ids: dict[BackendKey, int]) -> bytes | None:
+    """struct ring, or None for a service without a backend that takes packets.
+
+    One that remembers flows has a ring for as long as it has backends, drained ones included.
+    """
+    backends = list(backends)
+    active = [backend for backend in backends if backend.share]
+    if not active and not (backends and service.remembers_flows):
+        return None
+    slots = b""
+    if active:
+        ids = [backend_ids[backend.key].to_bytes(4, "little") for backend in active]
+        slots = b"".join(map(ids.__getitem__, _positions(service, active)))
+    header = RING_HEADER.pack(
+        SCHEDULERS[service.scheduler], len(slots) // 4, service_flags(service), ticks(service.idle_timeout)
+    )
     return header + slots.ljust(RING_SIZE * 4 + 4, b"\0")

@@ -18,10 +18,10 @@ import time
 from .balancer import Balancer
 from .errors import EngineError
 from .link import import_pyroute2
-from .next_hops import AF_INET, NUD_VALID, neighbours, use
+from .next_hops import AF_INET, AF_INET6, NUD_VALID, neighbours, use
 
-# include/uapi/linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_ROUTE
-GROUPS = 0x1 | 0x4 | 0x40
+# include/uapi/linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+GROUPS = 0x1 | 0x4 | 0x40 | 0x400
 # Seconds between two requests to verify; the kernel itself decides whether a neighbour is due.
 VERIFY_INTERVAL = 5.0
 # With thousands of backends, verifying takes at most this share of a CPU.
@@ -44,11 +44,17 @@ class Watch:
             return True
         if event in ("RTM_NEWLINK", "RTM_DELLINK"):
             index = message["index"]
-            state = (event, message["flags"], message.get_attr("IFLA_ADDRESS"))
+            state = (
+                event,
+                message["flags"],
+                message.get_attr("IFLA_ADDRESS"),
+                message.get_attr("IFLA_MTU"),
+                message.get_attr("IFLA_OPERSTATE"),
+            )
             changed = self._links.get(index) != state
             self._links[index] = state
             return changed
-        if event in ("RTM_NEWNEIGH", "RTM_DELNEIGH") and message["family"] == AF_INET:
+        if event in ("RTM_NEWNEIGH", "RTM_DELNEIGH") and message["family"] in (AF_INET, AF_INET6):
             key = (message["ifindex"], message.get_attr("NDA_DST"))
             usable = event == "RTM_NEWNEIGH" and message["state"] & NUD_VALID
             address = message.get_attr("NDA_LLADDR") if usable else None

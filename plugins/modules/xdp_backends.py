@@ -28,11 +28,14 @@ options:
     description:
       - The backends, each a dictionary with the keys below. Lists may be long, so the module checks them itself.
       - C(service), the name of the service; may be left out if O(service) is given.
-      - C(address), an IPv4 address. Required.
-      - C(port), 1 to 65535. Without it the packet keeps its port, as it must for C(dsr) and for a range of ports.
+      - C(address), an IPv4 or IPv6 address. Required, except for C(redirect).
+      - C(interface), for C(redirect) only, and instead of C(address); the frame leaves by it while its link is up.
+      - C(port), 1 to 65535. Without it the packet keeps its port, as it must for C(dsr), C(ipip) and for services on
+        several ports.
       - C(weight), 0 to 65535, its share in proportion to the other weights; 1 if it is left out. 0 is the same as
         C(drained).
-      - C(state), C(enabled) or C(drained). A drained backend gets nothing new, but its replies still get the VIP back.
+      - C(state), C(enabled) or C(drained). A drained backend gets nothing new, but its replies still get the VIP back,
+        and with C(flow_table) or C(full_nat) its flows stay.
       - C(mac), its Ethernet address. Without it, the kernel's routes and neighbours say where packets go.
       - C(name), for people and metrics.
     type: list

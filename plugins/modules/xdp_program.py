@@ -14,7 +14,7 @@ description:
     C(/sys/fs/bpf/lbops/<interface>) and attaches it.
   - It is compiled again only when its source, its features, its sizes or the kernel changed. A new program takes the
     old one's place in one step; maps, and with them services, backends and counters, stay. No packet is lost.
-  - When sizes grow, or a newer release lays out the maps differently, new maps are filled from
+  - When sizes change, or a newer release lays out the maps differently, new maps are filled from
     C(/var/lib/lbops/<interface>.json) before the program that uses them takes over. Packets counted in that moment may
     be missing from the counters.
 extends_documentation_fragment:
@@ -38,20 +38,37 @@ options:
   mode:
     description:
       - Where the program is attached.
-      - V(native) is in the driver; if the driver does not support it, the module fails and says so.
-      - V(generic) works with every driver and costs most; going from one hook to the other leaves a moment in which
-        packets pass without being balanced.
-      - V(auto) tries native and takes generic if the driver refuses. The result says which, and why.
+      - V(native) is XDP in the driver; if the driver does not support it, the module fails and says so.
+      - V(tc) is the ingress of clsact, which every driver has. Others' filters there stay. It has no C(redirect) and no
+        C(multi_buffer).
+      - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
+        generic leaves a moment in which packets pass without being balanced.
+      - V(offload) is in the network card; the module fails with the driver's name and its reason if that takes none.
+      - V(auto) tries V(native), then V(tc), then V(generic). The result says which, and why.
     type: str
-    choices: [auto, native, generic]
+    choices: [auto, native, generic, tc, offload]
     default: auto
   features:
     description:
-      - Forwarding modes and schedulers to compile in. What is left out costs nothing; V(maglev) is always there.
-      - What live services use stays compiled in until they are gone, even if it is not listed.
+      - What to compile in; the rest costs nothing. C(maglev) and C(hash) are always there.
+      - C(dnat), C(full_nat), C(dsr), C(ipip), C(redirect) are the modes of forwarding; C(round_robin), C(flow_table),
+        C(any_port), C(ipv6) and C(filters) what services and filters may ask for.
+      - C(multi_buffer) accepts frames that are longer than a page, where the driver has them (kernel 5.18).
+      - What live services and filters use stays compiled in until they are gone, even if it is not listed.
     type: list
     elements: str
-    choices: [dnat, dsr, round_robin]
+    choices:
+      - dnat
+      - full_nat
+      - dsr
+      - ipip
+      - redirect
+      - ipv6
+      - round_robin
+      - flow_table
+      - any_port
+      - filters
+      - multi_buffer
     default: [dnat, dsr, round_robin]
   max_services:
     description: How many services the maps hold, 65536 at the most.
@@ -69,6 +86,24 @@ options:
       - Each port of a service, each port of a C(dnat) backend and each VIP is one.
     type: int
     default: 32768
+  max_flows:
+    description:
+      - How many flows each CPU remembers, 16777216 at the most, with C(flow_table) and C(full_nat).
+      - Each takes 16 bytes.
+    type: int
+    default: 262144
+  max_new_flows:
+    description: How many new flows a CPU remembers in a second. Packets of more are balanced without being remembered.
+    type: int
+    default: 100000
+  max_sessions:
+    description: How many source ports all C(full_nat) sources have together, 1048576 at the most.
+    type: int
+    default: 65536
+  max_filters:
+    description: How many filters the maps hold, 1048576 at the most; up to a kilobyte each, while filters exist.
+    type: int
+    default: 1024
   source:
     description: Directory of the program's C files on the host; the role P(lbops.xdp.balancer#role) installs them.
     type: path
@@ -122,7 +157,7 @@ after:
       description: The mode that was asked for.
       type: str
     hook:
-      description: Where the program is, V(native) or V(generic).
+      description: Where the program is, V(native), V(tc), V(generic) or V(offload).
       type: str
     why:
       description: Why it is there.
@@ -132,7 +167,7 @@ after:
       type: list
       elements: str
     digest:
-      description: SHA-256 of source, features, sizes and kernel release.
+      description: SHA-256 of source, features, sizes, kind of hook and kernel release.
       type: str
     program_id:
       description: The kernel's id of the program.
@@ -153,7 +188,29 @@ from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
 
-FEATURES = ["dnat", "dsr", "round_robin"]
+MODES = ["auto", "native", "generic", "tc", "offload"]
+FEATURES = [
+    "dnat",
+    "full_nat",
+    "dsr",
+    "ipip",
+    "redirect",
+    "ipv6",
+    "round_robin",
+    "flow_table",
+    "any_port",
+    "filters",
+    "multi_buffer",
+]
+SIZES = {
+    "max_services": 1024,
+    "max_backends": 16384,
+    "max_endpoints": 32768,
+    "max_flows": 262144,
+    "max_new_flows": 100000,
+    "max_sessions": 65536,
+    "max_filters": 1024,
+}
 
 
 def apply(params, check):
@@ -163,7 +220,7 @@ def apply(params, check):
     request = ProgramRequest(
         mode=params["mode"],
         features=frozenset(params["features"]),
-        sizes=Sizes(params["max_services"], params["max_backends"], params["max_endpoints"]),
+        sizes=Sizes(**{name: params[name] for name in SIZES}),
         source=Path(params["source"]),
         attached=params["state"] == "attached",
         force=params["force"],
@@ -176,11 +233,14 @@ def main():
         {
             "interface": INTERFACE_ARGUMENT,
             "state": {"type": "str", "choices": ["attached", "detached", "absent"], "default": "attached"},
-            "mode": {"type": "str", "choices": ["auto", "native", "generic"], "default": "auto"},
-            "features": {"type": "list", "elements": "str", "choices": FEATURES, "default": FEATURES},
-            "max_services": {"type": "int", "default": 1024},
-            "max_backends": {"type": "int", "default": 16384},
-            "max_endpoints": {"type": "int", "default": 32768},
+            "mode": {"type": "str", "choices": MODES, "default": "auto"},
+            "features": {
+                "type": "list",
+                "elements": "str",
+                "choices": FEATURES,
+                "default": ["dnat", "dsr", "round_robin"],
+            },
+            **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
             "source": {"type": "path", "default": "/usr/lib/lbops/bpf"},
             "force": {"type": "bool", "default": False},
         },

@@ -39,7 +39,7 @@ options:
         type: str
         required: true
       address:
-        description: The VIP, an IPv4 address.
+        description: The VIP, an IPv4 or IPv6 address.
         type: str
         required: true
       protocol:
@@ -48,7 +48,8 @@ options:
         choices: [tcp, udp]
         required: true
       port:
-        description: A port from 1 to 65535, or a range such as V(8000-8010).
+        description:
+          - A port from 1 to 65535, a range such as V(8000-8010), or V(any) for what no other service of the VIP takes.
         type: str
         required: true
       scheduler:
@@ -56,20 +57,51 @@ options:
           - How a backend is chosen.
           - V(maglev) by a hash of client address and ports over a ring of 65537 slots; a change of one backend moves
             few flows of the others, and balancers with the same configuration choose alike.
-          - V(round_robin) one packet after the other, so for UDP only.
+          - V(hash) by the same hash over 512 slots dealt out in turn, for those who come from such a balancer; a change
+            of one backend moves most flows.
+          - V(round_robin) one packet after the other, for UDP and C(redirect); or one flow after the other, with
+            O(services[].flow_table) or C(full_nat).
         type: str
-        choices: [maglev, round_robin]
+        choices: [maglev, hash, round_robin]
         default: maglev
       forwarding:
         description:
           - How a packet reaches its backend.
           - V(dnat) rewrites destination address and port. The backend sees the client's address; it must route its
             replies through the balancer, which puts the VIP back.
+          - V(full_nat) rewrites the source as well, to O(services[].source) and a port of O(services[].source_ports).
+            The backend sees the balancer, and needs no routes.
           - V(dsr) rewrites the Ethernet address only. The backend holds the VIP itself, on its loopback interface say,
             and answers the client directly; it must be in the same Ethernet segment as the balancer.
+          - V(ipip) puts an IPv4 or IPv6 header in front. The backend takes it off with a tunnel device, holds the VIP
+            itself and answers the client directly; it can be anywhere.
+          - V(redirect) moves the frame as it is to one of several interfaces.
         type: str
-        choices: [dnat, dsr]
+        choices: [dnat, full_nat, dsr, ipip, redirect]
         default: dnat
+      flow_table:
+        description:
+          - Remember on each CPU which backend a flow was given, so that no change of backends moves a flow.
+          - Without it nothing is remembered, and a change moves the flows whose slot changes.
+        type: bool
+        default: false
+      idle_timeout:
+        description:
+          - Seconds without a packet, 1 to 3600, after which a flow is forgotten; with O(services[].flow_table) or
+            C(full_nat).
+          - 900 for TCP and 300 for UDP if it is left out.
+        type: int
+      source:
+        description:
+          - For C(full_nat) the balancer's address that packets come from; replies must reach the balancer there.
+          - For C(ipip) the outer header's source, of the backends' family. From a prefix, such as V(10.99.0.0/16), each
+            flow gets an address of its own, so that the backends' network cards spread flows over their queues.
+        type: str
+      source_ports:
+        description:
+          - For C(full_nat), a range; V(10000-32767) if it is left out. Services with the same source share it.
+          - Keep it apart from C(net.ipv4.ip_local_port_range).
+        type: str
   purge:
     description: Remove services that are not in the list, together with their backends.
     type: bool
@@ -133,6 +165,9 @@ write_seconds:
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
+SCHEDULERS = ["maglev", "hash", "round_robin"]
+FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]
+
 
 def apply(params, check):
     return Balancer(params["interface"]).apply_services(params["services"], params["purge"], check)
@@ -151,8 +186,12 @@ def main():
                     "address": {"type": "str", "required": True},
                     "protocol": {"type": "str", "choices": ["tcp", "udp"], "required": True},
                     "port": {"type": "str", "required": True},
-                    "scheduler": {"type": "str", "choices": ["maglev", "round_robin"], "default": "maglev"},
-                    "forwarding": {"type": "str", "choices": ["dnat", "dsr"], "default": "dnat"},
+                    "scheduler": {"type": "str", "choices": SCHEDULERS, "default": "maglev"},
+                    "forwarding": {"type": "str", "choices": FORWARDINGS, "default": "dnat"},
+                    "flow_table": {"type": "bool", "default": False},
+                    "idle_timeout": {"type": "int"},
+                    "source": {"type": "str"},
+                    "source_ports": {"type": "str"},
                 },
             },
             "purge": {"type": "bool", "default": True},

@@ -24,10 +24,15 @@ def backends(*entries: dict, **options) -> Task:
     return Task("xdp_backends", {**T0, "backends": list(entries), **options})
 
 
+def filters(*entries: dict) -> Task:
+    return Task("xdp_filters", {**T0, "filters": list(entries)})
+
+
 ENTRIES = {
     "VIP is no address": (
         services({**DNS, "address": "10.77.0.300"}),
-        "services[0] (dns 10.77.0.300): address '10.77.0.300' is not an IPv4 address such as 192.0.2.10",
+        "services[0] (dns 10.77.0.300): address '10.77.0.300' is not an IPv4 address such as 192.0.2.10 or an IPv6 "
+        "address such as 2001:db8::10",
     ),
     "VIP is a group": (
         services({**DNS, "address": "224.0.0.1"}),
@@ -52,7 +57,8 @@ ENTRIES = {
     "two mistakes": (
         services({**DNS, "port": 0}, {**WEB, "address": "web"}),
         "services[0] (dns 192.0.2.10): port '0' is not between 1 and 65535; "
-        "services[1] (web web): address 'web' is not an IPv4 address such as 192.0.2.10",
+        "services[1] (web web): address 'web' is not an IPv4 address such as 192.0.2.10 or an IPv6 address "
+        "such as 2001:db8::10",
     ),
     "duplicate service": (
         services(DNS, {**DNS, "port": 54}),
@@ -65,11 +71,90 @@ ENTRIES = {
     "round robin of TCP": (
         services({**WEB, "scheduler": "round_robin"}),
         "services[0] (web 192.0.2.10): scheduler 'round_robin' sends each packet of a TCP connection to another "
-        "backend; use maglev",
+        "backend; use maglev, or flow_table: true",
+    ),
+    "VIP of a single link": (
+        services({**DNS, "address": "fe80::1"}),
+        "services[0] (dns fe80::1): address 'fe80::1' is not a unicast address of a host on a network",
+    ),
+    "full_nat without a source": (
+        services({**DNS, "forwarding": "full_nat"}),
+        "services[0] (dns 192.0.2.10): source is missing: full_nat sends from an address of the balancer's, such as "
+        "198.51.100.2",
+    ),
+    "source of another family": (
+        services({**DNS, "forwarding": "full_nat", "source": "2001:db8::2"}),
+        "services[0] (dns 192.0.2.10): source '2001:db8::2' is not of the VIP's family, IPv4",
+    ),
+    "source that nothing uses": (
+        services({**DNS, "source": "198.51.100.2"}),
+        "services[0] (dns 192.0.2.10): source is for full_nat and ipip, not for dnat",
+    ),
+    "prefix with more bits than its length": (
+        services({**DNS, "forwarding": "ipip", "source": "10.99.1.0/16"}),
+        "services[0] (dns 192.0.2.10): source '10.99.1.0/16' has bits behind its length; write 10.99.0.0/16",
+    ),
+    "idle timeout of nothing": (
+        services({**DNS, "idle_timeout": 10}),
+        "services[0] (dns 192.0.2.10): idle_timeout is for services with flow_table: true or forwarding full_nat",
+    ),
+    "idle timeout of a day": (
+        services({**DNS, "flow_table": True, "idle_timeout": 86400}),
+        "services[0] (dns 192.0.2.10): idle_timeout 86400 is not between 1 and 3600",
+    ),
+    "source shared with other ports": (
+        services(
+            {**DNS, "forwarding": "full_nat", "source": "198.51.100.2"},
+            {**WEB, "forwarding": "full_nat", "source": "198.51.100.2", "source_ports": "1-9"},
+        ),
+        "service web: source_ports 1-9 of 198.51.100.2 are 10000-32767 for service dns; services share an address "
+        "with the same ports only",
+    ),
+    "mode that is not compiled in": (
+        services({**DNS, "forwarding": "ipip", "source": "198.51.100.2"}),
+        "the program on t0 was compiled without ipip; add it to the features of xdp_program",
+    ),
+    "backend of another family": (
+        backends({**NODE, "address": "2001:db8::7"}),
+        "backend 2001:db8::7 of service dns: dnat cannot go from IPv4, the VIP's family, to IPv6",
+    ),
+    "interface for a mode with addresses": (
+        backends({"service": "dns", "interface": "t0"}),
+        "backend t0 of service dns: interface t0 is for redirect, not for dnat; give address",
+    ),
+    "interface and address": (
+        backends({**NODE, "interface": "t0"}),
+        "backends[0] (dns 198.51.100.1 t0): address '198.51.100.1' beside interface: redirect leaves frames as they "
+        "are",
+    ),
+    "filter without a prefix": (
+        filters({"action": "drop"}),
+        "filters[0]: prefix is missing",
+    ),
+    "filter for half an address": (
+        filters({"prefix": "10.0.0.0/33", "action": "drop"}),
+        "filters[0] (10.0.0.0/33): prefix '10.0.0.0/33' has no length from 0 to 32 behind the slash",
+    ),
+    "filter with an action of its own": (
+        filters({"prefix": "10.0.0.0/8", "action": "reject"}),
+        "filters[0] (10.0.0.0/8): action 'reject' is not one of drop, pass, limit",
+    ),
+    "limit without a rate": (
+        filters({"prefix": "10.0.0.0/8", "action": "limit"}),
+        "filters[0] (10.0.0.0/8): rate is missing",
+    ),
+    "rate of what is dropped": (
+        filters({"prefix": "10.0.0.0/8", "action": "drop", "rate": 5}),
+        "filters[0] (10.0.0.0/8): rate is for action limit, not for drop",
+    ),
+    "the same filter twice": (
+        filters({"prefix": "10.0.0.0/8", "action": "drop"}, {"prefix": "10.0.0.0/8", "action": "pass"}),
+        "filters[1] (10.0.0.0/8): duplicate filter, 10.0.0.0/8 has a rule for any already",
     ),
     "backend is no address": (
         backends({**NODE, "address": "node1"}),
-        "backends[0] (dns node1): address 'node1' is not an IPv4 address such as 192.0.2.10",
+        "backends[0] (dns node1): address 'node1' is not an IPv4 address such as 192.0.2.10 or an IPv6 address "
+        "such as 2001:db8::10",
     ),
     "negative weight": (
         backends({**NODE, "weight": -1}),
@@ -81,8 +166,8 @@ ENTRIES = {
     ),
     "unknown key": (
         backends({**NODE, "prot": 80}),
-        "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, mac, name, port, service, state, "
-        "weight",
+        "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, interface, mac, name, port, "
+        "service, state, weight",
     ),
     "MAC of zeros": (
         backends({**NODE, "mac": "00:00:00:00:00:00"}),

@@ -22,9 +22,7 @@ VIP, PORT = "10.77.0.10", 7
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
 
-SERVICES = [
-    {"name": protocol, "address": VIP, "protocol": protocol, "port": PORT} for protocol in ("udp", "tcp")
-]
+SERVICES = [{"name": protocol, "address": VIP, "protocol": protocol, "port": PORT} for protocol in ("udp", "tcp")]
 PROGRAM = Task("xdp_program", {"interface": INTERFACE, "features": ["dnat"]})
 WRITE_SERVICES = Task("xdp_services", {"interface": INTERFACE, "services": SERVICES})
 WRITE_BACKENDS = Task(

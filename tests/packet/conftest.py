@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import REASONS
 
 from tests.packet import reference
 from tests.packet.frames import Case
 from tests.packet.network import Network, network
 from tests.support.program import ALL_FEATURES, Program
+
+# include/uapi/linux/pkt_cls.h: TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT
+TC_VERDICTS = {reference.PASS: 0, reference.DROP: 2, reference.TX: 7, reference.REDIRECT: 7}
 
 
 class Rig:
@@ -27,17 +32,35 @@ class Rig:
         services: list[dict[str, Any]],
         backends: list[dict[str, Any]],
         features: frozenset[str] = ALL_FEATURES,
+        filters: list[dict[str, Any]] | None = None,
+        tc: bool = False,
     ) -> None:
-        self.interface = net.front
-        self.model = reference.Balancer(services, backends, net.resolve, net.front, features)
-        self.program = Program(services, backends, features)
+        self.interface, self.tc = net.front, tc
+        cpu = min(os.sched_getaffinity(0))
+        self.model = reference.Balancer(
+            services,
+            backends,
+            net.resolve,
+            net.front,
+            features,
+            filters,
+            cpu=cpu,
+            cpus=bpf.possible_cpus(),
+            clock=time.monotonic_ns,
+        )
+        self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc)
+
+    def can_take(self, frame: bytes) -> bool:
+        """A test run makes a socket buffer only of a frame with a whole IP header."""
+        return not self.tc or len(frame) >= {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
 
     def send(self, frame: bytes) -> tuple[int, bytes]:
         """The program's verdict and frame, once they are the model's, too."""
         wanted = self.model.process(frame)
         verdict, output, _duration = self.program.run(frame, interface=self.interface)
-        assert (verdict, output.hex()) == (wanted[0], wanted[1].hex()), f"program != model for {frame.hex()}"
-        return verdict, output
+        expected = TC_VERDICTS[wanted[0]] if self.tc else wanted[0]
+        assert (verdict, output.hex()) == (expected, wanted[1].hex()), f"program != model for {frame.hex()}"
+        return wanted[0], output
 
     def check(self, case: Case) -> None:
         """The case as its table says, and all counters as the model says."""
@@ -57,6 +80,9 @@ class Rig:
         rows = maps.read_counters("backend_counters")
         backends = {tuple(key): list(rows[number]) for key, number in self.program.backend_ids.items()}
         assert backends == self.model.backend_counters
+        rows = maps.read_counters("filter_counters")
+        filters = {tuple(key): rows[number][0] for key, number in self.program.filter_ids.items() if rows[number][0]}
+        assert filters == dict(self.model.filter_counters)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,9 +111,13 @@ def make_rig(net: Network) -> Iterator[Callable[..., Rig]]:
     rigs: list[Rig] = []
 
     def make(
-        services: list[dict[str, Any]], backends: list[dict[str, Any]], features: frozenset[str] = ALL_FEATURES
+        services: list[dict[str, Any]],
+        backends: list[dict[str, Any]],
+        features: frozenset[str] = ALL_FEATURES,
+        filters: list[dict[str, Any]] | None = None,
+        tc: bool = False,
     ) -> Rig:
-        rigs.append(Rig(net, services, backends, features))
+        rigs.append(Rig(net, services, backends, features, filters, tc))
         return rigs[-1]
 
     yield make

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import os
 import socket
 import subprocess
@@ -30,6 +31,15 @@ NEIGHBOURS = 200
 UNRESOLVED, UNRESOLVED_BACK = "10.0.0.230", "10.0.1.230"
 PROHIBITED, BLACKHOLE, UNREACHABLE = "172.16.1.1", "172.16.2.1", "172.16.3.1"
 REFUSED = {PROHIBITED: "prohibit", BLACKHOLE: "blackhole", UNREACHABLE: "unreachable"}
+# The same over IPv6: fd00:0::n and fd00:0:0:1::n.
+PREFIXES6 = ["fd00:0:0:0::", "fd00:0:0:1::"]
+FRONT_ADDRESS6, BACK_ADDRESS6 = "fd00::fe", "fd00:0:0:1::fe"
+ROUTER6 = "fd00::fd"
+UNRESOLVED6, UNRESOLVED_BACK6 = "fd00::e6", "fd00:0:0:1::e6"
+PROHIBITED6, BLACKHOLE6 = "2001:db8:bad::1", "2001:db8:bad::2"
+REFUSED6 = {PROHIBITED6: "prohibit", BLACKHOLE6: "blackhole"}
+# Behind the router, where the path is narrow.
+NARROW, NARROW6, NARROW_MTU = "172.16.9.1", "2001:db8:9::1", 1400
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,13 +73,21 @@ def private_namespace() -> Iterator[None]:
 
 
 def ip(*commands: str) -> None:
-    """One `ip` for all of these commands."""
-    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+    """One `ip` for all of these commands, and one for those of IPv6 that have to say so."""
+    for options in ([], ["-6"]):
+        chosen = [command.removeprefix("-6 ") for command in commands if command.startswith("-6 ") == bool(options)]
+        if chosen:
+            subprocess.run(["ip", *options, "-batch", "-"], input="\n".join(chosen), text=True, check=True)
+
+
+def write_setting(name: str, value: int) -> None:
+    Path("/proc/sys/net", name).write_text(str(value), encoding="ascii")
 
 
 def set_forwarding(enabled: bool) -> None:
     """The kernel asks the interface that a packet arrives on."""
-    Path(f"/proc/sys/net/ipv4/conf/{FRONT}/forwarding").write_text("1" if enabled else "0", encoding="ascii")
+    for family in ("ipv4", "ipv6"):
+        write_setting(f"{family}/conf/{FRONT}/forwarding", int(enabled))
 
 
 @dataclass(frozen=True)
@@ -79,24 +97,52 @@ class Network:
 
     def resolve(self, address: str) -> Hop | str:
         """What the kernel is configured to answer."""
-        octets = [int(octet) for octet in address.split(".")]
-        if address in REFUSED:
+        address = str(ipaddress.ip_address(address))
+        if address in REFUSED or address in REFUSED6:
             return reference.REFUSED
+        return self._resolve6(address) if ":" in address else self._resolve4(address)
+
+    def _resolve4(self, address: str) -> Hop | str:
+        octets = [int(octet) for octet in address.split(".")]
         if octets[0] == 127 or address in (FRONT_ADDRESS, BACK_ADDRESS, "10.0.0.255", "10.0.1.255"):
             return reference.NOT_FORWARDED
         if octets[:3] not in ([10, 0, 0], [10, 0, 1]):
-            return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC))
-        network, host = octets[2:]
-        if address != ROUTER and not 1 <= host <= NEIGHBOURS:
+            return self._router(address)
+        return self._neighbour(octets[2], octets[3], address == ROUTER)
+
+    def _resolve6(self, address: str) -> Hop | str:
+        packed = ipaddress.ip_address(address).packed
+        if address in ("::1", FRONT_ADDRESS6, BACK_ADDRESS6) or packed in _ANYCAST or packed[0] == 0xFF:
+            return reference.NOT_FORWARDED
+        if packed[:8] not in _NETWORKS6:
+            return self._router(address)
+        if any(packed[8:15]):
+            return reference.UNRESOLVED
+        return self._neighbour(packed[7], packed[15], address == ROUTER6)
+
+    def _router(self, address: str) -> Hop:
+        mtu = NARROW_MTU if address in (NARROW, NARROW6) else 1500
+        return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC), mtu)
+
+    def _neighbour(self, network: int, host: int, is_router: bool) -> Hop | str:
+        if not is_router and not 1 <= host <= NEIGHBOURS:
             return reference.UNRESOLVED
         if network:
             return Hop(self.back, mac(neighbour_mac(network, host)), mac(BACK_MAC))
-        return Hop(self.front, mac(neighbour_mac(network, host)), mac(FRONT_MAC))
+        return Hop(self.front, mac(ROUTER_MAC if is_router else neighbour_mac(network, host)), mac(FRONT_MAC))
+
+
+_NETWORKS6 = [ipaddress.ip_address(prefix).packed[:8] for prefix in PREFIXES6]
+# A router answers for the first address of each of its networks.
+_ANYCAST = [network + bytes(8) for network in _NETWORKS6]
 
 
 @contextmanager
 def network() -> Iterator[Network]:
     with private_namespace():
+        for name in ("default", "all"):
+            write_setting(f"ipv6/conf/{name}/accept_dad", 0)
+            write_setting(f"ipv6/conf/{name}/router_solicitations", 0)
         ip(
             "link set lo up",
             f"link add {FRONT} address {FRONT_MAC} type veth peer name front-peer",
@@ -105,8 +151,20 @@ def network() -> Iterator[Network]:
             f"address add {FRONT_ADDRESS}/24 dev {FRONT}",
             f"address add {BACK_ADDRESS}/24 dev {BACK}",
             f"route add default via {ROUTER}",
+            f"address add {FRONT_ADDRESS6}/64 dev {FRONT} nodad",
+            f"address add {BACK_ADDRESS6}/64 dev {BACK} nodad",
+            f"-6 route add default via {ROUTER6}",
+            f"route add {NARROW}/32 via {ROUTER} mtu lock {NARROW_MTU}",
+            f"-6 route add {NARROW6}/128 via {ROUTER6} mtu lock {NARROW_MTU}",
             *(f"route add {kind} {address}/32" for address, kind in REFUSED.items()),
+            *(f"-6 route add {kind} {address}/128" for address, kind in REFUSED6.items()),
             f"neighbour add {ROUTER} lladdr {ROUTER_MAC} dev {FRONT} nud permanent",
+            f"neighbour add {ROUTER6} lladdr {ROUTER_MAC} dev {FRONT} nud permanent",
+            *(
+                f"neighbour add {prefix}{host:x} lladdr {neighbour_mac(number, host)} dev {name} nud permanent"
+                for number, (name, prefix) in enumerate(zip((FRONT, BACK), PREFIXES6))
+                for host in range(1, NEIGHBOURS + 1)
+            ),
             *(
                 f"neighbour add 10.0.{number}.{host} lladdr {neighbour_mac(number, host)} dev {name} nud permanent"
                 for number, name in enumerate((FRONT, BACK))

@@ -1,16 +1,16 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the balancer should do with a frame, written a second time and on purpose differently.
+"""What the balancer should do with a frame, written a second time, from docs/data-plane.md and on purpose differently.
 
-Nothing of the engine is imported. Checksums are summed up afresh over the whole packet, endpoints are a plain
-dictionary, rings follow the rule as the collection documents it. Inventory entries are taken as they are written.
+Nothing of the engine is imported. Checksums are summed up afresh over the whole packet, endpoints are plain
+dictionaries, rings follow the rule as the collection documents it. Inventory entries are taken as they are written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import socket
+import ipaddress
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +20,19 @@ from math import gcd
 from typing import Any
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, IPIP, TCP, UDP, IPV6, FRAGMENT_HEADER, ICMPV6 = 1, 4, 6, 17, 41, 44, 58
 PROTOCOLS = {"tcp": TCP, "udp": UDP}
-RING = 65537
+RING, HASH_RING = 65537, 512
 MASK = 0xFFFFFFFFFFFFFFFF
-HEADER_BYTES = {ICMP: 8, TCP: 20, UDP: 8}
-CHECKSUM_AT = {ICMP: 36, TCP: 50, UDP: 40}
+LEAST = {TCP: 20, UDP: 8, ICMP: 8, ICMPV6: 8}
+TAGS = (b"\x81\x00", b"\x88\xa8")
+EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destination"}
+TICK = 2**30
+DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
+ALL_FEATURES = frozenset(
+    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer".split()
+)
+TOO_BIG_A_TICK = 100
 
 
 # --- checksums
@@ -37,39 +44,9 @@ def word_sum(data: bytes) -> int:
     return sum(struct.unpack(f">{len(data) // 2}H", data)) % 0xFFFF
 
 
-def _ip_sum(frame: bytes) -> int:
-    return word_sum(frame[14:34])
-
-
-def _l4_sum(frame: bytes) -> int:
-    total = struct.unpack_from(">H", frame, 16)[0]
-    segment = frame[34 : 14 + total]
-    if frame[23] == ICMP:
-        return word_sum(segment)
-    return word_sum(frame[26:34] + struct.pack(">HH", frame[23], len(segment)) + segment)
-
-
-def _with_checksum(frame: bytearray, position: int, sums: Callable[[bytes], int], wanted: int) -> None:
-    """Choose the checksum so that the sum is `wanted`: zero, or the error that the frame arrived with."""
-    struct.pack_into(">H", frame, position, 0)
-    value = (wanted - sums(bytes(frame))) % 0xFFFF
-    if position == CHECKSUM_AT[UDP] and frame[23] == UDP and value == 0:
-        value = 0xFFFF
-    struct.pack_into(">H", frame, position, value)
-
-
-def rewritten(frame: bytes, changes: dict[int, bytes]) -> bytes:
-    """The frame with bytes replaced by position, its checksums as right or as wrong as they were."""
-    ip_sum, l4_sum = _ip_sum(frame), _l4_sum(frame)
-    position = CHECKSUM_AT[frame[23]]
-    unchecked = frame[23] == UDP and frame[position : position + 2] == bytes(2)
-    result = bytearray(frame)
-    for start, value in changes.items():
-        result[start : start + len(value)] = value
-    _with_checksum(result, 24, _ip_sum, ip_sum)
-    if not unchecked:
-        _with_checksum(result, position, _l4_sum, l4_sum)
-    return bytes(result)
+def pack_checksum(total: int) -> bytes:
+    """The checksum of what has this sum without it."""
+    return struct.pack(">H", -total % 0xFFFF)
 
 
 # --- which backend
@@ -116,13 +93,17 @@ def round_robin(weights: list[int]) -> list[int]:
     ]
 
 
-def flow_slot(frame: bytes) -> int:
-    """Client address, client port and destination port, mixed and spread over the ring."""
-    client, client_port, port = struct.unpack("<IHH", frame[26:30] + frame[34:38])
-    value = client << 32 | client_port << 16 | port
+def flow_hash(client: bytes, client_port: bytes, port: bytes) -> int:
+    """64 bits of client address and both ports."""
+    ports = int.from_bytes(client_port, "little") << 16 | int.from_bytes(port, "little")
+    if len(client) == 4:
+        value = int.from_bytes(client, "little") << 32 | ports
+    else:
+        first, second = struct.unpack("<QQ", client)
+        value = ((first ^ first >> 33) * 0xFF51AFD7ED558CCD & MASK) ^ second ^ ports
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         value = (value ^ value >> 33) * factor & MASK
-    return (value >> 32) * RING >> 32
+    return value
 
 
 # --- the network around the balancer
@@ -135,6 +116,7 @@ class Hop:
     interface: int
     destination: bytes
     source: bytes
+    mtu: int = 1500
 
 
 # What the kernel's tables say about an address that has no hop.
@@ -142,11 +124,192 @@ UNRESOLVED = "route, but no neighbour"
 NOT_FORWARDED = "an address of this host, or no route"
 REFUSED = "a route that refuses"
 
-Resolve = Callable[[str], Hop | str]
+Resolve = Callable[[str], "Hop | str"]
 
 
 def unknown(_address: str) -> str:
     return NOT_FORWARDED
+
+
+def pack_address(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed
+
+
+def text_of(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed))
+
+
+# --- packets
+
+
+class Unparsable(Exception):
+    """The frame is not for the balancer; why."""
+
+
+@dataclass
+class Packet:
+    """A frame taken apart. `transport` is what follows the IP header with its options or extension headers."""
+
+    link: bytes  # Ethernet header with tags, without the protocol
+    family: int
+    header: bytearray  # IP, with options or extension headers
+    transport: bytearray
+    padding: bytes
+    protocol: int
+    fragment: str = ""  # "first", "later" or none
+    identification: bytes = b""
+
+    @property
+    def tagged(self) -> bool:
+        return len(self.link) > 12
+
+    @property
+    def source(self) -> bytes:
+        return bytes(self.header[12:16] if self.family == 4 else self.header[8:24])
+
+    @source.setter
+    def source(self, value: bytes) -> None:
+        start = 12 if self.family == 4 else 8
+        self.header[start : start + len(value)] = value
+
+    @property
+    def destination(self) -> bytes:
+        return bytes(self.header[16:20] if self.family == 4 else self.header[24:40])
+
+    @destination.setter
+    def destination(self, value: bytes) -> None:
+        start = 16 if self.family == 4 else 24
+        self.header[start : start + len(value)] = value
+
+    @property
+    def ttl(self) -> int:
+        return self.header[8] if self.family == 4 else self.header[7]
+
+    @ttl.setter
+    def ttl(self, value: int) -> None:
+        self.header[8 if self.family == 4 else 7] = value
+
+    @property
+    def tos(self) -> int:
+        return self.header[1] if self.family == 4 else (self.header[0] << 4 & 0xF0) | self.header[1] >> 4
+
+    @property
+    def is_icmp(self) -> bool:
+        return self.protocol == (ICMP if self.family == 4 else ICMPV6)
+
+    @property
+    def ports(self) -> tuple[bytes, bytes]:
+        return bytes(self.transport[:2]), bytes(self.transport[2:4])
+
+    def has_flag(self, mask: int) -> bool:
+        return self.protocol == TCP and len(self.transport) > 13 and bool(self.transport[13] & mask)
+
+    def frame(self) -> bytes:
+        kind = b"\x08\x00" if self.family == 4 else b"\x86\xdd"
+        return self.link + kind + bytes(self.header) + bytes(self.transport) + self.padding
+
+    def header_sum(self) -> int:
+        return word_sum(bytes(self.header)) if self.family == 4 else 0
+
+    def transport_sum(self) -> int:
+        """With the pseudo header; the length is the same before and after, so it does not matter which."""
+        pseudo = b"" if self.protocol == ICMP else self.source + self.destination
+        return word_sum(pseudo + bytes(self.transport))
+
+    def checksum_place(self) -> int | None:
+        place = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}.get(self.protocol)
+        if self.fragment == "later" or place is None or place + 2 > len(self.transport):
+            return None
+        if self.protocol == UDP and self.transport[6:8] == bytes(2):
+            return None
+        return place
+
+    def change(self, act: Callable[[], None]) -> None:
+        """Do something to it and leave its checksums as right or as wrong as they were."""
+        place = self.checksum_place()
+        header, transport = self.header_sum(), self.transport_sum()
+        act()
+        if self.family == 4:
+            self.header[10:12] = bytes(2)
+            self.header[10:12] = struct.pack(">H", (header - self.header_sum()) % 0xFFFF)
+        if place is not None:
+            self.transport[place : place + 2] = bytes(2)
+            value = (transport - self.transport_sum()) % 0xFFFF
+            if self.protocol == UDP and value == 0:
+                value = 0xFFFF
+            self.transport[place : place + 2] = struct.pack(">H", value)
+
+
+def take_apart(frame: bytes, features: frozenset[str]) -> Packet:
+    """Raises Unparsable with the reason to pass it; the packet, as far as it is known, is the second argument."""
+    at = 12
+    for _tag in range(2):
+        if frame[at : at + 2] in TAGS:
+            at += 4
+    kind, at = frame[at : at + 2], at + 2
+    link = frame[: at - 2]
+    # Shorter than an IPv4 header behind an untagged Ethernet header: nobody looks at what it is.
+    if len(frame) < 34:
+        raise Unparsable("not_ip", None)
+    if kind == b"\x08\x00":
+        return _take_apart4(link, frame[at:])
+    if kind == b"\x86\xdd" and "ipv6" in features:
+        return _take_apart6(link, frame[at:])
+    raise Unparsable("not_ip", None)
+
+
+def _take_apart4(link: bytes, data: bytes) -> Packet:
+    if len(data) < 20 or data[0] >> 4 != 4 or data[0] & 15 < 5:
+        raise Unparsable("malformed", None)
+    size, total = (data[0] & 15) * 4, struct.unpack_from(">H", data, 2)[0]
+    if not size <= total <= len(data):
+        raise Unparsable("malformed", None)
+    protocol, fragment = data[9], struct.unpack_from(">H", data, 6)[0]
+    packet = Packet(link, 4, bytearray(data[:size]), bytearray(data[size:total]), data[total:], protocol)
+    if protocol not in (TCP, UDP, ICMP):
+        raise Unparsable("not_ours", packet)
+    if fragment & 0x3FFF:
+        packet.fragment = "later" if fragment & 0x1FFF else "first"
+        packet.identification = data[4:6]
+    return _with_transport(packet)
+
+
+def _with_transport(packet: Packet) -> Packet:
+    if packet.fragment != "later" and len(packet.transport) < LEAST[packet.protocol]:
+        raise Unparsable("malformed", None)
+    return packet
+
+
+def _take_apart6(link: bytes, data: bytes) -> Packet:
+    if len(data) < 40 or data[0] >> 4 != 6:
+        raise Unparsable("malformed", None)
+    total = 40 + struct.unpack_from(">H", data, 4)[0]
+    if total > len(data):
+        raise Unparsable("malformed", None)
+    packet = Packet(link, 6, bytearray(data[:40]), bytearray(), data[total:], data[6])
+    at, walked = 40, 0
+    while packet.protocol in EXTENSION_HEADERS:
+        if walked == 6:
+            raise Unparsable("extension_headers", packet)
+        if at + 8 > len(data):
+            raise Unparsable("malformed", None)
+        if packet.protocol == 43 and data[at + 3]:
+            raise Unparsable("extension_headers", packet)
+        size, is_fragment = 8 + data[at + 1] * 8, packet.protocol == FRAGMENT_HEADER
+        if is_fragment:
+            size, offset = 8, struct.unpack_from(">H", data, at + 2)[0]
+            packet.identification = data[at + 4 : at + 8]
+            if offset & 1:
+                packet.fragment = "first"
+            if offset & 0xFFF8:
+                packet.fragment = "later"
+        packet.protocol, at, walked = data[at], at + size, walked + 1
+        if packet.fragment == "later":
+            break
+    if packet.protocol not in (TCP, UDP, ICMPV6):
+        raise Unparsable("not_ours", packet)
+    packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
+    return _with_transport(packet)
 
 
 # --- the balancer
@@ -155,30 +318,84 @@ def unknown(_address: str) -> str:
 @dataclass
 class Service:
     name: str
-    forwarding: str
+    declared: dict[str, Any]
     vip: bytes
-    first_port: int
     backends: list[Backend] = field(default_factory=list)
     ring: list[Backend] = field(default_factory=list)
-    in_turn: bool = False
     turns: int = 0
+
+    @property
+    def forwarding(self) -> str:
+        return self.declared.get("forwarding", "dnat")
+
+    @property
+    def in_turn(self) -> bool:
+        return self.declared.get("scheduler") == "round_robin"
+
+    @property
+    def remembers(self) -> bool:
+        return bool(self.declared.get("flow_table")) or self.forwarding == "full_nat"
+
+    @property
+    def idle_ticks(self) -> int:
+        seconds = self.declared.get("idle_timeout", DEFAULT_IDLE_TIMEOUTS[self.declared["protocol"]])
+        return -(-seconds * 10**9 // TICK)
+
+    @property
+    def first_port(self) -> bytes:
+        return struct.pack(">H", port_range(self.declared["port"])[0])
+
+    @property
+    def source(self) -> Any:
+        return ipaddress.ip_network(self.declared["source"])
+
+    @property
+    def source_ports(self) -> range:
+        return port_range(self.declared.get("source_ports", "10000-32767"))
 
 
 @dataclass
 class Backend:
     service: Service
-    address: str
+    target: str
     port: int | None
     mac: bytes | None
 
     @property
     def key(self) -> tuple[str, str, int | None]:
-        return self.service.name, self.address, self.port
+        return self.service.name, self.target, self.port
+
+    @property
+    def address(self) -> bytes:
+        return pack_address(self.target)
+
+    @property
+    def packed_port(self) -> bytes:
+        return struct.pack(">H", self.port or 0)
+
+
+@dataclass
+class Session:
+    backend: Backend
+    flow: tuple
+    port: int
+    seen: int
+    closing: bool = False
 
 
 def port_range(port: Any) -> range:
+    if port == "any":
+        return range(0, 1)
     first, _separator, last = str(port).partition("-")
     return range(int(first), int(last or first) + 1)
+
+
+def is_martian(source: bytes, vip: bytes) -> bool:
+    if source == vip:
+        return True
+    if len(source) == 4:
+        return source[0] in (0, 127) or source[0] >= 224
+    return source[0] == 0xFF or int.from_bytes(source, "big") < 2
 
 
 class Balancer:
@@ -190,149 +407,562 @@ class Balancer:
         backends: list[dict[str, Any]],
         resolve: Resolve = unknown,
         interface: int = 1,
-        features: frozenset[str] = frozenset(("dnat", "dsr", "round_robin")),
+        features: frozenset[str] = ALL_FEATURES,
+        filters: list[dict[str, Any]] | None = None,
+        mtu: int = 1500,
+        cpu: int = 0,
+        cpus: int = 1,
+        clock: Callable[[], int] = lambda: 0,
+        link_is_up: Callable[[str], bool] = lambda _name: True,
+        max_new_flows: int = 100000,
     ) -> None:
-        self.resolve, self.interface, self.features = resolve, interface, features
+        self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
+        self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
+        self.max_new_flows = max_new_flows
+        self.filters = filters or []
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
+        self.flows: dict[tuple, tuple[Backend, int]] = {}
+        self.sessions: dict[tuple[bytes, int], Session] = {}
+        self.cursors: dict[bytes, int] = {}
+        self.fragments: dict[tuple, tuple[str, Any, int]] = {}
+        self.new_flows: Counter[int] = Counter()
+        self.errors: Counter[int] = Counter()
         self.reasons: Counter[tuple[str, str]] = Counter()
-        # packets, bytes, reply packets, reply bytes
+        # packets, bytes, reply packets, reply bytes, new flows
         self.service_counters: dict[str, list[int]] = {}
         self.backend_counters: dict[tuple[str, str, int | None], list[int]] = {}
+        self.filter_counters: Counter[tuple[str, str]] = Counter()
         self.last_reason: tuple[str, str] | None = None
         for service in services:
             self._add(service, [backend for backend in backends if backend["service"] == service["name"]])
 
     def _add(self, declared: dict[str, Any], backends: list[dict[str, Any]]) -> None:
-        ports, protocol = port_range(declared["port"]), PROTOCOLS[declared["protocol"]]
-        vip = socket.inet_aton(declared["address"])
-        service = Service(declared["name"], declared.get("forwarding", "dnat"), vip, ports[0])
-        self.service_counters[service.name] = [0, 0, 0, 0]
-        for port in ports:
-            self.services[vip, protocol, port] = service
+        protocol = PROTOCOLS[declared["protocol"]]
+        service = Service(declared["name"], declared, pack_address(declared["address"]))
+        self.service_counters[service.name] = [0] * 5
+        for port in port_range(declared["port"]):
+            self.services[service.vip, protocol, port] = service
         weights: dict[str, int] = {}
         by_name: dict[str, Backend] = {}
         for item in backends:
             mac = bytes.fromhex(item["mac"].replace(":", "")) if item.get("mac") else None
-            backend = Backend(service, item["address"], item.get("port"), mac)
-            self.backend_counters[backend.key] = [0, 0, 0, 0]
+            target = item.get("interface") or text_of(pack_address(item["address"]))
+            backend = Backend(service, target, item.get("port"), mac)
+            service.backends.append(backend)
+            self.backend_counters[backend.key] = [0] * 5
             if service.forwarding == "dnat":
-                for port in [backend.port] if backend.port else ports:
-                    self.replies[socket.inet_aton(backend.address), protocol, port] = backend
+                for port in [backend.port] if backend.port else port_range(declared["port"]):
+                    self.replies[backend.address, protocol, port] = backend
             weight = item.get("weight", 1) if item.get("state", "enabled") == "enabled" else 0
             if weight:
-                name = f"{backend.address}:{backend.port or declared['port']}"
+                name = f"{target}:{backend.port or declared['port']}"
                 weights[name], by_name[name] = weight, backend
-        service.in_turn = declared.get("scheduler") == "round_robin"
-        if service.in_turn and weights:
-            in_order = list(by_name.values())
+        in_order = list(by_name.values())
+        if not weights:
+            return
+        if service.in_turn:
             service.ring = [in_order[position] for position in round_robin(list(weights.values()))]
-        elif weights:
+        elif declared.get("scheduler") == "hash":
+            cycle = round_robin(list(weights.values()))
+            service.ring = [in_order[cycle[slot % len(cycle)]] for slot in range(HASH_RING)]
+        else:
             service.ring = [by_name[name] for name in maglev(weights)]
+
+    @property
+    def tick(self) -> int:
+        return self.clock() // TICK
 
     def process(self, frame: bytes) -> tuple[int, bytes]:
         """Verdict and the frame afterwards."""
         self.last_reason = None
-        problem = self._problem(frame)
-        if problem:
-            return self._because(PASS, problem, frame)
-        protocol, source, destination = frame[23], frame[26:30], frame[30:34]
-        if protocol == ICMP:
-            is_vip = any(vip == destination for vip, _protocol, _port in self.services)
-            if is_vip and frame[34:36] == b"\x08\x00":
-                return self._because(TX, "echo", self._echo_reply(frame))
+        try:
+            packet = take_apart(frame, self.features)
+        except Unparsable as problem:
+            reason, packet = problem.args
+            if packet is not None and self._is_filtered(packet):
+                return DROP, frame
+            return self._because(PASS, reason, frame)
+        if self._is_filtered(packet):
+            return DROP, frame
+        if packet.fragment and packet.is_icmp:
             return self._because(PASS, "not_ours", frame)
-        source_port, destination_port = struct.unpack_from(">HH", frame, 34)
-        service = self.services.get((destination, protocol, destination_port))
-        if service:
-            return self._forward(frame, service)
-        backend = self.replies.get((source, protocol, source_port))
-        if backend and "dnat" in self.features:
-            return self._reply(frame, backend)
-        return self._because(PASS, "not_ours", frame)
-
-    @staticmethod
-    def _problem(frame: bytes) -> str | None:
-        """Why the kernel is to look at this frame itself."""
-        if len(frame) < 14 + 20 + 8:
-            return "malformed"
-        ethertype, version, header_words = frame[12:14], frame[14] >> 4, frame[14] & 15
-        if ethertype != b"\x08\x00":
-            return "not_ipv4"
-        if version != 4 or header_words < 5:
-            return "malformed"
-        if header_words > 5:
-            return "ip_options"
-        header = HEADER_BYTES.get(frame[23])
-        if header is None:
-            return "not_ours"
-        total, _identification, fragment = struct.unpack_from(">HHH", frame, 16)
-        if fragment & 0x2000 or fragment & 0x1FFF:
-            return "fragment"
-        if not 20 + header <= total <= len(frame) - 14:
-            return "malformed"
-        return None
+        if packet.fragment == "later":
+            return self._follow_fragment(packet, frame)
+        if packet.is_icmp:
+            return self._icmp(packet, frame)
+        return self._flow(packet, frame)
 
     def _because(self, verdict: int, reason: str, frame: bytes) -> tuple[int, bytes]:
         self.last_reason = (reason, {PASS: "pass", DROP: "drop", TX: "tx"}[verdict])
         self.reasons[self.last_reason] += 1
         return verdict, frame
 
-    @staticmethod
-    def _echo_reply(frame: bytes) -> bytes:
-        swapped = frame[6:12] + frame[:6] + frame[12:]
-        return rewritten(swapped, {22: b"\x40", 26: frame[30:34], 30: frame[26:30], 34: b"\x00"})
+    # --- filters
 
-    def _forward(self, frame: bytes, service: Service) -> tuple[int, bytes]:
-        if not service.ring or service.forwarding not in self.features:
+    def _is_filtered(self, packet: Packet) -> bool:
+        if "filters" not in self.features:
+            return False
+        kind = {TCP: "tcp", UDP: "udp"}.get(packet.protocol, "icmp" if packet.is_icmp else "other")
+        source = ipaddress.ip_address(packet.source)
+        best = None
+        for item in self.filters:
+            prefix, protocol = ipaddress.ip_network(item["prefix"]), item.get("protocol", "any")
+            if prefix.version == source.version and source in prefix and protocol in ("any", kind):
+                rank = (prefix.prefixlen, protocol != "any")
+                best = max(best, (rank, item), key=lambda found: found[0]) if best else (rank, item)
+        if best is None:
+            return False
+        item = best[1]
+        key = (item["prefix"], item.get("protocol", "any"))
+        self.filter_counters[key] += 1
+        if item["action"] == "drop":
+            self._because(DROP, "filtered", b"")
+            return True
+        return False
+
+    # --- what a packet is
+
+    def _service(self, address: bytes, protocol: int, port: bytes) -> Service | None:
+        number = int.from_bytes(port, "big")
+        found = self.services.get((address, protocol, number))
+        if found is None and "any_port" in self.features:
+            found = self.services.get((address, protocol, 0))
+        return found
+
+    def _reply_of(self, packet: Packet) -> Backend | None:
+        number = int.from_bytes(packet.ports[0], "big")
+        found = self.replies.get((packet.source, packet.protocol, number))
+        if found is None and "any_port" in self.features:
+            found = self.replies.get((packet.source, packet.protocol, 0))
+        return found if found and "dnat" in self.features else None
+
+    def _is_vip(self, address: bytes) -> bool:
+        return any(vip == address for vip, _protocol, _port in self.services)
+
+    def _is_source(self, address: bytes) -> bool:
+        nats = (service for service in self.services.values() if service.forwarding == "full_nat")
+        return any(service.source.network_address.packed == address for service in nats)
+
+    def _flow(self, packet: Packet, frame: bytes) -> tuple[int, bytes]:
+        service = self._service(packet.destination, packet.protocol, packet.ports[1])
+        if service:
+            return self._to_service(packet, frame, service)
+        session = self._answered(packet)
+        if session:
+            self._remember_fragment(packet, "session", session)
+            return self._session_reply(packet, frame, session)
+        backend = self._reply_of(packet)
+        if backend:
+            self._remember_fragment(packet, "backend", backend)
+            return self._reply(packet, frame, backend)
+        return self._because(PASS, "not_ours", frame)
+
+    def _to_service(self, packet: Packet, frame: bytes, service: Service) -> tuple[int, bytes]:
+        flow = (service.name, packet.protocol, packet.source, *packet.ports)
+        if is_martian(packet.source, packet.destination):
+            return self._because(DROP, "martian", frame)
+        if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
-        if service.in_turn:
-            backend = service.ring[service.turns % len(service.ring)]
-            service.turns += 1
-        else:
-            backend = service.ring[flow_slot(frame)]
-        changes: dict[int, bytes] = {}
-        if service.forwarding == "dnat":
-            if frame[22] < 2:
-                return self._because(PASS, "ttl_expired", frame)
-            changes = {22: bytes((frame[22] - 1,)), 30: socket.inet_aton(backend.address)}
-            if backend.port:
-                changes[36] = struct.pack(">H", backend.port)
-        if backend.mac:
-            hop: Hop | str = Hop(self.interface, backend.mac, frame[:6])
-        else:
-            hop = self.resolve(backend.address)
-        if hop == UNRESOLVED and service.forwarding == "dnat":
-            # The kernel will forward it, and lower the TTL then.
-            return self._because(PASS, "no_neighbour", rewritten(frame, {**changes, 22: frame[22:23]}))
-        if hop == UNRESOLVED:
-            return self._because(DROP, "no_neighbour", frame)
-        if not isinstance(hop, Hop):
-            return self._because(DROP, "no_route", frame)
-        self._count(backend, 0, len(frame))
-        return self._send(rewritten(frame, changes) if changes else frame, hop)
-
-    def _reply(self, frame: bytes, backend: Backend) -> tuple[int, bytes]:
-        if frame[22] < 2:
+        if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return self._because(PASS, "ttl_expired", frame)
-        hop = self.resolve(socket.inet_ntoa(frame[30:34]))
+        backend, session, problem = self._choose(packet, service, flow)
+        if problem:
+            return self._because(DROP, problem, frame)
+        self._remember_fragment(packet, *(("session", session) if session else ("backend", backend)))
+        return self._forward(packet, frame, backend, session, flow)
+
+    # --- choosing
+
+    def _choose(self, packet: Packet, service: Service, flow: tuple, learn: bool = True) -> tuple:
+        """Backend, session, and the reason if there is none."""
+        if not service.remembers:
+            backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
+            return backend, None, None if backend else "no_backend"
+        syn = learn and packet.has_flag(0x02) and not packet.has_flag(0x10)
+        if service.forwarding == "full_nat":
+            return self._choose_session(packet, service, flow, learn)
+        known, seen = self.flows.get(flow, (None, 0))
+        if known and not syn and self.tick - seen <= service.idle_ticks:
+            self.flows[flow] = known, self.tick
+            if learn and packet.has_flag(0x04):
+                del self.flows[flow]
+            return known, None, None
+        if not learn:
+            backend = self._hashed(service, flow)
+            return backend, None, None if backend else "no_backend"
+        backend = self._scheduled(service, flow)
+        if not backend:
+            return None, None, "no_backend"
+        if not self._may_learn():
+            self.reasons["flow_limit", "forward"] += 1
+            return backend, None, None
+        if not packet.has_flag(0x04):
+            self.flows[flow] = backend, self.tick
+        self._count_new(backend)
+        return backend, None, None
+
+    def _may_learn(self) -> bool:
+        allowed = self.new_flows[self.tick] < self.max_new_flows
+        self.new_flows[self.tick] += allowed
+        return allowed
+
+    def _count_new(self, backend: Backend) -> None:
+        for counters in (self.service_counters[backend.service.name], self.backend_counters[backend.key]):
+            counters[4] += 1
+
+    def _scheduled(self, service: Service, flow: tuple) -> Backend | None:
+        if not service.ring:
+            return None
+        if service.in_turn:
+            service.turns += 1
+            return service.ring[(service.turns - 1) % len(service.ring)]
+        return self._hashed(service, flow)
+
+    def _hashed(self, service: Service, flow: tuple) -> Backend | None:
+        _service, _protocol, client, client_port, port = flow
+        ring = service.ring
+        return ring[(flow_hash(client, client_port, port) >> 32) * len(ring) >> 32] if ring else None
+
+    def _is_alive(self, session: Session) -> bool:
+        idle = session.backend.service.idle_ticks
+        return self.tick - session.seen <= (min(idle, 112) if session.closing else idle)
+
+    def _choose_session(self, packet: Packet, service: Service, flow: tuple, learn: bool) -> tuple:
+        for session in self.sessions.values():
+            if session.flow == flow and self._is_alive(session):
+                return session.backend, session, None
+        if not learn:
+            return None, None, "no_backend"
+        backend = self._scheduled(service, flow)
+        if not backend:
+            return None, None, "no_backend"
+        address = service.source.network_address.packed
+        size = len(service.source_ports) // self.cpus
+        first = service.source_ports[0] + self.cpu * size
+        if not self._may_learn():
+            return None, None, "no_port"
+        for _try in range(32):
+            place = self.cursors.get(address, 0) % size
+            self.cursors[address] = place + 1
+            taken = self.sessions.get((address, first + place))
+            if taken is None or not self._is_alive(taken):
+                session = Session(backend, flow, first + place, self.tick)
+                self.sessions[address, first + place] = session
+                self._count_new(backend)
+                return backend, session, None
+        return None, None, "no_port"
+
+    def _answered(self, packet: Packet) -> Session | None:
+        session = self.sessions.get((packet.destination, int.from_bytes(packet.ports[1], "big")))
+        if session is None or "full_nat" not in self.features or not self._is_alive(session):
+            return None
+        backend, (_service, protocol, _client, _client_port, port) = session.backend, session.flow
+        expected = backend.packed_port if backend.port else port
+        if (packet.source, packet.protocol, packet.ports[0]) != (backend.address, protocol, expected):
+            return None
+        return session
+
+    def _note(self, session: Session, packet: Packet) -> None:
+        session.seen = self.tick
+        if packet.fragment != "later" and packet.has_flag(0x05):
+            session.closing = True
+
+    # --- fragments
+
+    @staticmethod
+    def _fragment_key(packet: Packet) -> tuple:
+        return packet.source, packet.destination, packet.identification, packet.protocol
+
+    def _remember_fragment(self, packet: Packet, kind: str, what: Any) -> None:
+        if packet.fragment:
+            self.fragments[self._fragment_key(packet)] = kind, what, self.tick
+
+    def _follow_fragment(self, packet: Packet, frame: bytes) -> tuple[int, bytes]:
+        kind, what, seen = self.fragments.get(self._fragment_key(packet), ("", None, 0))
+        if not kind or self.tick - seen > 2:
+            ours = self._is_vip(packet.destination) or (
+                "full_nat" in self.features and self._is_source(packet.destination)
+            )
+            return self._because(*((DROP, "fragment") if ours else (PASS, "not_ours")), frame)
+        self._remember_fragment(packet, kind, what)
+        session = what if kind == "session" else None
+        backend = session.backend if session else what
+        if packet.destination != backend.service.vip:
+            return self._session_reply(packet, frame, session) if session else self._reply(packet, frame, backend)
+        if packet.ttl <= 1 and backend.service.forwarding not in ("dsr", "redirect"):
+            return self._because(PASS, "ttl_expired", frame)
+        return self._forward(packet, frame, backend, session, None)
+
+    # --- ICMP
+
+    def _icmp(self, packet: Packet, frame: bytes) -> tuple[int, bytes]:
+        request = b"\x08\x00" if packet.family == 4 else b"\x80\x00"
+        if packet.transport[:2] == request and self._is_vip(packet.destination):
+            return self._echo(packet)
+        found = self._quoted(packet)
+        if found is None:
+            return self._because(PASS, "not_ours", frame)
+        service, quote_at, flow = found
+        if is_martian(packet.source, packet.destination):
+            return self._because(DROP, "martian", frame)
+        if not service.ring and not (service.remembers and service.backends):
+            return self._because(DROP, "no_backend", frame)
+        if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
+            return self._because(PASS, "ttl_expired", frame)
+        backend, session, problem = self._choose(packet, service, flow, learn=False)
+        if problem:
+            return self._because(DROP, problem, frame)
+        if service.forwarding not in ("dnat", "full_nat"):
+            return self._forward(packet, frame, backend, session, flow)
+        return self._translated_error(packet, frame, backend, session, quote_at)
+
+    def _echo(self, packet: Packet) -> tuple[int, bytes]:
+        def answer() -> None:
+            packet.source, packet.destination = packet.destination, packet.source
+            packet.ttl = 64
+            packet.transport[0] = 0 if packet.family == 4 else 129
+
+        packet.change(answer)
+        packet.link = packet.link[6:12] + packet.link[:6] + packet.link[12:]
+        return self._because(TX, "echo", packet.frame())
+
+    def _quoted(self, packet: Packet) -> tuple[Service, int, tuple] | None:
+        """The service whose packet an error quotes, where the quoted ports are, and the flow."""
+        if packet.transport[0] not in ((3, 11, 12) if packet.family == 4 else (1, 2, 3, 4)):
+            return None
+        quote = bytes(packet.transport[8:])
+        if packet.family == 4:
+            if len(quote) < 20 or quote[0] >> 4 != 4 or quote[0] & 15 < 5 or quote[6] & 0x1F or quote[7]:
+                return None
+            size, protocol, source, destination = (quote[0] & 15) * 4, quote[9], quote[12:16], quote[16:20]
+        else:
+            if len(quote) < 40 or quote[0] >> 4 != 6:
+                return None
+            size, protocol, source, destination = 40, quote[6], quote[8:24], quote[24:40]
+        if protocol not in (TCP, UDP) or len(quote) < size + 8 or source != packet.destination:
+            return None
+        ports = quote[size : size + 2], quote[size + 2 : size + 4]
+        service = self._service(source, protocol, ports[0])
+        if service is None:
+            return None
+        return service, 8 + size, (service.name, protocol, destination, ports[1], ports[0])
+
+    def _translated_error(
+        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, ports_at: int
+    ) -> tuple[int, bytes]:
+        hop = self._hop(backend, packet)
+        if hop != UNRESOLVED and not isinstance(hop, Hop):
+            return self._because(DROP, "no_route", frame)
+
+        def translate() -> None:
+            packet.destination = backend.address
+            packet.ttl -= isinstance(hop, Hop)
+            self._translate_quote(packet, backend, session, ports_at)
+
+        packet.change(translate)
+        if not isinstance(hop, Hop):
+            return self._because(PASS, "no_neighbour", packet.frame())
+        self._count(backend, 0, len(frame))
+        return self._send(packet, hop)
+
+    @staticmethod
+    def _translate_quote(packet: Packet, backend: Backend, session: Session | None, ports_at: int) -> None:
+        header, data = packet.transport[8:ports_at], packet.transport
+        protocol = header[9] if packet.family == 4 else header[6]
+        inner = Packet(b"", packet.family, header, data[ports_at : ports_at + 8], b"", protocol)
+        if protocol == TCP:
+            # 8 bytes of it have no checksum.
+            inner.fragment = "later"
+
+        def act() -> None:
+            inner.source = backend.address
+            if backend.port:
+                inner.transport[:2] = backend.packed_port
+            if session:
+                inner.destination = backend.service.source.network_address.packed
+                inner.transport[2:4] = struct.pack(">H", session.port)
+
+        inner.change(act)
+        data[8:ports_at], data[ports_at : ports_at + 8] = inner.header, inner.transport
+
+    # --- forwarding
+
+    def _hop(self, backend: Backend, packet: Packet) -> Hop | str:
+        if backend.mac:
+            return Hop(self.interface, backend.mac, packet.link[:6], self.mtu)
+        return self.resolve(backend.target)
+
+    def _forward(
+        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, flow: tuple | None
+    ) -> tuple[int, bytes]:
+        mode = backend.service.forwarding
+        if mode not in self.features:
+            return self._because(DROP, "no_backend", frame)
+        if mode == "redirect":
+            return self._redirect(frame, backend, flow)
+        hop = self._hop(backend, packet)
+        if mode in ("dsr", "ipip"):
+            if hop == UNRESOLVED:
+                return self._because(DROP, "no_neighbour", frame)
+            if not isinstance(hop, Hop):
+                return self._because(DROP, "no_route", frame)
+            if mode == "ipip":
+                return self._encapsulate(packet, frame, backend, hop, flow)
+            self._count(backend, 0, len(frame))
+            return self._send(packet, hop)
+        if session and packet.fragment != "later":
+            self._note(session, packet)
+        if hop != UNRESOLVED and not isinstance(hop, Hop):
+            return self._because(DROP, "no_route", frame)
+
+        def translate() -> None:
+            packet.destination = backend.address
+            packet.ttl -= isinstance(hop, Hop)
+            if session:
+                packet.source = backend.service.source.network_address.packed
+            if packet.fragment == "later":
+                return
+            if session:
+                packet.transport[:2] = struct.pack(">H", session.port)
+            if backend.port:
+                packet.transport[2:4] = backend.packed_port
+
+        packet.change(translate)
+        if not isinstance(hop, Hop):
+            return self._because(PASS, "no_neighbour", packet.frame())
+        self._count(backend, 0, len(frame))
+        return self._send(packet, hop)
+
+    def _redirect(self, frame: bytes, backend: Backend, flow: tuple | None) -> tuple[int, bytes]:
+        service = backend.service
+        up = [other for other in service.ring if self.link_is_up(other.target)]
+        if not self.link_is_up(backend.target):
+            if flow is None or not up:
+                return self._because(DROP, "link_down", frame)
+            backend = self._stand_in(service, flow)
+        self._count(backend, 0, len(frame))
+        return REDIRECT, frame
+
+    def _stand_in(self, service: Service, flow: tuple) -> Backend:
+        value = flow_hash(*flow[2:])
+        while True:
+            value = value * 0x9E3779B97F4A7C15 + 1 & MASK
+            backend = service.ring[(value >> 32) * len(service.ring) >> 32]
+            if self.link_is_up(backend.target):
+                return backend
+
+    def _encapsulate(
+        self, packet: Packet, frame: bytes, backend: Backend, hop: Hop, flow: tuple | None
+    ) -> tuple[int, bytes]:
+        inner = bytes(packet.header) + bytes(packet.transport)
+        outer_size = 20 if len(backend.address) == 4 else 40
+        if len(inner) + outer_size > hop.mtu:
+            return self._too_big(packet, frame, inner, hop.mtu - outer_size)
+        source = backend.service.source
+        mixed = 0
+        if flow is not None:
+            mixed = int.from_bytes((flow_hash(*flow[2:]) >> 32).to_bytes(4, "little"), "big")
+        number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
+        protocol = IPIP if packet.family == 4 else IPV6
+        if outer_size == 20:
+            flags = packet.header[6:7] if packet.family == 4 else b"\x40"
+            header = struct.pack(
+                ">BBHHBBBBH4s4s",
+                0x45,
+                packet.tos,
+                20 + len(inner),
+                0,
+                flags[0] & 0x40,
+                0,
+                64,
+                protocol,
+                0,
+                number.to_bytes(4, "big"),
+                backend.address,
+            )
+            header = header[:10] + pack_checksum(word_sum(header)) + header[12:]
+            kind = b"\x08\x00"
+        else:
+            first = 6 << 28 | packet.tos << 20
+            header = struct.pack(
+                ">IHBB16s16s", first, len(inner), protocol, 64, number.to_bytes(16, "big"), backend.address
+            )
+            kind = b"\x86\xdd"
+        self._count(backend, 0, len(frame))
+        verdict, link = self._out(packet, hop)
+        return verdict, link + kind + header + inner + packet.padding
+
+    def _too_big(self, packet: Packet, frame: bytes, inner: bytes, mtu: int) -> tuple[int, bytes]:
+        if self.errors[self.tick] == TOO_BIG_A_TICK:
+            return self._because(DROP, "too_big", frame)
+        self.errors[self.tick] += 1
+        link = packet.link[6:12] + packet.link[:6] + packet.link[12:]
+        client, vip = packet.source, packet.destination
+        if packet.family == 4:
+            message = b"\x03\x04\0\0" + struct.pack(">I", mtu) + inner[:68]
+            message = message[:2] + pack_checksum(word_sum(message)) + message[4:]
+            header = struct.pack(">BBHIBBH4s4s", 0x45, 0, 20 + len(message), 0, 64, ICMP, 0, vip, client)
+            header = header[:10] + pack_checksum(word_sum(header)) + header[12:]
+            answer = link + b"\x08\x00" + header + message
+        else:
+            message = b"\x02\0\0\0" + struct.pack(">I", mtu) + inner[:504]
+            pseudo = vip + client + struct.pack(">II", len(message), ICMPV6)
+            message = message[:2] + pack_checksum(word_sum(pseudo + message)) + message[4:]
+            answer = link + b"\x86\xdd" + struct.pack(">IHBB16s16s", 6 << 28, len(message), ICMPV6, 64, vip, client)
+            answer += message
+        return self._because(TX, "too_big", answer)
+
+    # --- replies
+
+    def _reply(self, packet: Packet, frame: bytes, backend: Backend) -> tuple[int, bytes]:
+        def restore() -> None:
+            packet.source = backend.service.vip
+            if backend.port and packet.fragment != "later":
+                packet.transport[:2] = backend.service.first_port
+
+        return self._send_reply(packet, frame, backend, packet.destination, restore)
+
+    def _session_reply(self, packet: Packet, frame: bytes, session: Session) -> tuple[int, bytes]:
+        _service, _protocol, client, client_port, port = session.flow
+        if packet.fragment != "later":
+            self._note(session, packet)
+
+        def restore() -> None:
+            packet.source, packet.destination = session.backend.service.vip, client
+            if packet.fragment != "later":
+                packet.transport[:4] = port + client_port
+
+        return self._send_reply(packet, frame, session.backend, client, restore)
+
+    def _send_reply(
+        self, packet: Packet, frame: bytes, backend: Backend, client: bytes, restore: Callable[[], None]
+    ) -> tuple[int, bytes]:
+        if packet.ttl <= 1:
+            return self._because(PASS, "ttl_expired", frame)
+        hop = self.resolve(text_of(client))
         if hop == NOT_FORWARDED:
             return self._because(PASS, "local_reply", frame)
         if hop == REFUSED:
             return self._because(DROP, "no_route", frame)
-        lowered = frame[22] - 1 if isinstance(hop, Hop) else frame[22]
-        changes = {22: bytes((lowered,)), 26: backend.service.vip}
-        if backend.port:
-            changes[34] = struct.pack(">H", backend.service.first_port)
-        restored = rewritten(frame, changes)
-        if not isinstance(hop, Hop):
-            return self._because(PASS, "no_neighbour", restored)
-        self._count(backend, 2, len(frame))
-        return self._send(restored, hop)
 
-    def _send(self, frame: bytes, hop: Hop) -> tuple[int, bytes]:
-        verdict = TX if hop.interface == self.interface else REDIRECT
-        return verdict, hop.destination + hop.source + frame[12:]
+        def act() -> None:
+            restore()
+            packet.ttl -= isinstance(hop, Hop)
+
+        packet.change(act)
+        if not isinstance(hop, Hop):
+            return self._because(PASS, "no_neighbour", packet.frame())
+        self._count(backend, 2, len(frame))
+        return self._send(packet, hop)
+
+    def _out(self, packet: Packet, hop: Hop) -> tuple[int, bytes]:
+        stays = hop.interface == self.interface or packet.tagged
+        return TX if stays else REDIRECT, hop.destination + hop.source + packet.link[12:]
+
+    def _send(self, packet: Packet, hop: Hop) -> tuple[int, bytes]:
+        verdict, packet.link = self._out(packet, hop)
+        return verdict, packet.frame()
 
     def _count(self, backend: Backend, first: int, size: int) -> None:
         for counters in (self.service_counters[backend.service.name], self.backend_counters[backend.key]):

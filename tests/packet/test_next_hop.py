@@ -74,7 +74,7 @@ def second_rig(make_rig):
 @pytest.fixture
 def forgetful(second_rig):
     """For tests that change the tables, of which the model knows nothing: nothing is remembered at their start."""
-    second_rig.program.maps.forget_next_hops()
+    second_rig.program.maps.update_control(1500)
     return second_rig
 
 
@@ -145,7 +145,7 @@ def test_answer_is_remembered_until_told_to_forget(forgetful, forwarding):
     ip(f"neighbour replace 10.0.0.2 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame) == old
-        forgetful.program.maps.forget_next_hops()
+        forgetful.program.maps.update_control(1500)
         assert run(forgetful, frame) == new
     finally:
         ip(f"neighbour replace 10.0.0.2 lladdr {neighbour_mac(0, 2)} dev {FRONT} nud permanent")
@@ -157,7 +157,7 @@ def test_route_to_another_interface(forgetful, forwarding):
     assert run(forgetful, frame) == (TX, forwarded("moving", forwarding, FRONT_MAC, ROUTER_MAC))
     ip(f"route add 192.0.2.1/32 via 10.0.1.50 dev {BACK}")
     try:
-        forgetful.program.maps.forget_next_hops()
+        forgetful.program.maps.update_control(1500)
         assert run(forgetful, frame) == (REDIRECT, forwarded("moving", forwarding, BACK_MAC, neighbour_mac(1, 50)))
     finally:
         ip("route delete 192.0.2.1/32")
@@ -168,7 +168,7 @@ def test_neighbour_that_vanishes(forgetful):
     assert run(forgetful, frame)[0] == TX
     ip(f"neighbour delete 10.0.0.3 dev {FRONT}")
     try:
-        forgetful.program.maps.forget_next_hops()
+        forgetful.program.maps.update_control(1500)
         assert run(forgetful, frame) == (PASS, forwarded("vanishing", "dnat", ROUTER_MAC, FRONT_MAC, ttl=64))
         assert run(forgetful, request("vanishing", "dsr"))[0] == DROP
     finally:
@@ -214,7 +214,7 @@ def test_next_hop_of_a_client_is_remembered_until_told_to_forget(forgetful):
     ip(f"neighbour replace 10.0.0.60 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame)[1][:6].hex(":") == neighbour_mac(0, 60)
-        forgetful.program.maps.forget_next_hops()
+        forgetful.program.maps.update_control(1500)
         assert run(forgetful, frame)[1][:6].hex(":") == NEW_MAC
     finally:
         ip(f"neighbour replace 10.0.0.60 lladdr {neighbour_mac(0, 60)} dev {FRONT} nud permanent")
@@ -237,10 +237,11 @@ def test_clients_that_share_a_place_in_the_cache(rig):
 def test_generation_is_never_0(forgetful):
     """Zeroed entries of the caches must not look current."""
     maps = forgetful.program.maps
-    bpf.map_update(maps["control"], layout.index(0), layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF))
-    maps.forget_next_hops()
+    last = layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF, 1500, 0, 7)
+    bpf.map_update(maps["control"], layout.index(0), last)
+    maps.update_control(9000)
     value = bpf.map_lookup(maps["control"], layout.index(0), layout.CONTROL.size)
-    assert layout.CONTROL.unpack(value) == (layout.LAYOUT_VERSION, 1)
+    assert layout.CONTROL.unpack(value) == (layout.LAYOUT_VERSION, 1, 9000, 0, 7)
 
 
 def test_address_from_the_inventory_needs_no_route(make_rig):

@@ -6,21 +6,36 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, maps, model, tables
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, filters, maps, model, plan, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
 ALL_FEATURES = frozenset(compiler.FEATURES)
-SIZES = Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
+SIZES = Sizes(
+    max_services=64, max_backends=1024, max_endpoints=4096, max_flows=65536, max_sessions=65536, max_filters=4096
+)
 
 
 @cache
-def _code(features: frozenset[str], sizes: Sizes) -> bytes:
-    return compiler.compile_program(compiler.Build(SOURCE, features, sizes))
+def _code(features: frozenset[str], sizes: Sizes, tc: bool) -> bytes:
+    return compiler.compile_program(compiler.Build(SOURCE, features, sizes, tc))
+
+
+def load(code: bytes, descriptors: list[int], features: frozenset[str], tc: bool = False) -> int:
+    """Load compiled code over these maps."""
+    return bpf.program_load(
+        "balancer",
+        bpf.relocate(code, descriptors),
+        program_type=bpf.PROG_TYPE_SCHED_CLS if tc else bpf.PROG_TYPE_XDP,
+        flags=bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in features and not tc else 0,
+    )
 
 
 class Program:
@@ -30,31 +45,56 @@ class Program:
         self,
         services: list[dict[str, Any]],
         backends: list[dict[str, Any]],
-        features: frozenset[str] = ALL_FEATURES,
+        features: frozenset[str] | None = ALL_FEATURES,
         sizes: Sizes = SIZES,
+        declared_filters: Iterable[dict[str, Any]] = (),
+        mtu: int = 1500,
+        tc: bool = False,
     ) -> None:
+        """Features None: what the configuration needs, no more."""
+        self.type = bpf.PROG_TYPE_SCHED_CLS if tc else bpf.PROG_TYPE_XDP
         self.config = model.Config(model.parse_services(services), model.parse_backends(backends))
         model.check(self.config)
-        self.maps = maps.create(sizes)
-        self.rings = {name: number for number, name in enumerate(self.config.services)}
-        self.backend_ids = {key: number for number, key in enumerate(self.config.backends, start=1)}
-        self.maps.write_backends(
-            {
-                self.backend_ids[key]: tables.pack_backend(
-                    self.config.services[key.service], backend, self.rings[key.service], self.backend_ids[key]
-                )
-                for key, backend in self.config.backends.items()
-            }
-        )
+        self.filters = filters.parse_filters(list(declared_filters))
+        if features is None:
+            features = used_features(self.config, self.filters)
+        if tc:
+            features -= compiler.NOT_ON_TC
+        self.maps = maps.create(sizes, mtu)
+        self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
+        allocation = self.plan.allocation
+        self.rings, self.backend_ids = allocation.rings, allocation.backends
+        self._fill(sizes)
+        self._fill_filters(sizes)
+        if features & {"flow_table", "full_nat"}:
+            self.maps.create_flow_tables()
+        self.fd = load(_code(features, sizes, tc), list(self.maps.descriptors.values()), features, tc)
+
+    def _fill(self, sizes: Sizes) -> None:
+        config, allocation = self.config, self.plan.allocation
+        entries = {}
+        for key, backend in config.backends.items():
+            interface = socket.if_nametoindex(backend.interface) if backend.interface else 0
+            place = self.plan.backend_place(key, interface)
+            entries[self.backend_ids[key]] = tables.pack_backend(config.services[key.service], backend, place)
+        self.maps.write_backends(entries)
+        interfaces = {backend.interface for backend in config.backends.values() if backend.interface}
+        self.maps.set_links({socket.if_nametoindex(name) for name in interfaces})
+        self.maps.write_pools({place.id: tables.pack_pool(pool, place) for pool, place in allocation.pools.items()})
         packed = {
-            self.rings[name]: tables.pack_ring(self.config.services[name], members, self.backend_ids)
-            for name, members in self.config.backends_of().items()
+            self.rings[name]: tables.pack_ring(config.services[name], members, self.backend_ids)
+            for name, members in config.backends_of().items()
         }
         self.maps.write_rings(packed, {})
-        endpoints = tables.endpoints(self.config, self.rings, self.backend_ids)
-        self.maps.swap_endpoints(tables.pack_endpoint_table(endpoints, sizes))
-        code = bpf.relocate(_code(features, sizes), list(self.maps.descriptors.values()))
-        self.fd = bpf.program_load("balancer", code)
+        found = tables.endpoints(config, self.rings, self.backend_ids, allocation.pools)
+        table4, table6 = tables.pack_endpoint_tables(found, sizes)
+        self.maps.swap_table("endpoints", table4)
+        self.maps.swap_table("endpoints6", table6)
+
+    def _fill_filters(self, sizes: Sizes) -> None:
+        self.filter_ids = {key: number for number, key in enumerate(self.filters)}
+        if self.filters:
+            self.maps.swap_table("filters", filters.pack_filter_table(self.filters, self.filter_ids, sizes))
 
     def replace_ring(self, service: str, members: list[model.Backend]) -> None:
         """Let these backends of a service, possibly none, have its new packets."""
@@ -63,7 +103,7 @@ class Program:
 
     def run(self, frame: bytes, repeat: int = 1, interface: int = 0) -> tuple[int, bytes, int]:
         """Verdict, frame afterwards, nanoseconds per run."""
-        return bpf.test_run(self.fd, frame, repeat, interface)
+        return bpf.test_run(self.fd, frame, repeat, interface, self.type)
 
     def close(self) -> None:
         os.close(self.fd)

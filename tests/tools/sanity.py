@@ -22,14 +22,14 @@ COPY = ROOT / "build/sanity/ansible_collections/lbops/xdp"
 HOME = ROOT / "build/cache/sanity-home"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-GET_PIP = '''\
+GET_PIP = """\
 import subprocess
 import sys
 
 options = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
 subprocess.run([sys.executable, "-m", "ensurepip"], check=True, stdout=subprocess.DEVNULL)
 sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *options]))
-'''
+"""
 
 
 def copy_collection() -> None:

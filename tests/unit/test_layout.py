@@ -13,38 +13,43 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import SIZE_LIMITS
 
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
 SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
 
-# Each C structure with its fields, and the format that packs them. Several Python fields may make up one C field.
+# Each C structure with the format that packs it and its fields, but for those that are padding to Python. Several
+# Python fields may make up one C field.
 STRUCTURES = {
     "endpoint": (layout.ENDPOINT, ["key key key key", "id", "unused"]),
-    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "slots"]),
-    "ring": (layout.RING, ["scheduler", "length", "slots", "unused"]),
-    "backend": (
-        layout.BACKEND,
-        [
-            "address",
-            "port",
-            "forwarding",
-            "has_mac",
-            "mac",
-            "vip_port",
-            "vip",
-            "ip_delta",
-            "l4_delta",
-            "reply_ip_delta",
-            "reply_l4_delta",
-            "service_counters",
-            "backend_counters",
-            "unused",
-        ],
+    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused"]),
+    "endpoint6": (layout.ENDPOINT6, ["address", "key key key key", "id", "unused"]),
+    "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused"]),
+    "ring": (layout.RING, ["scheduler", "length", "flags", "idle_timeout", "slots", "unused"]),
+    "backend": (layout.BACKEND, layout.BACKEND_FIELDS),
+    "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes", "new_flows"]),
+    "flow_bucket": (layout.FLOW_BUCKET, ["flows"]),
+    "session": (
+        layout.SESSION,
+        ["client", "client_port", "vip_port", "backend", "service", "seen", "timeout", "protocol", "unused"]
+        + ["address_delta", "l4_delta", "unused2"],
     ),
-    "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes"]),
-    "next_hop": (layout.NEXT_HOP, ["address", "generation", "interface", "destination", "source"]),
-    "control": (layout.CONTROL, ["layout_version", "next_hop_generation"]),
+    "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
+    "budget": (layout.BUDGET, ["tick", "flows", "searches", "errors"]),
+    "next_hop": (layout.NEXT_HOP, ["address", "generation", "interface", "mtu", "destination", "source"]),
+    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "mtu", "unused", "seed"]),
+    "filter_rule": (layout.FILTER_RULE, ["id", "action", "interval", "burst"]),
+    "filter_header": (
+        layout.FILTER_HEADER,
+        ["first4", "first6", "shift4", "shift6", "first_verdict", "any4", "any6", "count4", "count6"]
+        + ["lengths4", "unused", "lengths6"],
+    ),
+    "filter_slot4": (layout.FILTER_SLOT4, ["key", "verdict", "unused"]),
+    "filter_slot6": (layout.FILTER_SLOT6, ["address address", "length", "verdict", "unused"]),
+    "filter_counters": (layout.FILTER_COUNTERS, ["packets", "dropped"]),
 }
+# Tables are packed slot by slot behind their headers.
+TABLES = {"endpoint_table": SIZES.endpoint_table_bytes, "endpoint6_table": SIZES.endpoint6_table_bytes}
 
 
 def without_comments(header: str) -> str:
@@ -55,11 +60,13 @@ LAYOUT, REASONS, MAPS = without_comments("layout.h"), without_comments("reasons.
 
 
 def declared_structures() -> dict[str, list[str]]:
-    """The fields of every structure of layout.h, in their order."""
-    return {
-        name: re.findall(r"(\w+)\s*(?:\[[^]]*\])*\s*;", body)
-        for name, body in re.findall(r"struct (\w+) \{(.*?)\};", LAYOUT, re.DOTALL)
+    """The fields of every structure of layout.h, in their order, but for the line of filters, which is a union."""
+    found = {
+        name: re.findall(r"(\w+)\s*(?:\[[^]]*\])*\s*[;,]", body)
+        for name, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", LAYOUT, re.MULTILINE | re.DOTALL)
     }
+    del found["filter_line"]
+    return found
 
 
 def declared_enumerators(source: str) -> list[str]:
@@ -72,12 +79,13 @@ def declared_constants() -> list[str]:
 
 
 def python_fields(packing: struct.Struct) -> list[tuple[int, int]]:
-    """Offset and size of every field of a format without padding."""
+    """Offset and size of every field of a format."""
     fields, offset = [], 0
     for count, code in re.findall(r"(\d*)([a-zA-Z])", packing.format.removeprefix("<")):
         size = struct.calcsize(f"<{count}{code}")
         # A count before "s" is the length of one field; before anything else it is an array, one field as well.
-        fields.append((offset, size))
+        if code != "x":
+            fields.append((offset, size))
         offset += size
     assert offset == packing.size
     return fields
@@ -92,6 +100,7 @@ def compiled(tmp_path_factory) -> dict[str, int]:
         for field in fields:
             lines.append(f'SHOW("offset {name}.{field}", offsetof(struct {name}, {field}));')
             lines.append(f'SHOW("size {name}.{field}", sizeof(((struct {name} *)0)->{field}));')
+    lines.append('SHOW("sizeof filter_line", sizeof(struct filter_line));')
     for name in declared_enumerators(LAYOUT) + declared_enumerators(REASONS) + declared_constants():
         lines.append(f'SHOW("{name}", {name});')
     directory = tmp_path_factory.mktemp("layout")
@@ -118,7 +127,10 @@ def test_every_structure_is_known():
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_fields_are_the_same_in_the_same_order(name):
-    assert declared_structures()[name] == [fields.split()[0] for fields in STRUCTURES[name][1]]
+    named = [fields.split()[0] for fields in STRUCTURES[name][1]]
+    rest = [field for field in declared_structures()[name] if field not in named]
+    assert [field for field in declared_structures()[name] if field in named] == named
+    assert all(field.startswith("unused") or field == "slots" for field in rest)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -129,10 +141,6 @@ def test_offsets_and_sizes(compiled, name):
     for field in fields:
         count = len(field.split())
         field = field.split()[0]
-        if (name, field) == ("endpoint_table", "slots"):
-            # Packed one by one behind the header.
-            assert compiled["offset endpoint_table.slots"] == packing.size
-            continue
         parts, found = found[:count], found[count:]
         assert parts, f"{field} is missing in layout.py"
         wanted.append((field, parts[0][0], sum(size for _offset, size in parts)))
@@ -143,13 +151,20 @@ def test_offsets_and_sizes(compiled, name):
     ]
 
 
-@pytest.mark.parametrize("name", sorted(set(STRUCTURES) - {"endpoint_table"}))
+@pytest.mark.parametrize("name", sorted(set(STRUCTURES) - set(TABLES)))
 def test_size_of_the_whole(compiled, name):
     assert STRUCTURES[name][0].size == compiled[f"sizeof {name}"]
 
 
-def test_size_of_the_endpoint_table(compiled):
-    assert SIZES.endpoint_table_bytes == compiled["sizeof endpoint_table"]
+@pytest.mark.parametrize("name", TABLES)
+def test_size_of_tables(compiled, name):
+    assert compiled[f"offset {name}.slots"] == layout.ENDPOINT_TABLE_HEADER.size
+    assert TABLES[name] == compiled[f"sizeof {name}"]
+
+
+def test_size_of_a_filter_line(compiled):
+    assert layout.FILTER_LINE == compiled["sizeof filter_line"]
+    assert layout.FILTER_HEADER.size == 3 * layout.FILTER_LINE
 
 
 def test_ring_header_is_the_start_of_a_ring(compiled):
@@ -163,26 +178,49 @@ def test_endpoint_key_is_composed_as_the_packet_lies():
     assert int.from_bytes(packed[:8], "little") == 0x04030201 | 0x0605 << 32 | 0x07 << 48 | 0x08 << 56
 
 
-@pytest.mark.parametrize("name", declared_constants())
+# What only the program looks at.
+C_ONLY = {"FRAGMENT_SHIFT", "FLOW_IS_SESSION"}
+
+
+@pytest.mark.parametrize("name", sorted(set(declared_constants()) - C_ONLY))
 def test_constant(compiled, name):
     assert getattr(layout, name) == compiled[name]
 
 
-def test_endpoint_kinds(compiled):
-    kinds = {name: value for name, value in vars(layout).items() if name in declared_enumerators(LAYOUT)}
-    assert kinds == {name: compiled[name] for name in declared_enumerators(LAYOUT) if name.startswith("ENDPOINT_")}
+def test_fragment_shift(compiled):
+    assert 1 << 64 - compiled["FRAGMENT_SHIFT"] == layout.FRAGMENT_BUCKETS
 
 
-@pytest.mark.parametrize("prefix, names", [("SCHEDULER_", layout.SCHEDULERS), ("FORWARDING_", layout.FORWARDINGS)])
-def test_choices(compiled, prefix, names):
+def test_a_session_is_beyond_every_backend(compiled):
+    assert compiled["FLOW_IS_SESSION"] == SIZE_LIMITS["max_backends"] == SIZE_LIMITS["max_sessions"]
+
+
+@pytest.mark.parametrize("prefix", ["ENDPOINT_", "SERVICE_"])
+def test_numbers_by_name(compiled, prefix):
+    names = [name for name in declared_enumerators(LAYOUT) if name.startswith(prefix)]
+    assert {name: getattr(layout, name) for name in names} == {name: compiled[name] for name in names}
+
+
+CHOICES = {
+    "SCHEDULER_": layout.SCHEDULERS,
+    "FORWARDING_": layout.FORWARDINGS,
+    "FILTER_": {
+        **layout.FILTER_ACTIONS,
+        **{name: number for number, name in enumerate((*layout.FILTER_CLASSES, "classes"))},
+    },
+}
+
+
+@pytest.mark.parametrize("prefix", CHOICES)
+def test_choices(compiled, prefix):
     enumerators = [name for name in declared_enumerators(LAYOUT) if name.startswith(prefix)]
-    assert {prefix + name.upper(): number for name, number in names.items()} == {
+    assert {prefix + name.upper(): number for name, number in CHOICES[prefix].items()} == {
         name: compiled[name] for name in enumerators
     }
 
 
 def test_every_enumerator_is_looked_at():
-    prefixes = ("ENDPOINT_", "SCHEDULER_", "FORWARDING_")
+    prefixes = ("ENDPOINT_", "SERVICE_", *CHOICES)
     assert all(name.startswith(prefixes) for name in declared_enumerators(LAYOUT))
 
 
@@ -213,6 +251,17 @@ def test_values_of_maps(compiled):
         "round_robin": 4,
         "backend_next_hops": compiled["sizeof next_hop"],
         "client_next_hops": compiled["sizeof next_hop"],
+        "endpoints6": compiled["sizeof endpoint6_table"],
+        "flows": compiled["sizeof flow_bucket"],
+        "fragments": compiled["sizeof flow_bucket"],
+        "budget": compiled["sizeof budget"],
+        "sessions": compiled["sizeof session"],
+        "pools": compiled["sizeof pool"],
+        "pool_cursors": 4,
+        "links": 4,
+        "filters": compiled["sizeof filter_line"],
+        "filter_counters": compiled["sizeof filter_counters"],
+        "filter_limits": 8,
     }
     assert {spec.name: spec.value_size for spec in layout.map_specs(SIZES)} == sizes
 
@@ -229,6 +278,17 @@ def test_entries_of_maps(compiled):
         "round_robin": 64,
         "backend_next_hops": 1024,
         "client_next_hops": compiled["CLIENT_NEXT_HOPS"],
+        "endpoints6": 1,
+        "flows": bpf.possible_cpus(),
+        "fragments": compiled["FRAGMENT_BUCKETS"],
+        "budget": 1,
+        "sessions": SIZES.max_sessions,
+        "pools": compiled["MAX_POOLS"],
+        "pool_cursors": compiled["MAX_POOLS"],
+        "links": 256,
+        "filters": 1,
+        "filter_counters": SIZES.max_filters,
+        "filter_limits": SIZES.max_filters,
     }
     assert {spec.name: spec.max_entries for spec in layout.map_specs(SIZES)} == entries
 

@@ -41,7 +41,7 @@ def refused(*words: str) -> Any:
 
 # --- values of one entry
 
-NOT_IPV4 = [
+NOT_ADDRESSES = [
     "nonsense",
     "192.0.2",
     "192.0.2.256",
@@ -49,17 +49,18 @@ NOT_IPV4 = [
     " 192.0.2.1",
     "192.0.2.1\0",
     "192.0.2.0/24",
-    "2001:db8::1",
-    "::ffff:192.0.2.1",
+    "2001:db8::1::2",
+    "2001:db8::/64",
     3221225985,
     ["192.0.2.1"],
     {"ip": "192.0.2.1"},
     True,
 ]
 NOT_A_HOST = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"]
+NOT_A_HOST += ["::", "::1", "::ffff:192.0.2.1", "ff02::1", "fe80::1"]
 
 
-@pytest.mark.parametrize("value", NOT_IPV4, ids=repr)
+@pytest.mark.parametrize("value", NOT_ADDRESSES, ids=repr)
 def test_address_that_is_none(value):
     with refused("services[0] (web ", f"address {value!r} is not an IPv4 address"):
         model.parse_services([service(address=value)])
@@ -197,9 +198,11 @@ def test_round_robin_with_tcp():
 
 
 def test_unknown_key():
-    with refused(SERVICE_WHERE, "unknown key 'ports'", "known are address, forwarding, name, port"):
+    with refused(
+        SERVICE_WHERE, "unknown key 'ports'", "known are address, flow_table, forwarding, idle_timeout, name, port"
+    ):
         model.parse_services([service(ports=80)])
-    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, mac, name, port"):
+    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, mac, name, port"):
         model.parse_backends([backend(wieght=1)])
 
 

@@ -13,6 +13,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils import model, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import (
     BACKEND,
+    BACKEND_FIELDS,
     ENDPOINT_BACKEND,
     ENDPOINT_SERVICE,
     ENDPOINT_VIP,
@@ -93,43 +94,103 @@ def test_there_and_back_is_no_change(vip, address, vip_port, port):
 WEB = {"name": "web", "address": "192.0.2.1", "protocol": "tcp", "port": 80}
 
 
-def packed_backend(service: dict, backend: dict) -> tuple:
+PLACE = tables.BackendPlace(3, 5, 7)
+
+
+def packed_backend(service: dict, backend: dict, place: tables.BackendPlace = PLACE) -> dict:
     built = config([service], [backend])
-    packed = tables.pack_backend(*built.services.values(), *built.backends.values(), 5, 7)
-    return BACKEND.unpack(packed)
+    packed = tables.pack_backend(*built.services.values(), *built.backends.values(), place)
+    return dict(zip(BACKEND_FIELDS, BACKEND.unpack(packed)))
+
+
+def words(address: bytes) -> bytes:
+    return address.ljust(16, b"\0")
+
+
+VIP, VIP6 = b"\xc0\0\x02\x01", bytes.fromhex("20010db8000000000000000000000001")
+ADDRESS, ADDRESS6 = b"\x0a\0\0\x01", bytes.fromhex("fd000000000000000000000000000001")
+WEB6 = {**WEB, "address": "2001:db8::1"}
+DELTAS = ["ip_delta", "l4_delta", "reply_ip_delta", "reply_l4_delta"]
 
 
 def test_dnat_backend_with_a_port():
     fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "port": 8080})
-    assert fields[:7] == (b"\x0a\0\0\x01", b"\x1f\x90", 1, 0, bytes(6), b"\0\x50", b"\xc0\0\x02\x01")
-    assert fields[11:] == (5, 7, 0)
+    wanted = {"address": words(ADDRESS), "vip": words(VIP), "port": b"\x1f\x90", "vip_port": b"\0\x50"}
+    wanted |= {"forwarding": 1, "family": 4, "has_mac": 0, "mac": bytes(6)}
+    wanted |= {"service": 3, "service_counters": 5, "backend_counters": 7, "interface": 0}
+    assert wanted.items() <= fields.items()
 
 
 def test_dnat_backend_that_keeps_the_port():
     fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1"})
-    assert (fields[1], fields[5]) == (bytes(2), bytes(2))
+    assert (fields["port"], fields["vip_port"]) == (bytes(2), bytes(2))
 
 
 def test_dnat_deltas():
     fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "port": 8080})
-    vip, address = b"\xc0\0\x02\x01", b"\x0a\0\0\x01"
-    assert fields[7:11] == (
-        tables.checksum_delta(vip, address, ttl_step=True),
-        tables.checksum_delta(vip + b"\0\x50", address + b"\x1f\x90"),
-        tables.checksum_delta(address, vip, ttl_step=True),
-        tables.checksum_delta(address + b"\x1f\x90", vip + b"\0\x50"),
-    )
+    assert [fields[name] for name in DELTAS] == [
+        tables.checksum_delta(VIP, ADDRESS, ttl_step=True),
+        tables.checksum_delta(VIP + b"\0\x50", ADDRESS + b"\x1f\x90"),
+        tables.checksum_delta(ADDRESS, VIP, ttl_step=True),
+        tables.checksum_delta(ADDRESS + b"\x1f\x90", VIP + b"\0\x50"),
+    ]
+
+
+def test_ipv6_has_no_header_checksum_and_so_no_ttl_in_it():
+    fields = packed_backend(WEB6, {"service": "web", "address": "fd00::1", "port": 8080})
+    assert (fields["address"], fields["vip"], fields["family"]) == (ADDRESS6, VIP6, 6)
+    assert [fields[name] for name in DELTAS[:2]] == [
+        tables.checksum_delta(VIP6, ADDRESS6),
+        tables.checksum_delta(VIP6 + b"\0\x50", ADDRESS6 + b"\x1f\x90"),
+    ]
 
 
 def test_backend_with_a_mac():
     fields = packed_backend(WEB, {"service": "web", "address": "10.0.0.1", "mac": "52:54:00:12:34:56"})
-    assert fields[3:5] == (1, bytes.fromhex("525400123456"))
+    assert (fields["has_mac"], fields["mac"]) == (1, bytes.fromhex("525400123456"))
 
 
-def test_dsr_backend_changes_neither_port_nor_checksums():
-    fields = packed_backend({**WEB, "forwarding": "dsr"}, {"service": "web", "address": "10.0.0.1", "port": 80})
-    assert (fields[1], fields[2], fields[5]) == (bytes(2), 2, bytes(2))
-    assert fields[7:11] == (bytes(2),) * 4
+@pytest.mark.parametrize("forwarding, extra", [("dsr", {}), ("ipip", {"source": "10.0.0.9"})])
+def test_backends_that_keep_the_packet_change_neither_port_nor_checksums(forwarding, extra):
+    service = {**WEB, "forwarding": forwarding, **extra}
+    fields = packed_backend(service, {"service": "web", "address": "10.0.0.1", "port": 80})
+    assert (fields["port"], fields["vip_port"]) == (bytes(2), bytes(2))
+    assert [fields[name] for name in DELTAS] == [bytes(2)] * 4
+
+
+@pytest.mark.parametrize(
+    "source, words_of_source, mask",
+    [
+        ("10.0.0.9", words(b"\x0a\0\0\x09"), bytes(4)),
+        ("10.99.0.0/16", words(b"\x0a\x63\0\0"), b"\0\0\xff\xff"),
+        ("0.0.0.0/0", bytes(16), b"\xff\xff\xff\xff"),
+    ],
+)
+def test_source_of_a_tunnel(source, words_of_source, mask):
+    fields = packed_backend({**WEB, "forwarding": "ipip", "source": source}, {"service": "web", "address": "10.0.0.1"})
+    assert (fields["source"], fields["source_mask"]) == (words_of_source, mask)
+    # 0x4500 + 0x4004 (TTL 64, IPv4 inside) + 0x0a00 + 0x0001, in the packet's byte order.
+    assert fields["header_sum"] == 0x0045 + 0x0440 + 0x000A + 0x0100
+
+
+def test_tunnel_over_ipv6_mixes_32_bits_at_the_most():
+    service = {**WEB6, "forwarding": "ipip", "source": "fd99::/64"}
+    fields = packed_backend(service, {"service": "web", "address": "fd00::1"})
+    assert (fields["source_mask"], fields["header_sum"], fields["family"]) == (b"\xff" * 4, 0, 6)
+
+
+def test_full_nat_knows_its_pool():
+    service = {**WEB, "forwarding": "full_nat", "source": "10.0.0.9", "source_ports": "20000-20099"}
+    place = tables.BackendPlace(3, 5, 7, tables.PoolPlace(2, 700))
+    fields = packed_backend(service, {"service": "web", "address": "10.0.0.1"}, place)
+    wanted = {"source": words(b"\x0a\0\0\x09"), "source_port": 20000, "source_ports": 100}
+    assert (wanted | {"first_session": 700, "pool": 2}).items() <= fields.items()
+
+
+def test_redirect_knows_its_interface():
+    place = tables.BackendPlace(3, 5, 7, interface=12)
+    fields = packed_backend({**WEB, "forwarding": "redirect"}, {"service": "web", "interface": "eth1"}, place)
+    assert (fields["interface"], fields["forwarding"], fields["address"]) == (12, 5, bytes(16))
 
 
 # --- endpoints
@@ -139,7 +200,7 @@ def endpoints(services: list[dict], backends: list[dict]) -> tables.Endpoints:
     built = config(services, backends)
     rings = {name: 100 + number for number, name in enumerate(built.services)}
     ids = {key: 1000 + number for number, key in enumerate(built.backends)}
-    return tables.endpoints(built, rings, ids)
+    return tables.endpoints(built, rings, ids, {})
 
 
 def key(kind: int, address: str, protocol: int, port: int) -> bytes:
@@ -199,6 +260,29 @@ def lookup(table: bytes, wanted: bytes) -> int | None:
     return None
 
 
+def test_ipv6_has_a_table_of_its_own():
+    found4 = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80): 5}
+    found6 = {
+        tables.endpoint_key(ENDPOINT_SERVICE, f"2001:db8::{host:x}", TCP, port): host * port
+        for host in range(1, 40)
+        for port in (80, 443)
+    }
+    table4, table6 = tables.pack_endpoint_tables({**found4, **found6}, SIZES)
+    assert table4 == tables.pack_endpoint_tables(found4, SIZES)[0]
+    assert table6 is not None and len(table6) == SIZES.endpoint6_table_bytes
+    shift = struct.unpack_from("<I", table6)[0]
+    for wanted, number in found6.items():
+        upper, lower, rest = struct.unpack("<QQQ", wanted)
+        mixed = (upper ^ rest) * 0x9E3779B97F4A7C15 % 2**64
+        home = (mixed ^ mixed >> 32 ^ lower) * 0x9E3779B97F4A7C15 % 2**64 >> shift
+        slots = [struct.unpack_from("<24sI", table6, 8 + 32 * slot) for slot in range(home, home + 16)]
+        assert dict(slots)[wanted] == number
+
+
+def test_without_ipv6_there_is_no_second_table():
+    assert tables.pack_endpoint_tables({key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80): 5}, SIZES)[1] is None
+
+
 KEYS = st.builds(
     key,
     st.sampled_from((ENDPOINT_SERVICE, ENDPOINT_BACKEND, ENDPOINT_VIP)),
@@ -211,7 +295,7 @@ KEYS = st.builds(
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=300), st.lists(KEYS, max_size=100))
 def test_every_key_is_found_and_no_other(found, others):
-    table = tables.pack_endpoint_table(found, SIZES)
+    table = tables.pack_endpoint_tables(found, SIZES)[0]
     assert len(table) == SIZES.endpoint_table_bytes
     assert {name: lookup(table, name) for name in found} == found
     assert all(lookup(table, other) is None for other in others if other not in found)
@@ -220,13 +304,13 @@ def test_every_key_is_found_and_no_other(found, others):
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=100))
 def test_table_holds_nothing_else(found):
-    table = tables.pack_endpoint_table(found, SIZES)
+    table = tables.pack_endpoint_tables(found, SIZES)[0]
     slots = list(struct.iter_unpack("<8sII", table[8:]))
     assert sorted(slot for slot in slots if any(slot[0])) == sorted((name, number, 0) for name, number in found.items())
 
 
 def test_empty_table_finds_nothing():
-    table = tables.pack_endpoint_table({}, SIZES)
+    table = tables.pack_endpoint_tables({}, SIZES)[0]
     assert lookup(table, key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80)) is None
     assert lookup(table, key(ENDPOINT_VIP, "0.0.0.0", ICMP, 0)) is None
 
@@ -236,7 +320,7 @@ def test_full_table(count):
     """As many endpoints as the map is declared for."""
     found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): port for port in range(1, count + 1)}
     sizes = Sizes(max_endpoints=count)
-    table = tables.pack_endpoint_table(found, sizes)
+    table = tables.pack_endpoint_tables(found, sizes)[0]
     assert len(table) == sizes.endpoint_table_bytes
     assert {name: lookup(table, name) for name in found} == found
 
@@ -244,7 +328,7 @@ def test_full_table(count):
 @pytest.mark.parametrize("first, last", [(1, 5000), (1024, 20000), (60000, 65535), (1, 65535)])
 def test_thousands_of_adjacent_ports(first, last):
     found = {key(ENDPOINT_SERVICE, "192.0.2.1", UDP, port): port for port in range(first, last + 1)}
-    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=len(found)))
+    table = tables.pack_endpoint_tables(found, Sizes(max_endpoints=len(found)))[0]
     assert all(lookup(table, name) == number for name, number in found.items())
     for port in range(max(first - 1000, 0), first):
         assert lookup(table, key(ENDPOINT_SERVICE, "192.0.2.1", UDP, port)) is None
@@ -256,21 +340,21 @@ def test_adjacent_addresses():
         key(ENDPOINT_BACKEND, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", TCP, 8080): number
         for number in range(20000)
     }
-    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=20000))
+    table = tables.pack_endpoint_tables(found, Sizes(max_endpoints=20000))[0]
     assert all(lookup(table, name) == number for name, number in found.items())
 
 
 def test_small_configuration_uses_few_slots():
     """So that lookups of a small configuration stay in the CPU's cache, whatever the map could hold."""
     found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): 1 for port in range(1, 5)}
-    table = tables.pack_endpoint_table(found, Sizes(max_endpoints=100000))
+    table = tables.pack_endpoint_tables(found, Sizes(max_endpoints=100000))[0]
     assert struct.unpack_from("<I", table) == (64 - 4,)
 
 
 def test_too_many_endpoints():
     found = {key(ENDPOINT_SERVICE, "192.0.2.1", TCP, port): 1 for port in range(1, 1002)}
     with pytest.raises(EngineError, match=r"needs 1001 endpoints .*max_endpoints is 1000; raise max_endpoints"):
-        tables.pack_endpoint_table(found, SIZES)
+        tables.pack_endpoint_tables(found, SIZES)[0]
 
 
 def test_endpoints_that_cluster(monkeypatch):
@@ -278,7 +362,7 @@ def test_endpoints_that_cluster(monkeypatch):
     monkeypatch.setattr(tables, "ENDPOINT_PROBES", 1)
     found = {key(ENDPOINT_SERVICE, f"192.0.{port % 7}.1", TCP, port): 1 for port in range(1, 1001)}
     with pytest.raises(EngineError, match="1000 endpoints cluster too much for max_endpoints 1000; double"):
-        tables.pack_endpoint_table(found, SIZES)
+        tables.pack_endpoint_tables(found, SIZES)[0]
 
 
 # --- rings
@@ -310,7 +394,7 @@ def test_maglev_ring():
     weights = {"10.0.0.1": 1, "10.0.0.2": 3}
     packed = packed_ring(WEB, [{"address": address, "weight": weight} for address, weight in weights.items()])
     assert packed is not None and len(packed) == RING.size
-    scheduler, length, *slots, unused = RING.unpack(packed)
+    scheduler, length, _flags, _idle, *slots, unused = RING.unpack(packed)
     assert (scheduler, length, unused) == (1, RING_SIZE, 0)
     ids = {"10.0.0.1:80": 1, "10.0.0.2:80": 2}
     wanted = reference.maglev({"10.0.0.1:80": 1, "10.0.0.2:80": 3})
@@ -326,13 +410,13 @@ def test_maglev_ring_does_not_tell_a_port_kept_from_the_same_port_set():
 def test_maglev_ring_tells_ports_apart():
     packed = packed_ring(WEB, [{"address": "10.0.0.1", "port": 8080}, {"address": "10.0.0.1", "port": 8081}])
     assert packed is not None
-    assert set(RING.unpack(packed)[2:-1]) == {1, 2}
+    assert set(RING.unpack(packed)[4:-1]) == {1, 2}
 
 
 def test_ring_leaves_drained_backends_out():
     packed = packed_ring(WEB, [{"address": "10.0.0.1", "state": "drained"}, {"address": "10.0.0.2"}])
     assert packed is not None
-    assert set(RING.unpack(packed)[2:-1]) == {2}
+    assert set(RING.unpack(packed)[4:-1]) == {2}
 
 
 def test_round_robin_ring():
@@ -343,7 +427,7 @@ def test_round_robin_ring():
     ]
     packed = packed_ring(ROUND_ROBIN, backends)
     assert packed is not None and len(packed) == RING.size
-    scheduler, length, *slots, unused = RING.unpack(packed)
+    scheduler, length, _flags, _idle, *slots, unused = RING.unpack(packed)
     assert (scheduler, length, slots[:3]) == (2, 3, [3, 1, 3])
     assert not any(slots[3:]) and unused == 0
 
@@ -351,7 +435,7 @@ def test_round_robin_ring():
 def test_round_robin_ring_of_heavy_weights_fits():
     packed = packed_ring(ROUND_ROBIN, [{"address": f"10.0.0.{host}", "weight": 65536 - host} for host in range(1, 9)])
     assert packed is not None and len(packed) == RING.size
-    _scheduler, length, *slots, _unused = RING.unpack(packed)
+    _scheduler, length, _flags, _idle, *slots, _unused = RING.unpack(packed)
     assert length <= RING_SIZE
     assert set(slots[:length]) == set(range(1, 9))
     assert not any(slots[length:])

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The backend of a packet: what is remembered of its flow comes before what the scheduler says. */
+#ifndef LBOPS_CHOOSE_H
+#define LBOPS_CHOOSE_H
+
+#include "budget.h"
+#include "count.h"
+#include "flow_table.h"
+#include "layout.h"
+#include "maps.h"
+#include "parse.h"
+#include "select.h"
+#include "sessions.h"
+
+#if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
+#define FLOWS_ARE_REMEMBERED
+#endif
+
+struct choice {
+	struct backend *backend;
+	__u32 id;
+	__u32 number; /* of the session, full_nat */
+	struct session *session;
+	const struct ring *ring;
+	__u64 hash;
+};
+
+/* Instead of a reason. */
+#define CHOSEN -1
+
+static __always_inline int take(struct choice *choice, __u32 id)
+{
+	choice->id = id;
+	choice->backend = id ? lookup(MAP_BACKENDS, id) : NULL;
+	return choice->backend ? CHOSEN : DROP_NO_BACKEND;
+}
+
+#ifdef FLOWS_ARE_REMEMBERED
+/* What a flow was remembered with, if that is still so. */
+static __always_inline int take_known(const int family, struct choice *choice, __u32 number, const struct flow *flow,
+				      __u32 service, __u32 now)
+{
+	if (!number)
+		return DROP_NO_BACKEND;
+#ifdef FEATURE_FULL_NAT
+	if (number & FLOW_IS_SESSION) {
+		choice->number = number - FLOW_IS_SESSION;
+		choice->session = live_session(choice->number, now);
+		if (!choice->session || !is_session_of(family, choice->session, flow, service))
+			return DROP_NO_BACKEND;
+		number = choice->session->backend;
+	}
+#endif
+	if (take(choice, number) == CHOSEN && choice->backend->service == service && choice->backend->forwarding)
+		return CHOSEN;
+	return DROP_NO_BACKEND;
+}
+
+static __always_inline int is_syn(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end && packet->tcp->syn &&
+	       !packet->tcp->ack;
+}
+
+static __always_inline int is_reset(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end && packet->tcp->rst;
+}
+
+/* A flow that nobody knows: the scheduler chooses. `number` is what to remember it with, 0 if it is one too many. */
+static __always_inline int choose_anew(const int family, const struct packet *packet, __u32 service,
+				       const struct flow *flow, struct budget *spent, __u32 now,
+				       struct choice *choice, __u32 *number)
+{
+	int is_allowed;
+
+	if (take(choice, scheduled(service, choice->ring, choice->hash)) != CHOSEN)
+		return DROP_NO_BACKEND;
+	is_allowed = spend(&spent->flows, MAX_NEW_FLOWS);
+	*number = is_allowed ? choice->id : 0;
+#ifdef FEATURE_FULL_NAT
+	if (choice->ring->flags & SERVICE_SESSIONS) {
+		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
+							 choice->ring->idle_timeout, now) :
+					   -1;
+
+		if (session < 0)
+			return DROP_NO_PORT;
+		choice->number = session;
+		choice->session = lookup(MAP_SESSIONS, choice->number);
+		if (!choice->session)
+			return DROP_NO_PORT;
+		*number = choice->number | FLOW_IS_SESSION;
+	}
+#endif
+	if (*number)
+		count_new_flow(choice->backend);
+	else
+		count_reason(FORWARD_FLOW_LIMIT, 0);
+	return CHOSEN;
+}
+
+/* What is needed to remember a flow. */
+struct memory {
+	struct flow_bucket *bucket;
+	struct budget *spent;
+	__u64 signature;
+	__u32 now;
+	__u32 idle_timeout;
+	int with_session;
+};
+
+static __always_inline int open_memory(__u32 service, const struct choice *choice, struct memory *memory)
+{
+	memory->signature = flow_signature(choice->hash, service);
+	memory->now = clock_ticks();
+	memory->bucket = flow_bucket(bpf_get_smp_processor_id(), memory->signature);
+	memory->spent = budget(memory->now);
+	memory->with_session = choice->ring->flags & SERVICE_SESSIONS;
+	/* A session keeps its own time, for replies count as well. */
+	memory->idle_timeout = memory->with_session ? MAX_FLOW_AGE : choice->ring->idle_timeout;
+	return memory->bucket && memory->spent;
+}
+
+/* In the other CPUs' memories; the number, 0 if nobody knows the flow. */
+static __always_inline __u32 search(const struct memory *memory)
+{
+	if (!spend(&memory->spent->searches, MAX_SEARCHES))
+		return 0;
+	return search_flow(memory->signature, memory->idle_timeout, memory->now);
+}
+
+static __always_inline int choose_remembered(const int family, const struct packet *packet, __u32 service,
+					     const struct flow *flow, struct choice *choice)
+{
+	struct memory memory;
+	__u64 *known;
+	__u32 number = 0;
+	int is_first = is_syn(packet), reason;
+
+	if (!open_memory(service, choice, &memory))
+		return DROP_NO_BACKEND;
+	/* A new connection is chosen for anew; but one of full_nat may be tried again, and keeps its port. */
+	known = is_first && !memory.with_session ? NULL : find_flow(memory.bucket, memory.signature);
+	if (known) {
+		number = recall_flow(known, memory.idle_timeout, memory.now);
+		if (number && !memory.with_session && is_reset(packet))
+			*known = 0;
+		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN)
+			return CHOSEN;
+	}
+	number = is_first ? 0 : search(&memory);
+	FORGET(number, memory.signature);
+	reason = take_known(family, choice, number, flow, service, memory.now);
+	if (reason != CHOSEN) {
+		choice->session = NULL;
+		reason = choose_anew(family, packet, service, flow, memory.spent, memory.now, choice, &number);
+		if (reason != CHOSEN)
+			return reason;
+	}
+	if (number && (memory.with_session || !is_reset(packet)))
+		remember_flow(memory.bucket, memory.signature, number, memory.now);
+	return CHOSEN;
+}
+
+static __always_inline int recall_for_error(const int family, __u32 service, const struct flow *flow,
+					    struct choice *choice)
+{
+	struct memory memory;
+	__u64 *known;
+	__u32 number = 0;
+
+	if (!open_memory(service, choice, &memory))
+		return DROP_NO_BACKEND;
+	known = find_flow(memory.bucket, memory.signature);
+	if (known)
+		number = recall_flow(known, memory.idle_timeout, memory.now);
+	if (!number)
+		number = search(&memory);
+	FORGET(number, memory.signature);
+	return take_known(family, choice, number, flow, service, memory.now);
+}
+#endif
+
+/* The verdict that goes with a reason of choose(). */
+static __always_inline int not_chosen(int reason)
+{
+	return count_reason(reason, reason == PASS_TTL_EXPIRED ? PASS : DROP);
+}
+
+/* CHOSEN if the service has a ring and the packet may go on, with the flow's hash. */
+static __always_inline int open_ring(const int family, const struct packet *packet, __u32 service,
+				     const struct flow *flow, struct choice *choice)
+{
+	void *rings = lookup(MAP_RINGS, service);
+
+	choice->ring = rings ? lookup(rings, 0) : NULL;
+	choice->session = NULL;
+	if (!choice->ring)
+		return DROP_NO_BACKEND;
+	if (*hop_limit(family, packet) <= 1 && !(choice->ring->flags & SERVICE_KEEPS_TTL))
+		return PASS_TTL_EXPIRED;
+	choice->hash = flow_hash(family, flow);
+	return CHOSEN;
+}
+
+/* CHOSEN, or the reason why the packet goes to no backend. */
+static __always_inline int choose(const int family, const struct packet *packet, __u32 service,
+				  const struct flow *flow, struct choice *choice)
+{
+	int reason = open_ring(family, packet, service, flow, choice);
+
+	if (reason != CHOSEN)
+		return reason;
+#ifdef FLOWS_ARE_REMEMBERED
+	if (choice->ring->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
+		return choose_remembered(family, packet, service, flow, choice);
+#endif
+	return take(choice, scheduled(service, choice->ring, choice->hash));
+}
+
+/* The same for an ICMP error about the flow, which takes no turn and is not remembered. */
+static __always_inline int choose_for_error(const int family, const struct packet *packet, __u32 service,
+					    const struct flow *flow, struct choice *choice)
+{
+	int reason = open_ring(family, packet, service, flow, choice);
+
+	if (reason != CHOSEN)
+		return reason;
+#ifdef FLOWS_ARE_REMEMBERED
+	if (choice->ring->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)) {
+		if (recall_for_error(family, service, flow, choice) == CHOSEN)
+			return CHOSEN;
+		/* Without a session there is nobody to tell. */
+		if (choice->ring->flags & SERVICE_SESSIONS)
+			return DROP_NO_BACKEND;
+		choice->session = NULL;
+	}
+#endif
+	return take(choice, backend_in_slot(choice->ring, hashed_slot(choice->ring, choice->hash)));
+}
+
+#endif

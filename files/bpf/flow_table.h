@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a CPU remembers of flows: a table of its own, so that nobody else writes to its cache lines. A flow is
+ * known by 31 bits of a seeded hash within one of many buckets; two flows taken for one share a backend.
+ */
+#ifndef LBOPS_FLOW_TABLE_H
+#define LBOPS_FLOW_TABLE_H
+
+#include "clock.h"
+#include "endpoints.h"
+#include "layout.h"
+#include "maps.h"
+#include "parse.h"
+
+#define FLOWS_PER_BUCKET 8
+#define FLOW_NUMBER_BITS 21
+#define FLOW_TICK_BITS 12
+#define FLOW_SIGNATURE_SHIFT (FLOW_NUMBER_BITS + FLOW_TICK_BITS)
+#define MAX_FLOW_AGE ((1 << FLOW_TICK_BITS) - 1)
+
+static __always_inline __u32 flow_number(__u64 flow)
+{
+	return flow & ((1 << FLOW_NUMBER_BITS) - 1);
+}
+
+/* Ticks since a flow was seen, modulo an hour and a bit. */
+static __always_inline __u32 flow_age(__u64 flow, __u32 now)
+{
+	return (now - (flow >> FLOW_NUMBER_BITS)) & MAX_FLOW_AGE;
+}
+
+static __always_inline __u64 flow_entry(__u64 signature, __u32 number, __u32 now)
+{
+	return signature << FLOW_SIGNATURE_SHIFT |
+	       (__u64)(now & MAX_FLOW_AGE) << FLOW_NUMBER_BITS | number;
+}
+
+/* A round more, with the seed that attackers do not know and with what the flow belongs to. */
+static __always_inline __u64 flow_signature(__u64 hash, __u32 service)
+{
+	struct control *control = lookup(MAP_CONTROL, 0);
+
+	hash ^= (__u64)service << 32;
+	if (control)
+		hash ^= control->seed;
+	hash ^= hash >> 29;
+	hash *= 0xbf58476d1ce4e5b9ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline struct flow_bucket *flow_bucket(__u32 cpu, __u64 signature)
+{
+	void *table = lookup(MAP_FLOWS, cpu);
+
+	return table ? lookup(table, signature >> FLOW_SHIFT) : NULL;
+}
+
+/* 1 if both signatures are the same, else 0; without a branch, of which nothing could predict the way. */
+static __always_inline __u64 same_signature(__u64 flow, __u64 signature)
+{
+	__u64 difference = (flow >> FLOW_SIGNATURE_SHIFT ^ signature) - 1;
+
+	asm volatile("" : "+r"(difference));
+	return difference >> 63;
+}
+
+static __always_inline __u64 cut_signature(__u64 signature)
+{
+	return signature << FLOW_SIGNATURE_SHIFT >> FLOW_SIGNATURE_SHIFT;
+}
+
+/* Where the flow is in the bucket; NULL if it is not. */
+static __always_inline __u64 *find_flow(struct flow_bucket *bucket, __u64 signature)
+{
+	__u64 place, same, found = 0, found_at = 0;
+
+	signature = cut_signature(signature);
+#pragma unroll
+	for (place = 0; place < FLOWS_PER_BUCKET; place++) {
+		same = same_signature(bucket->flows[place], signature);
+		found |= bucket->flows[place] & -same;
+		found_at += place * same;
+	}
+	return found ? &bucket->flows[found_at & (FLOWS_PER_BUCKET - 1)] : NULL;
+}
+
+/* The larger one, without a branch that would double the verifier's work each time. */
+static __always_inline __s64 larger(__s64 one, __s64 other)
+{
+	__s64 difference = one - other, is_negative = difference >> 63;
+
+	asm volatile("" : "+r"(is_negative));
+	return one - (difference & is_negative);
+}
+
+/* An empty place, or else that of the flow that was seen least recently. */
+static __always_inline __u64 *oldest_flow(struct flow_bucket *bucket, __u32 now)
+{
+	__s64 oldest = 0;
+	int place;
+
+#pragma unroll
+	for (place = 0; place < FLOWS_PER_BUCKET; place++) {
+		__u64 flow = bucket->flows[place], is_empty = ~(flow | -flow) >> 63;
+
+		oldest = larger(oldest, (flow_age(flow, now) | is_empty << FLOW_TICK_BITS) << 3 | place);
+	}
+	return &bucket->flows[oldest & (FLOWS_PER_BUCKET - 1)];
+}
+
+static __always_inline void remember_flow(struct flow_bucket *bucket, __u64 signature, __u32 number, __u32 now)
+{
+	__u64 *flow = find_flow(bucket, signature);
+
+	if (!flow)
+		flow = oldest_flow(bucket, now);
+	*flow = flow_entry(signature, number, now);
+}
+
+/* The number of a flow that was seen within so many ticks, and is seen now; 0 if it is unknown. */
+static __always_inline __u32 recall_flow(__u64 *flow, __u32 idle_timeout, __u32 now)
+{
+	__u32 age = flow_age(*flow, now);
+
+	if (age > idle_timeout)
+		return 0;
+	/* Writing costs more than reading, so this is done once a tick. */
+	if (age)
+		*flow = flow_entry(*flow >> FLOW_SIGNATURE_SHIFT, flow_number(*flow), now);
+	return flow_number(*flow);
+}
+
+/* After the network card has spread flows anew, or for an ICMP error: another CPU may know it. */
+static __always_inline __u32 search_flow(__u64 signature, __u32 idle_timeout, __u32 now)
+{
+	__u64 found = 0;
+	__u32 cpu;
+	int place;
+
+	for (cpu = 0; cpu < CPUS; cpu++) {
+		struct flow_bucket *bucket = flow_bucket(cpu, signature);
+
+		if (!bucket)
+			break;
+#pragma unroll
+		for (place = 0; place < FLOWS_PER_BUCKET; place++)
+			found |= bucket->flows[place] &
+				 -same_signature(bucket->flows[place], cut_signature(signature));
+		if (found)
+			break;
+	}
+	return found && flow_age(found, now) <= idle_timeout ? flow_number(found) : 0;
+}
+
+#endif

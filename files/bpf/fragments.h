@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Only a packet's first fragment has the ports. Network cards spread fragments by addresses alone, so the others come
+ * to the same CPU; there they follow the first by source, destination, identification and protocol.
+ */
+#ifndef LBOPS_FRAGMENTS_H
+#define LBOPS_FRAGMENTS_H
+
+#include "endpoints.h"
+#include "flow_table.h"
+#include "parse.h"
+
+#define FRAGMENT_TIMEOUT 2 /* ticks */
+
+static __always_inline __u64 fragment_signature(const int family, const struct packet *packet)
+{
+	const __be32 *source = source_of(family, packet), *destination = destination_of(family, packet);
+	__u64 hash = (__u64)source[0] << 32 | destination[0];
+
+	if (family == 6) {
+		hash = (load64(source) ^ load64(destination + 2)) * ENDPOINT_MULTIPLIER;
+		hash = (hash ^ hash >> 32 ^ load64(source + 2)) * ENDPOINT_MULTIPLIER;
+		hash ^= hash >> 32 ^ load64(destination);
+	}
+	hash *= ENDPOINT_MULTIPLIER;
+	return flow_signature(hash ^ hash >> 32 ^ packet->identification, packet->protocol);
+}
+
+static __always_inline void remember_fragment(const int family, const struct packet *packet, __u32 number)
+{
+	__u64 signature = fragment_signature(family, packet);
+	struct flow_bucket *bucket = lookup(MAP_FRAGMENTS, signature >> FRAGMENT_SHIFT);
+
+	if (bucket)
+		remember_flow(bucket, signature, number, clock_ticks());
+}
+
+/* The number that the first fragment was remembered with; 0 if none was. */
+static __always_inline __u32 recall_fragment(const int family, const struct packet *packet)
+{
+	__u64 signature = fragment_signature(family, packet), *known;
+	struct flow_bucket *bucket = lookup(MAP_FRAGMENTS, signature >> FRAGMENT_SHIFT);
+
+	known = bucket ? find_flow(bucket, signature) : NULL;
+	return known ? recall_flow(known, FRAGMENT_TIMEOUT, clock_ticks()) : 0;
+}
+
+#endif

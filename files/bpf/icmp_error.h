@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A router that cannot deliver what a backend sent in the VIP's name tells the VIP, and quotes the packet's beginning
+ * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes.
+ */
+#ifndef LBOPS_ICMP_ERROR_H
+#define LBOPS_ICMP_ERROR_H
+
+#include "choose.h"
+#include "forward.h"
+
+#define UNREACHABLE 3
+#define TIME_EXCEEDED 11
+#define PARAMETER_PROBLEM 12
+#define ICMP6_ERRORS 4 /* 1 to 4 */
+
+/* The packet that an ICMP error quotes. */
+struct quote {
+	union {
+		void *network;
+		struct iphdr *ip;
+		struct ipv6hdr *ip6;
+	};
+	struct udphdr *udp; /* its ports are TCP's, too */
+	__u8 protocol;
+};
+
+static __always_inline int is_icmp_error(const int family, const struct packet *packet)
+{
+	__u8 type = packet->icmp->type;
+
+	if (family == 4)
+		return type == UNREACHABLE || type == TIME_EXCEEDED || type == PARAMETER_PROBLEM;
+	return type >= 1 && type <= ICMP6_ERRORS;
+}
+
+/* Whether a whole quote is there, of TCP or UDP, and with the ports. */
+static __always_inline int parse_quote(const int family, const struct packet *packet, struct quote *quote)
+{
+	quote->network = packet->l4 + sizeof(struct icmphdr);
+	if (family == 4) {
+		if ((void *)(quote->ip + 1) > packet->end || quote->ip->version != 4 || quote->ip->ihl < 5 ||
+		    quote->ip->frag_off & htons(IP_FRAGMENT_OFFSET))
+			return 0;
+		quote->protocol = quote->ip->protocol;
+		quote->udp = quote->network + quote->ip->ihl * 4;
+	} else {
+		if ((void *)(quote->ip6 + 1) > packet->end || quote->ip6->version != 6)
+			return 0;
+		quote->protocol = quote->ip6->nexthdr;
+		quote->udp = (void *)(quote->ip6 + 1);
+	}
+	if (quote->protocol != IPPROTO_TCP && quote->protocol != IPPROTO_UDP)
+		return 0;
+	/* The frame may be longer than the packet. */
+	if ((void *)(quote->udp + 1) - packet->network > network_length(family, packet))
+		return 0;
+	return (void *)(quote->udp + 1) <= packet->end;
+}
+
+static __always_inline __be32 *quoted_source(const int family, const struct quote *quote)
+{
+	return family == 4 ? &quote->ip->saddr : (__be32 *)&quote->ip6->saddr;
+}
+
+static __always_inline __be32 *quoted_destination(const int family, const struct quote *quote)
+{
+	return family == 4 ? &quote->ip->daddr : (__be32 *)&quote->ip6->daddr;
+}
+
+/* What changes in the quote, and how much that adds to the sum over the ICMP message. */
+static __always_inline void rewrite_quote(const int family, struct quote *quote, const __be32 *source,
+					  __be16 source_port, const __be32 *destination, __be16 destination_port,
+					  __u64 *sum)
+{
+	__u64 addresses = csum_address(family, quoted_source(family, quote), source);
+	__u64 ports = source_port ? csum_port(quote->udp->source, source_port) : 0;
+	__sum16 check;
+
+	if (destination) {
+		addresses += csum_address(family, quoted_destination(family, quote), destination);
+		ports += csum_port(quote->udp->dest, destination_port);
+		copy_address(family, quoted_destination(family, quote), destination);
+		quote->udp->dest = destination_port;
+	}
+	copy_address(family, quoted_source(family, quote), source);
+	if (source_port)
+		quote->udp->source = source_port;
+	*sum += addresses + ports;
+	if (family == 4) {
+		check = csum_add(quote->ip->check, csum_fold_sum(addresses));
+		*sum += csum_port(quote->ip->check, check);
+		quote->ip->check = check;
+	}
+	if (quote->protocol == IPPROTO_UDP && quote->udp->check) {
+		check = csum_add(quote->udp->check, csum_fold_sum(addresses + ports));
+		check = check ? check : 0xffff;
+		*sum += csum_port(quote->udp->check, check);
+		quote->udp->check = check;
+	}
+}
+
+/* The backend knows neither VIP nor, with full_nat, the client: it gets to see what it has sent. */
+static __always_inline int forward_translated_error(hook_context *ctx, const int family, struct packet *packet,
+						    struct quote *quote, const struct choice *choice)
+{
+	const struct backend *backend = choice->backend;
+	struct rewrite rewrite = { .destination = backend->address, .ip_delta = backend->ip_delta };
+	__u64 sum = 0;
+	struct way way;
+	int verdict, result = way_to_backend(ctx, family, backend, choice->id, &way);
+
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_ROUTE, DROP);
+	/* ICMPv6's checksum is over a pseudo header with the addresses, too (RFC 4443, section 2.3). */
+	if (family == 6)
+		sum = csum_address(family, backend->vip, backend->address);
+	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
+	if (choice->session)
+		rewrite_quote(family, quote, backend->address, backend->port, backend->source,
+			      session_source_port(backend, choice->number), &sum);
+	else
+		rewrite_quote(family, quote, backend->address, backend->port, NULL, 0, &sum);
+	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return count_reason(PASS_NO_NEIGHBOUR, PASS);
+	count_forwarded(backend, frame_bytes(ctx, packet));
+	verdict = set_out(ctx, packet, &way);
+	return verdict;
+}
+
+#endif

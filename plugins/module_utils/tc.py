@@ -1,0 +1,106 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ingress hook of tc (clsact), through pyroute2: where the driver has no XDP, it costs less than generic XDP.
+
+Others may have filters of their own there; ours is known by its place and its name.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import EngineError
+from .link import HookRefused, driver, import_pyroute2, interface_index, kernel_words, route_socket
+
+# include/uapi/linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+CLSACT = 0xFFFF0000
+INGRESS = 0xFFFFFFF2
+# Ours comes first; another filter would see packets that we send elsewhere.
+PRIORITY = 1
+HANDLE = 1
+FILTER_NAME = "lbops_balancer"
+ETH_P_ALL = 3
+TCA_BPF_ID = 11
+
+
+@contextmanager
+def _refusals(interface: str):
+    pyroute2 = import_pyroute2()
+    try:
+        yield
+    except pyroute2.NetlinkError as error:
+        what = f"tc ingress on {interface} (driver {driver(interface)})"
+        raise HookRefused(f"{what}: {kernel_words(error)}") from None
+
+
+def _options(message: Any) -> Any:
+    options = message.get_attr("TCA_OPTIONS")
+    return options if hasattr(options, "get_attr") else None
+
+
+def _program_id(options: Any) -> int | None:
+    found = options.get_attr("TCA_BPF_ID")
+    if found is not None:
+        return found
+    for attribute in options["attrs"]:
+        # pyroute2 before 0.8 does not know this attribute; it gives its number and bytes.
+        header = getattr(attribute[1], "get", lambda _key, _default=None: None)("header")
+        if header and header["type"] == TCA_BPF_ID:
+            return int.from_bytes(attribute[1].data[4:8], "little")
+    return None
+
+
+def _filters(route: Any, index: int) -> list[Any]:
+    pyroute2 = import_pyroute2()
+    try:
+        return list(route.get_filters(index=index, parent=INGRESS))
+    except pyroute2.NetlinkError:
+        # There is no clsact.
+        return []
+
+
+def attached(interface: str) -> int | None:
+    """The id of our program there."""
+    with route_socket() as route:
+        for message in _filters(route, interface_index(interface)):
+            options = _options(message)
+            if options is not None and options.get_attr("TCA_BPF_NAME") == FILTER_NAME:
+                return _program_id(options)
+    return None
+
+
+def attach(interface: str, program: int) -> None:
+    """Put a program there in one step, in place of ours if there is one. Raises HookRefused with the kernel's words."""
+    index = interface_index(interface)
+    with route_socket() as route:
+        with _refusals(interface):
+            if not any(qdisc.get_attr("TCA_KIND") == "clsact" for qdisc in route.get_qdiscs(index=index)):
+                route.tc("add", "clsact", index)
+            route.tc(
+                "replace-filter",
+                "bpf",
+                index,
+                HANDLE,
+                fd=program,
+                name=FILTER_NAME,
+                parent=INGRESS,
+                direct_action=True,
+                prio=PRIORITY,
+                protocol=ETH_P_ALL,
+            )
+
+
+def detach(interface: str) -> None:
+    """Take away ours, and clsact with it if nobody else uses that."""
+    index = interface_index(interface)
+    pyroute2 = import_pyroute2()
+    with route_socket() as route:
+        try:
+            route.tc("del-filter", "bpf", index, HANDLE, parent=INGRESS, prio=PRIORITY, protocol=ETH_P_ALL)
+            egress = list(route.get_filters(index=index, parent=INGRESS + 1))
+            if not _filters(route, index) and not egress:
+                route.tc("del", "clsact", index)
+        except pyroute2.NetlinkError as error:
+            raise EngineError(f"detaching tc ingress from {interface}: {kernel_words(error)}") from None
