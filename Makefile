@@ -45,6 +45,13 @@ bench: deps .venv/bench.stamp collection bcc ## Run all benchmarks: build/bench/
 	$(need_root)
 	@$(PYTHON) tests/bench/run.py
 
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: .venv/test.stamp collection bcc ## Compare program and model on random frames for FUZZ_SECONDS, 60 if not given
+	$(need_root)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -s -k frames_of_other_seeds tests/packet/test_differential.py
+
 .PHONY: lab-up
 lab-up: deps venv collection ## Start the lab's hosts
 	$(need_root)

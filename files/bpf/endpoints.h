@@ -73,12 +73,23 @@ static __always_inline const __u32 *find_endpoint(const int family, const void *
 	return find_endpoint6(table, load64(address), load64(address + 2), key);
 }
 
+/* Whether a kind with this port can be there at all: most packets that are not ours end here, at the price of a shift. */
+static __always_inline int may_have_port(__u64 ports, __be16 port)
+{
+	return ports >> (ntohs(port) & 63) & 1;
+}
+
 /* By its port, or else whatever the port. */
 static __always_inline const __u32 *find_port_endpoint(const int family, const void *table, enum endpoint_kind kind,
 						       const __be32 *address, __u8 protocol, __be16 port)
 {
-	const __u32 *id = find_endpoint(family, table, kind, address, protocol, port);
+	/* Both tables begin alike. */
+	const struct endpoint_table *header = table;
+	const __u32 *id;
 
+	if (!may_have_port(kind == ENDPOINT_SERVICE ? header->service_ports : header->backend_ports, port))
+		return NULL;
+	id = find_endpoint(family, table, kind, address, protocol, port);
 #ifdef FEATURE_ANY_PORT
 	if (!id)
 		id = find_endpoint(family, table, kind, address, protocol, 0);

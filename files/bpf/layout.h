@@ -50,6 +50,9 @@ struct endpoint {
 struct endpoint_table {
 	__u32 shift; /* 64 - log2(slots in use); ENDPOINT_PROBES more take what probing carries over */
 	__u32 unused;
+	/* Bit n is set if some endpoint of the kind has a port that is n modulo 64; any port sets all. */
+	__u64 service_ports;
+	__u64 backend_ports;
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -64,6 +67,8 @@ struct endpoint6 {
 struct endpoint6_table {
 	__u32 shift;
 	__u32 unused;
+	__u64 service_ports;
+	__u64 backend_ports;
 	struct endpoint6 slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 

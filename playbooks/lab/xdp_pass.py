@@ -26,13 +26,25 @@ IFLA_XDP_FLAGS = 3
 NLA_F_NESTED = 1 << 15
 
 
-def load() -> int:
-    """Return a descriptor of the program `r0 = XDP_PASS; exit`."""
-    instructions = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, XDP_PASS, 0x95, 0, 0, 0))
+# r0 = XDP_PASS; exit
+RETURN_PASS = struct.pack("=BBhiBBhi", 0xB7, 0, 0, XDP_PASS, 0x95, 0, 0, 0)
+
+
+def load(code: bytes) -> int:
+    """Return a descriptor of the program."""
+    instructions = ctypes.create_string_buffer(code)
     licence = ctypes.create_string_buffer(b"GPL")
     attributes = ctypes.create_string_buffer(
         struct.pack(
-            "=IIQQIIQI", BPF_PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence), 0, 0, 0, 0
+            "=IIQQIIQI",
+            BPF_PROG_TYPE_XDP,
+            len(code) // 8,
+            ctypes.addressof(instructions),
+            ctypes.addressof(licence),
+            0,
+            0,
+            0,
+            0,
         )
     )
     libc = ctypes.CDLL(None, use_errno=True)
@@ -46,9 +58,9 @@ def _attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload
 
 
-def attach(interface: str) -> None:
+def attach(interface: str, code: bytes = RETURN_PASS) -> None:
     """Attach the program natively to `interface`."""
-    program = load()
+    program = load(code)
     try:
         xdp = _attribute(
             IFLA_XDP | NLA_F_NESTED,

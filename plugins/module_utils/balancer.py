@@ -520,6 +520,7 @@ class Balancer:
             if not purge:
                 # The merged list is checked as a whole, ports that clash included.
                 services = model.parse_services([service.as_dict() for service in services.values()])
+            model.check(model.Config(services, {}))
             missing = used_features(model.Config(services, {})) - set(current.program.features)
             if missing:
                 raise EngineError(

@@ -49,7 +49,7 @@ FILTER_PROBES = 2
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
 ENDPOINT6 = struct.Struct("<16sI2sBBII")  # address, 0, port, protocol, kind, id, unused
-ENDPOINT_TABLE_HEADER = struct.Struct("<II")  # shift, unused
+ENDPOINT_TABLE_HEADER = struct.Struct("<IIQQ")  # shift, unused, service_ports, backend_ports
 RING_HEADER = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
 RING = struct.Struct(f"<IIII{RING_SIZE}II")
 BACKEND_FIELDS = (

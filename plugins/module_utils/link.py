@@ -37,6 +37,7 @@ def import_pyroute2():
     try:
         import pyroute2
         from pyroute2.netlink.rtnl import ifinfmsg
+        from pyroute2.netlink.rtnl.tcmsg import sched_bpf
     except ImportError as error:
         raise EngineError(
             f"pyroute2 is missing ({error}); install the distribution's package python3-pyroute2, or apply the role "
@@ -44,6 +45,13 @@ def import_pyroute2():
         ) from None
     # Before 0.9 the flags were encoded as two bytes in network order, which the kernel refuses with ERANGE.
     ifinfmsg.ifinfmsg.xdp.xdp_flags.fields = [("value", "I")]
+    # It does not know the attributes that came last, the program's id among them.
+    if "TCA_BPF_ID" not in dict(sched_bpf.options.nla_map):
+        sched_bpf.options.nla_map += (
+            ("TCA_BPF_FLAGS_GEN", "uint32"),
+            ("TCA_BPF_TAG", "hex"),
+            ("TCA_BPF_ID", "uint32"),
+        )
     return pyroute2
 
 

@@ -154,12 +154,24 @@ def load(path: Path) -> State | None:
     except ValueError as error:
         raise EngineError(f"{path} is damaged ({error}); {_REMEDY}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
+    if schema == 1:
+        schema, document = SCHEMA, _upgraded(document)
     if schema != SCHEMA:
         raise EngineError(f"{path} has schema {schema!r}, this engine reads {SCHEMA}; {_REMEDY}")
     try:
         return _load(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from None
+
+
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """From the first release: it had neither filters, nor pools of ports, nor IPv6."""
+    return {
+        **document,
+        "filters": [],
+        "pools": [],
+        "tables": {"endpoints6": 0, "filters": 0, **document.get("tables", {})},
+    }
 
 
 _REMEDY = "restore it from a backup, or remove everything with xdp_program state=absent force=true and apply again"

@@ -211,6 +211,17 @@ def pack_endpoint_tables(found: Endpoints, sizes: Sizes) -> tuple[bytes, bytes |
     return table4, _pack_endpoint_table(found6, sizes, sizes.endpoint6_table_bytes, ENDPOINT6.size, _home6)
 
 
+def _port_bits(found: Endpoints, kind: int) -> int:
+    """Bit n stands for ports that are n modulo 64; port 0, which is any, for all of them."""
+    ports = {key[-4:-2] for key in found if key[-1] == kind}
+    if bytes(2) in ports:
+        return MASK64
+    bits = 0
+    for port in ports:
+        bits |= 1 << (port[1] & 63)
+    return bits
+
+
 def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home) -> bytes:
     if len(found) > sizes.max_endpoints:
         raise EngineError(
@@ -232,7 +243,9 @@ def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home
     """Linear probing; None if some key would lie farther from its home than the program looks."""
     table = bytearray(table_bytes)
     shift = 64 - (slots.bit_length() - 1)
-    ENDPOINT_TABLE_HEADER.pack_into(table, 0, shift, 0)
+    ENDPOINT_TABLE_HEADER.pack_into(
+        table, 0, shift, 0, _port_bits(found, ENDPOINT_SERVICE), _port_bits(found, ENDPOINT_BACKEND)
+    )
     taken = bytearray(slots + ENDPOINT_PROBES)
     header = ENDPOINT_TABLE_HEADER.size
     for key, number in found.items():

@@ -22,7 +22,6 @@ PRIORITY = 1
 HANDLE = 1
 FILTER_NAME = "lbops_balancer"
 ETH_P_ALL = 3
-TCA_BPF_ID = 11
 
 
 @contextmanager
@@ -40,18 +39,6 @@ def _options(message: Any) -> Any:
     return options if hasattr(options, "get_attr") else None
 
 
-def _program_id(options: Any) -> int | None:
-    found = options.get_attr("TCA_BPF_ID")
-    if found is not None:
-        return found
-    for attribute in options["attrs"]:
-        # pyroute2 before 0.8 does not know this attribute; it gives its number and bytes.
-        header = getattr(attribute[1], "get", lambda _key, _default=None: None)("header")
-        if header and header["type"] == TCA_BPF_ID:
-            return int.from_bytes(attribute[1].data[4:8], "little")
-    return None
-
-
 def _filters(route: Any, index: int) -> list[Any]:
     pyroute2 = import_pyroute2()
     try:
@@ -67,7 +54,7 @@ def attached(interface: str) -> int | None:
         for message in _filters(route, interface_index(interface)):
             options = _options(message)
             if options is not None and options.get_attr("TCA_BPF_NAME") == FILTER_NAME:
-                return _program_id(options)
+                return options.get_attr("TCA_BPF_ID")
     return None
 
 

@@ -11,7 +11,8 @@ short_description: Declare which sources an XDP load balancer drops or limits
 version_added: 0.2.0
 description:
   - A filter is a source prefix, and what happens to packets from there, before anything else looks at them. It holds
-    for every IP packet that arrives on the interface, for services or not, SSH included.
+    for every IP packet that arrives on the interface, for services or not, SSH and the replies of backends included;
+    exempt those with C(pass).
   - The longest prefix that holds a packet's source and has a rule for its protocol decides; a rule for one protocol
     comes before one for all.
   - All filters change over in one step. A filter keeps its counters for as long as its prefix and protocol stay.
@@ -60,7 +61,7 @@ EXAMPLES = r"""
         protocol: udp
         action: limit
         rate: 20000
-      - prefix: 198.51.100.0/24
+      - prefix: 198.51.100.0/24   # backends and operators
         action: pass
 """
 

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from scapy.layers.inet6 import IPv6
 
@@ -125,10 +125,6 @@ class Wrapped:
             os.close(descriptor)
 
 
-class Failure(Exception):
-    """The program did not do what the case says."""
-
-
 def resolve(address: str) -> reference.Hop | str:
     """What the namespace's tables say."""
     if address in (scenes.CLIENT, scenes.CLIENT6):
@@ -159,7 +155,7 @@ class Loaded:
         wanted = model.process(wire(case))
         verdict, output, _nanoseconds = bpf.test_run(self.program.fd, wire(case), 1, self.interface)
         if (verdict, output) != wanted:
-            raise Failure(f"{case.name}: {verdict} {output.hex(' ')}\nnot {wanted[0]} {wanted[1].hex(' ')}")
+            raise report.Failure(f"{case.name}: {verdict} {output.hex(' ')}\nnot {wanted[0]} {wanted[1].hex(' ')}")
 
     def measure(self, case: Case) -> tuple[float, float]:
         """Nanoseconds behind the wrapper: the balancer, then the empty program."""
@@ -170,7 +166,7 @@ class Loaded:
             before = self._counted()
             nanoseconds = self._run(balancer.fd, case, self.repeat)
             if self._counted() - before < self.repeat:
-                raise Failure(f"{case.name}: {self._counted() - before} of {self.repeat} packets were counted")
+                raise report.Failure(f"{case.name}: {self._counted() - before} of {self.repeat} packets were counted")
             empty = self._run(floor.fd, case, self.repeat)
             return nanoseconds - self._shortening(case, empty), empty
         finally:
@@ -206,7 +202,7 @@ class Loaded:
         verdict, _output, _duration = bpf.test_run(fd, wire(case), repeat, self.interface)
         elapsed = (time.thread_time_ns() - started) / repeat
         if verdict != case.verdict:
-            raise Failure(f"{case.name}: the verdict is {verdict}, not {case.verdict}")
+            raise report.Failure(f"{case.name}: the verdict is {verdict}, not {case.verdict}")
         return elapsed
 
 
@@ -221,14 +217,19 @@ def _ip(commands: list[str], *options: str) -> None:
 
 
 @contextmanager
-def private_network() -> Iterator[int]:
-    """A network namespace in which FIB and neighbour tables know all hosts; the interface packets arrive on."""
+def private_network(attach: bool = True) -> Iterator[int]:
+    """A network namespace in which FIB and neighbour tables know all hosts; the interface packets arrive on.
+
+    A veth registers its receive queues only while it carries an XDP program; with `attach` it gets one.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net", encoding="ascii") as before:
         if libc.unshare(CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
         try:
             _fill_network()
+            if attach:
+                _attach_pass()
             yield socket.if_nametoindex(INTERFACE)
         finally:
             if libc.setns(before.fileno(), CLONE_NEWNET):
@@ -253,13 +254,12 @@ def _fill_network() -> None:
         ]
     )
     _ip([f"route add default via {scenes.ROUTER6}"], "-6")
-    # A veth registers its receive queues only while it carries an XDP program.
-    from bcc import lib
 
+
+def _attach_pass() -> None:
     program = return_program(reference.PASS)
     try:
-        if lib.bpf_attach_xdp(INTERFACE.encode(), program, 0) < 0:
-            raise OSError(ctypes.get_errno(), f"cannot attach an XDP program to {INTERFACE}")
+        link.attach(INTERFACE, program, "native", None)
     finally:
         os.close(program)
 

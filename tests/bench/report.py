@@ -23,6 +23,10 @@ Quantity = dict[str, float]
 Cases = dict[str, dict[str, Quantity]]
 
 
+class Failure(Exception):
+    """What was measured did not do what its case says."""
+
+
 @dataclass(frozen=True)
 class Aim:
     """What a case should cost, and what it must not exceed."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 # A process each, since some of them move into a network namespace of their own.
-BENCHMARKS = ("dataplane", "control")
+BENCHMARKS = ("dataplane", "forwarding", "flood", "control")
 
 
 def main() -> int:

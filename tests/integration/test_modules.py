@@ -59,14 +59,41 @@ def test_generic_mode_is_taken_when_asked_for(lab, program):
     assert "xdpgeneric" in lab.ssh("lb1", f"ip link show {program}")
 
 
-def test_without_native_support_auto_takes_generic_and_says_why(lab, site):
+def test_without_native_support_auto_takes_tc_and_says_why(lab, site):
     refused = lab.module("xdp_program", interface="lo", mode="native")
     assert refused["failed"] and "native XDP on lo" in refused["msg"]
     assert "does not support XDP in native mode" in refused["msg"]
     taken = lab.four_runs("xdp_program", interface="lo", mode="auto")
-    assert taken["after"]["hook"] == "generic"
+    assert taken["after"]["hook"] == "tc"
     assert "does not support XDP in native mode" in taken["after"]["why"]
+    assert "lbops_balancer direct-action" in lab.ssh("lb1", "tc filter show dev lo ingress")
     lab.module("xdp_program", interface="lo", state="absent")
+    assert "clsact" not in lab.ssh("lb1", "tc qdisc show dev lo")
+
+
+def test_every_hook_after_every_other(lab, site):
+    """Four runs each: between XDP and tc nothing is lost, so a change of hook is a change like others."""
+    for mode in ("tc", "generic", "tc", "generic"):
+        taken = lab.four_runs("xdp_program", interface="lo", mode=mode)
+        assert (taken["after"]["hook"], taken["after"]["attached"]) == (mode, True)
+        xdp, tc = lab.ssh("lb1", "ip link show dev lo"), lab.ssh("lb1", "tc filter show dev lo ingress")
+        assert ("xdpgeneric" in xdp, "lbops_balancer" in tc) == (mode == "generic", mode == "tc")
+    lab.module("xdp_program", interface="lo", state="absent")
+
+
+def test_what_tc_cannot_do_goes_on_to_the_next_hook(lab, site):
+    refused = lab.module("xdp_program", interface="lo", mode="tc", features=["redirect"])
+    assert refused["failed"] and "tc ingress on lo: redirect is possible with XDP only" in refused["msg"]
+    taken = lab.module("xdp_program", interface="lo", mode="auto", features=["redirect"])
+    assert taken["after"]["hook"] == "generic"
+    assert "redirect is possible with XDP only" in taken["after"]["why"]
+    lab.module("xdp_program", interface="lo", state="absent")
+
+
+def test_a_card_that_takes_no_programs_is_named_with_its_driver(lab, site):
+    refused = lab.module("xdp_program", interface="lo", mode="offload")
+    assert refused["failed"]
+    assert "offload XDP on lo (driver virtual): the device takes no programs: " in refused["msg"]
 
 
 def test_services_are_created_changed_and_purged(lab, program):

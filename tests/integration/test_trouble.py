@@ -135,7 +135,7 @@ TAMPERING = {
     "a backend is overwritten": (
         "live.write_backends({min(current.allocation.backends.values()): bytes(layout.BACKEND.size)})"
     ),
-    "the endpoints are gone": "live.swap_endpoints(bytes(current.program.sizes.endpoint_table_bytes))",
+    "the endpoints are gone": "live.swap_table('endpoints', bytes(current.program.sizes.endpoint_table_bytes))",
 }
 
 
@@ -184,7 +184,7 @@ def test_a_state_file_that_cannot_be_read_is_refused_with_the_remedy(lab):
 
 
 def test_maps_of_another_layout_are_migrated_by_the_program_only(lab):
-    code = "bpf.map_update(live['control'], layout.index(0), layout.CONTROL.pack(0, 1))"
+    code = "bpf.map_update(live['control'], layout.index(0), layout.CONTROL.pack(0, 1, 1500, 0, 0))"
     _code, refused, check, *results = run(lab, [python(code), WRITE_SERVICES, in_check(PROGRAM), *APPLY, *APPLY])
     assert refused["msg"] == (
         f"the maps pinned in /sys/fs/bpf/lbops/{INTERFACE}/maps have another layout (their layout version is 0, this "

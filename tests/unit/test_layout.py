@@ -22,9 +22,9 @@ SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
 # Python fields may make up one C field.
 STRUCTURES = {
     "endpoint": (layout.ENDPOINT, ["key key key key", "id", "unused"]),
-    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused"]),
+    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
     "endpoint6": (layout.ENDPOINT6, ["address", "key key key key", "id", "unused"]),
-    "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused"]),
+    "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
     "ring": (layout.RING, ["scheduler", "length", "flags", "idle_timeout", "slots", "unused"]),
     "backend": (layout.BACKEND, layout.BACKEND_FIELDS),
     "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes", "new_flows"]),

@@ -252,12 +252,26 @@ def lookup(table: bytes, wanted: bytes) -> int | None:
     shift = struct.unpack_from("<I", table)[0]
     home = int.from_bytes(wanted, "little") * 0x9E3779B97F4A7C15 % 2**64 >> shift
     for slot in range(home, home + 16):
-        found, number = struct.unpack_from("<8sI", table, 8 + 16 * slot)
+        found, number = struct.unpack_from("<8sI", table, 24 + 16 * slot)
         if found == wanted:
             return number
         if found == bytes(8):
             return None
     return None
+
+
+def port_bits(*found: bytes) -> tuple[int, int]:
+    return struct.unpack_from("<QQ", tables.pack_endpoint_tables(dict.fromkeys(found, 1), SIZES)[0], 8)
+
+
+def test_ports_in_use_are_known_by_their_last_six_bits():
+    web = key(ENDPOINT_SERVICE, "192.0.2.1", TCP, 80)
+    high = key(ENDPOINT_SERVICE, "192.0.2.2", UDP, 65535)
+    backend = key(ENDPOINT_BACKEND, "10.0.0.1", TCP, 8080)
+    assert port_bits() == (0, 0)
+    assert port_bits(web, high, backend) == (1 << 80 % 64 | 1 << 63, 1 << 8080 % 64)
+    assert port_bits(key(ENDPOINT_VIP, "192.0.2.1", ICMP, 0)) == (0, 0)
+    assert port_bits(web, key(ENDPOINT_SERVICE, "192.0.2.9", TCP, 0)) == (2**64 - 1, 0)
 
 
 def test_ipv6_has_a_table_of_its_own():
@@ -275,7 +289,7 @@ def test_ipv6_has_a_table_of_its_own():
         upper, lower, rest = struct.unpack("<QQQ", wanted)
         mixed = (upper ^ rest) * 0x9E3779B97F4A7C15 % 2**64
         home = (mixed ^ mixed >> 32 ^ lower) * 0x9E3779B97F4A7C15 % 2**64 >> shift
-        slots = [struct.unpack_from("<24sI", table6, 8 + 32 * slot) for slot in range(home, home + 16)]
+        slots = [struct.unpack_from("<24sI", table6, 24 + 32 * slot) for slot in range(home, home + 16)]
         assert dict(slots)[wanted] == number
 
 
@@ -305,7 +319,7 @@ def test_every_key_is_found_and_no_other(found, others):
 @given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=100))
 def test_table_holds_nothing_else(found):
     table = tables.pack_endpoint_tables(found, SIZES)[0]
-    slots = list(struct.iter_unpack("<8sII", table[8:]))
+    slots = list(struct.iter_unpack("<8sII", table[24:]))
     assert sorted(slot for slot in slots if any(slot[0])) == sorted((name, number, 0) for name, number in found.items())
 
 

@@ -27,6 +27,11 @@ def _directions(entry: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
     yield "to_client", entry["reply_packets"], entry["reply_bytes"]
 
 
+def _target(backend: dict) -> str:
+    """Its address, or for redirect its interface."""
+    return backend.get("address") or backend["interface"]
+
+
 class BalancerCollector:
     """One scrape; an interface that cannot be read is a metric, not a failure."""
 
@@ -49,6 +54,14 @@ class BalancerCollector:
             "Packets that were passed to the kernel, dropped or answered, by reason.",
             labels=["interface", "verdict", "reason"],
         )
+        new_flows = CounterMetricFamily(
+            "lbops_service_new_flows", "Flows remembered or sessions started.", labels=["interface", "service"]
+        )
+        filtered = CounterMetricFamily(
+            "lbops_filter_packets",
+            "Packets a filter decided on, by what it did.",
+            labels=["interface", "prefix", "protocol", "verdict"],
+        )
         for interface in interfaces(HOST_PATHS):
             try:
                 info = Balancer(interface).info()
@@ -65,7 +78,12 @@ class BalancerCollector:
                     [interface],
                     {"name": facts["name"], "tag": facts["tag"], "digest": facts["digest"], "hook": facts["hook"]},
                 )
+            for item in info["filters"]:
+                labels = [interface, item["prefix"], item["protocol"]]
+                filtered.add_metric([*labels, "drop"], item["dropped"])
+                filtered.add_metric([*labels, "pass"], item["packets"] - item["dropped"])
             for service in info["services"]:
+                new_flows.add_metric([interface, service["name"]], service["new_flows"])
                 for direction, packets, size in _directions(service):
                     service_packets.add_metric([interface, service["name"], direction], packets)
                     service_bytes.add_metric([interface, service["name"], direction], size)
@@ -73,8 +91,8 @@ class BalancerCollector:
                 labels = [
                     interface,
                     backend["service"],
-                    backend.get("name", backend["address"]),
-                    backend["address"],
+                    backend.get("name", _target(backend)),
+                    _target(backend),
                     str(backend.get("port", "")),
                 ]
                 weight.add_metric(labels, backend["weight"] if backend["state"] == "enabled" else 0)
@@ -93,6 +111,8 @@ class BalancerCollector:
             backend_packets,
             backend_bytes,
             weight,
+            new_flows,
+            filtered,
             reasons,
         )
 
