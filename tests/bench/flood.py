@@ -161,9 +161,10 @@ def measure(case: Case, code: dict[str, bytes], seconds: float, cpu: int) -> tup
         program = balancer.fd if balancer else bpf.program_load("pass", bpf.PASS_PROGRAM)
         link.attach(forwarding.NEAR, program, "native", None)
         server = threading.Thread(target=serve, args=(stopped, cpu))
+        flood = Flood(code, pid, cpu, case.rate)
         server.start()
         try:
-            with Flood(code, pid, cpu, case.rate) as flood:
+            with flood:
                 time.sleep(0.3)
                 command = in_namespace(
                     pid, "taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable, "-c", CLIENT_SCRIPT
