@@ -107,6 +107,13 @@ test-molecule: .venv/test.stamp collection ## Run molecule's default scenario
 	$(call headline,molecule)
 	@.venv/bin/molecule test -s default
 
+.PHONY: test-kernels
+test-kernels: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
+test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's kernels, in virtual machines
+	$(need_root)
+	@DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86 cpio >/dev/null
+	@$(PYTHON) -m tests.kernels
+
 .PHONY: test-vm
 test-vm: deps .venv/test.stamp collection ## Run molecule's vm scenario, in real virtual machines
 	$(need_root)

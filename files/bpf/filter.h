@@ -18,16 +18,22 @@ static __always_inline const struct filter_line *filter_line(void *table, __u32 
 	return lookup(table, number);
 }
 
+/* For the second line of a prefix. */
+static __always_inline __u64 second_hash(__u64 hash)
+{
+	return (hash ^ hash >> 29) * ENDPOINT_MULTIPLIER;
+}
+
 /* A slot of IPv4 by its prefix; NULL if it has none. */
 static __always_inline const struct filter_slot4 *find_prefix4(void *table, const struct filter_header *header,
 							       __u64 key)
 {
-	__u32 number = header->first4 + (key * ENDPOINT_MULTIPLIER >> header->shift4);
+	__u64 hash = key * ENDPOINT_MULTIPLIER;
 	int probe, slot;
 
 #pragma unroll
-	for (probe = 0; probe < FILTER_PROBES; probe++) {
-		const struct filter_line *line = filter_line(table, number + probe);
+	for (probe = 0; probe < 2; probe++, hash = second_hash(hash)) {
+		const struct filter_line *line = filter_line(table, header->first4 + (hash >> header->shift4));
 
 		if (!line)
 			return NULL;
@@ -74,14 +80,12 @@ static __always_inline const struct filter_slot6 *find_prefix6(void *table, cons
 							       __u64 upper, __u64 lower, __u32 length)
 {
 	__u64 hash = (upper ^ length) * ENDPOINT_MULTIPLIER;
-	__u32 number;
 	int probe, slot;
 
 	hash = (hash ^ hash >> 32 ^ lower) * ENDPOINT_MULTIPLIER;
-	number = header->first6 + (hash >> header->shift6);
 #pragma unroll
-	for (probe = 0; probe < FILTER_PROBES; probe++) {
-		const struct filter_line *line = filter_line(table, number + probe);
+	for (probe = 0; probe < 2; probe++, hash = second_hash(hash)) {
+		const struct filter_line *line = filter_line(table, header->first6 + (hash >> header->shift6));
 
 		if (!line)
 			return NULL;

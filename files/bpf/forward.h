@@ -89,7 +89,8 @@ static __always_inline void rewrite_packet(hook_context *ctx, const int family, 
 					   const struct rewrite *rewrite, const int resolved, int has_ports)
 {
 	rewrite_network(family, packet, rewrite, resolved);
-	if (!has_ports)
+	/* Older verifiers do not see that what has ports has them in the frame. */
+	if (!has_ports || !has_l4(packet))
 		return;
 	if (rewrite->source_port)
 		packet->udp->source = rewrite->source_port;

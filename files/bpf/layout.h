@@ -236,8 +236,7 @@ struct filter_header {
 	__u8 lengths6[128];
 };
 
-/* Lines looked at before a prefix counts as absent. */
-#define FILTER_PROBES 2
+/* A prefix is in the first of its two lines, or in the second if the first is full. */
 
 struct filter_slot4 {
 	__u64 key;     /* address, in the host's byte order | length << 32; 0: empty */

@@ -21,7 +21,6 @@ from .layout import (
     FILTER_CLASSES,
     FILTER_HEADER,
     FILTER_LINE,
-    FILTER_PROBES,
     FILTER_RULE,
     FILTER_SLOT4,
     FILTER_SLOT6,
@@ -185,20 +184,51 @@ class _Family:
 # --- the table
 
 
-def _place(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, buckets: int, pack) -> bytearray | None:
-    """Buckets of one line each; None if some slot lies farther from its home than the program looks."""
-    per_line = FILTER_LINE // form_size
-    lines: list[list[bytes]] = [[] for _line in range(buckets + FILTER_PROBES)]
-    shift = 64 - (buckets.bit_length() - 1)
-    for key, verdict in slots.items():
-        home = homes[key] >> shift
-        for line in lines[home : home + FILTER_PROBES]:
-            if len(line) < per_line:
-                line.append(pack(key, verdict))
-                break
-        else:
-            return None
-    return bytearray().join(b"".join(line).ljust(FILTER_LINE, b"\0") for line in lines)
+class _Lines:
+    """A hash table of lines: a slot is in the first of its two lines, or in the second if the first is full.
+
+    A slot that finds both full has another move on to its second line. So a line that was full once stays so, and the
+    program need not look at the second line behind one that has room.
+    """
+
+    def __init__(self, homes: dict[bytes, int], count: int, slots_a_line: int) -> None:
+        self._homes, self._room = homes, slots_a_line
+        self._shift = 64 - (count.bit_length() - 1)
+        self.lines: list[list[bytes]] = [[] for _line in range(count)]
+
+    def _first(self, key: bytes) -> int:
+        return self._homes[key] >> self._shift
+
+    def _second(self, key: bytes) -> int:
+        number = self._homes[key]
+        return ((number ^ number >> 29) * ENDPOINT_MULTIPLIER & MASK64) >> self._shift
+
+    def put(self, key: bytes) -> bool:
+        """False if there is no room even by moving another slot."""
+        first, second = self._first(key), self._second(key)
+        for place in (first, second):
+            if len(self.lines[place]) < self._room:
+                self.lines[place].append(key)
+                return True
+        for place in (first, second):
+            line = self.lines[place]
+            for position, other in enumerate(line):
+                elsewhere = self.lines[self._second(other)]
+                if self._first(other) == place and len(elsewhere) < self._room and elsewhere is not line:
+                    elsewhere.append(other)
+                    line[position] = key
+                    return True
+        return False
+
+
+def _place(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, count: int, pack) -> bytearray | None:
+    """So many lines; None if they are too few."""
+    table = _Lines(homes, count, FILTER_LINE // form_size)
+    if not all(map(table.put, slots)):
+        return None
+    return bytearray().join(
+        b"".join(pack(key, slots[key]) for key in line).ljust(FILTER_LINE, b"\0") for line in table.lines
+    )
 
 
 def _home6(upper: int, lower: int, length: int) -> int:
@@ -257,15 +287,15 @@ class _VerdictLines:
 
 
 def _grow(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, pack, room: int) -> tuple[bytearray, int]:
-    """As few buckets as hold all slots near their homes; their bytes and number."""
-    buckets = 2
-    while buckets * (FILTER_LINE // form_size) < 2 * len(slots):
-        buckets *= 2
-    while buckets + FILTER_PROBES <= room:
-        table = _place(slots, homes, form_size, buckets, pack)
+    """As few lines as hold all slots, a power of two; their bytes and number."""
+    count = 2
+    while count * (FILTER_LINE // form_size) < 2 * len(slots):
+        count *= 2
+    while count <= room:
+        table = _place(slots, homes, form_size, count, pack)
         if table is not None:
-            return table, buckets
-        buckets *= 2
+            return table, count
+        count *= 2
     raise EngineError(f"{len(slots)} prefixes with their markers do not fit; raise max_filters of xdp_program")
 
 

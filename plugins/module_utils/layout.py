@@ -44,7 +44,6 @@ SERVICE_KEEPS_TTL = 4
 # enum filter_action; the classes of protocols in the order of enum filter_class
 FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
 FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
-FILTER_PROBES = 2
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused

@@ -30,7 +30,8 @@ def random_filters(family: int, count: int, seed: int) -> list[dict[str, Any]]:
     known = [(0, 0)]
     while len(found) < count:
         number, shortest = source.choice(known) if source.random() < 0.5 else (0, 0)
-        length = source.randrange(shortest, bits + 1)
+        # Shorter ones would leave nothing without a rule; one that holds everything comes beside, for one protocol.
+        length = source.randrange(max(6, shortest), bits + 1)
         rest = source.getrandbits(bits) & ((1 << bits - shortest) - 1)
         number = (number | rest) >> bits - length << bits - length
         known.append((number, length))
@@ -41,7 +42,8 @@ def random_filters(family: int, count: int, seed: int) -> list[dict[str, Any]]:
             "protocol": protocol,
             "action": source.choice(("drop", "pass")),
         }
-    return list(found.values())
+    everything = {"prefix": "0.0.0.0/0" if family == 4 else "::/0", "protocol": "udp", "action": "drop"}
+    return [everything, *found.values()]
 
 
 class Rules:

@@ -1,0 +1,145 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Load every kind of program on other kernels, in virtual machines: make test-kernels.
+
+The kernels are Debian's, unpacked and not installed. BCC compiles here: the program uses nothing of the kernel but its
+uapi, so its bytecode is the same everywhere, but for the number of CPUs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, layout
+
+from tests.packet import fuzz
+from tests.support.program import SIZES, SOURCE
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "build" / "cache" / "kernels"
+PACKAGES = re.compile(r"linux-image-(\d+\.\d+)[-.].*cloud-amd64")
+# The oldest one that the collection supports is 5.15.
+LEAST = (5, 15)
+TIMEOUT = 600  # seconds, under emulation
+KVM_TIMEOUT = 60
+FRAMES = 60
+INIT = "/init"
+
+
+def kernels() -> dict[str, str]:
+    """The newest package of each release, by release."""
+    listed = subprocess.run(
+        ["apt-cache", "pkgnames", "linux-image-"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    found: dict[str, str] = {}
+    for name in sorted(listed, key=lambda name: [int(part) for part in re.findall(r"\d+", name)]):
+        match = PACKAGES.fullmatch(name)
+        if match and tuple(map(int, match[1].split("."))) >= LEAST:
+            found[match[1]] = name
+    return found
+
+
+def image(package: str) -> Path:
+    """The kernel's image, downloaded once."""
+    directory = CACHE / package
+    if not directory.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            subprocess.run(["apt-get", "download", "-q", package], cwd=scratch, check=True)
+            (archive,) = Path(scratch).glob("*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, Path(scratch) / "tree"], check=True)
+            (found,) = (Path(scratch) / "tree" / "boot").glob("vmlinuz-*")
+            directory.mkdir(parents=True)
+            shutil.copy(found, directory / "vmlinuz")
+    return directory / "vmlinuz"
+
+
+def feature_sets() -> dict[str, tuple[frozenset[str], bool]]:
+    """All features, each alone, and what tc takes of them; whether for tc."""
+    every = frozenset(compiler.FEATURES)
+    sets = {"all": (every, False), "all-tc": (every - compiler.NOT_ON_TC, True), "none": (frozenset(), False)}
+    return sets | {name: (frozenset((name,)), False) for name in sorted(every)}
+
+
+def write_tree(tree: Path) -> None:
+    subprocess.run(["gcc", "-static", "-O2", "-Wall", "-o", tree / "init", HERE / "init.c"], check=True)
+    lines = []
+    for spec in layout.map_specs(SIZES):
+        flags = 0
+        inner = (spec.inner_entries, spec.inner_flags) if spec.holds_maps else (0, 0)
+        lines.append(f"{spec.type} 4 {spec.value_size} {spec.max_entries} {flags} {inner[0]} {inner[1]}")
+    (tree / "maps").write_text("\n".join(lines) + "\n", encoding="ascii")
+    programs = []
+    for name, (features, for_tc) in feature_sets().items():
+        code = compiler.compile_program(compiler.Build(SOURCE, features, SIZES, for_tc))
+        (tree / f"{name}.bpf").write_bytes(code)
+        kind = bpf.PROG_TYPE_SCHED_CLS if for_tc else bpf.PROG_TYPE_XDP
+        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in features and not for_tc else 0
+        programs.append(f"{name} /{name}.bpf {kind} {flags}")
+    (tree / "programs").write_text("\n".join(programs) + "\n", encoding="ascii")
+    source = fuzz.Frames(1)
+    frames = [source.good()[:1500].ljust(60, b"\0") for _frame in range(FRAMES)]
+    (tree / "frames").write_bytes(b"".join(struct.pack("<H", len(frame)) + frame for frame in frames))
+    (tree / "proc").mkdir()
+
+
+def pack(tree: Path, archive: Path) -> None:
+    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+    with archive.open("wb") as file:
+        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=tree, input=names.encode(), stdout=file, check=True)
+
+
+def boot(kernel: Path, archive: Path) -> str:
+    """What the machine prints until it switches itself off."""
+    command = ["qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
+    command += ["-m", "2G", "-smp", str(bpf.possible_cpus()), "-kernel", str(kernel), "-initrd", str(archive)]
+    command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
+    # KVM does not run everywhere where it is there.
+    for accelerator, timeout in (("kvm", KVM_TIMEOUT), ("tcg,thread=multi", TIMEOUT)):
+        options = ["-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"]
+        try:
+            result = subprocess.run(
+                command + options, check=False, capture_output=True, text=True, timeout=timeout, errors="replace"
+            )
+        except subprocess.TimeoutExpired:
+            continue
+        if "DONE" in result.stdout:
+            break
+    else:
+        return "the machine did not come to its end"
+    return result.stdout
+
+
+def main() -> int:
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        tree, archive = Path(scratch) / "tree", Path(scratch) / "initramfs"
+        tree.mkdir()
+        write_tree(tree)
+        pack(tree, archive)
+        verdicts: dict[str, str] = {}
+        for release, package in kernels().items():
+            output = boot(image(package), archive)
+            rows = re.findall(r"^PROGRAM (\S+) loaded (\d+) (\d+) (\S*)\r?$", output, re.MULTILINE)
+            print(f"=== {release} ({package})")
+            for name, instructions, milliseconds, frames in rows:
+                print(f"{name:<14} loaded, {int(instructions):>8} instructions verified in {int(milliseconds):>6} ms")
+                # Kernels agree on what a program does.
+                if verdicts.setdefault(name, frames) != frames:
+                    print(f"{name:<14} frames {frames}, elsewhere {verdicts[name]}")
+                    failed = True
+            missing = feature_sets().keys() - {row[0] for row in rows}
+            if missing or "DONE" not in output:
+                print(f"not loaded: {', '.join(sorted(missing))}\n{output[-6000:]}")
+                failed = True
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
