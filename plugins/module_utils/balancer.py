@@ -787,9 +787,10 @@ class Balancer:
         return sorted({backend.address for backend in backends if backend.address and not backend.mac})
 
     def forget_next_hops(self) -> None:
-        """Routes or neighbours changed: the program asks the kernel's tables again."""
+        """Routes, links or neighbours changed: the program asks the kernel's tables again."""
         current = state.load(self.state_file)
-        if current is None:
+        # An interface that went away took the program along.
+        if current is None or not link.exists(self.interface):
             return
         with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
             live_maps.update_control(link.mtu(self.interface))

@@ -220,3 +220,36 @@ def test_no_place_in_use_is_ever_rewritten(configs):
             assert len(set(places.values())) == len(places)
         assert 0 not in planned.allocation.backends.values()
         current, allocation = desired, settled(planned)
+
+
+def nat(name: str, source: str = "10.0.0.250", ports: str = "10000-10099", port: int = 53) -> dict:
+    return service(name, port=port, forwarding="full_nat", source=source, source_ports=ports)
+
+
+def test_services_with_the_same_source_share_its_ports():
+    planned = applied(config([nat("one"), nat("two", port=54)], []))
+    assert [(place.id, place.first_session) for place in planned.allocation.pools.values()] == [(0, 0)]
+
+
+def test_pools_lie_side_by_side_and_keep_their_places():
+    first = config([nat("one"), nat("two", "10.0.0.251", port=54)], [])
+    second = config([nat("two", "10.0.0.251", port=54), nat("three", "10.0.0.252", "1-50", port=55)], [])
+    before, after = follow(first, second)
+    assert [place.first_session for place in before.allocation.pools.values()] == [0, 100]
+    two, three = after.allocation.pools.values()
+    assert two == list(before.allocation.pools.values())[1]
+    # The first one's place may still be looked at while the change goes on.
+    assert (three.id, three.first_session) == (2, 200)
+    assert [pool.address for pool in after.written_pools] == ["10.0.0.252"]
+
+
+def test_other_ports_of_a_source_are_another_pool():
+    before, after = follow(config([nat("one")], []), config([nat("one", ports="10000-10149")], []))
+    assert list(before.allocation.pools) != list(after.allocation.pools)
+    assert after.changed and after.endpoints is not None
+
+
+def test_more_source_ports_than_sessions_are_refused():
+    sizes = replace(SIZES, max_sessions=64)
+    with pytest.raises(EngineError, match="source 10.0.0.250 with 100 source_ports does not fit: max_sessions .* 64"):
+        applied(config([nat("one")], []), sizes)

@@ -1,0 +1,95 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The state file: what is saved is what is loaded, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import filters, model, plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+
+SERVICES = [
+    {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53, "flow_table": True, "idle_timeout": 7},
+    {"name": "nat", "address": "192.0.2.11", "protocol": "tcp", "port": "any", "forwarding": "full_nat"},
+    {"name": "six", "address": "2001:db8::10", "protocol": "tcp", "port": "80-90", "forwarding": "ipip"},
+    {"name": "out", "address": "192.0.2.12", "protocol": "udp", "port": 9, "forwarding": "redirect"},
+]
+SERVICES[1]["source"], SERVICES[2]["source"] = "10.0.0.9", "fd99::/64"
+BACKENDS = [
+    {"service": "dns", "address": "198.51.100.1", "port": 5353, "weight": 3, "mac": "52:54:00:00:00:01"},
+    {"service": "nat", "address": "198.51.100.2", "state": "drained", "name": "two"},
+    {"service": "six", "address": "fd00::1"},
+    {"service": "out", "interface": "eth1"},
+]
+FILTERS = [
+    {"prefix": "203.0.113.0/24", "action": "drop"},
+    {"prefix": "2001:db8::/32", "action": "limit", "protocol": "udp", "rate": 100, "name": "slow"},
+]
+
+
+@pytest.fixture
+def full() -> state.State:
+    config = model.Config(model.parse_services(SERVICES), model.parse_backends(BACKENDS))
+    declared = filters.parse_filters(FILTERS)
+    program = state.ProgramState(True, "auto", "tc", "why", ["dnat"], ["dnat"], "/source", "digest", Sizes(max_flows=9))
+    return state.State(
+        program,
+        config,
+        plan.make(model.Config({}, {}), plan.Allocation(), config, Sizes()).allocation,
+        state.Tables(1, 2, 3, {0: 4}, "digest"),
+        declared,
+        {key: number for number, key in enumerate(declared, start=5)},
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path, full):
+    path = tmp_path / "eth0.json"
+    state.save(path, full)
+    assert state.load(path) == full
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["eth0.json"]
+
+
+def test_there_may_be_none(tmp_path):
+    assert state.load(tmp_path / "eth0.json") is None
+
+
+def test_the_first_releases_file_is_understood(tmp_path, full):
+    path = tmp_path / "eth0.json"
+    state.save(path, full)
+    document = json.loads(path.read_text())
+    document["schema"] = 1
+    document["services"], document["backends"] = document["services"][:1], document["backends"][:1]
+    for key in ("source", "source_ports", "flow_table", "idle_timeout"):
+        document["services"][0].pop(key, None)
+    del document["backends"][0]["interface"], document["filters"], document["pools"]
+    del document["tables"]["endpoints6"], document["tables"]["filters"]
+    for key in ("max_flows", "max_sessions", "max_filters", "max_new_flows"):
+        del document["program"]["sizes"][key]
+    path.write_text(json.dumps(document))
+    loaded = state.load(path)
+    assert loaded is not None
+    assert list(loaded.config.services) == ["dns"] and loaded.tables.endpoints == 1
+    assert loaded.filters == {} and loaded.program.sizes == Sizes()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "is damaged"),
+        ("[]", "has schema None, this engine reads 2"),
+        ('{"schema": 3}', "has schema 3, this engine reads 2"),
+        ('{"schema": 2}', "is damaged"),
+        ('{"schema": 1}', "is damaged"),
+    ],
+)
+def test_anything_else_is_refused_with_the_remedy(tmp_path, content, words):
+    path = tmp_path / "eth0.json"
+    path.write_text(content)
+    with pytest.raises(EngineError, match=f"{words}.*restore it from a backup"):
+        state.load(path)
