@@ -128,6 +128,7 @@ static __always_inline enum course find_course(const int family, const struct pa
 	id = find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0);
 	if (id && find_answered(family, packet, *id, choice) == CHOSEN)
 		return SESSION_REPLY;
+	choice->session = NULL;
 #endif
 #ifdef FEATURE_DNAT
 	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, source_of(family, packet), packet->protocol,

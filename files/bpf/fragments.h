@@ -17,10 +17,12 @@ static __always_inline __u64 fragment_signature(const int family, const struct p
 	const __be32 *source = source_of(family, packet), *destination = destination_of(family, packet);
 	__u64 hash = (__u64)source[0] << 32 | destination[0];
 
+	/* One address after the other: XORed at once, differences in two of them could cancel each other out. */
 	if (family == 6) {
-		hash = (load64(source) ^ load64(destination + 2)) * ENDPOINT_MULTIPLIER;
+		hash = load64(source) * ENDPOINT_MULTIPLIER;
 		hash = (hash ^ hash >> 32 ^ load64(source + 2)) * ENDPOINT_MULTIPLIER;
-		hash ^= hash >> 32 ^ load64(destination);
+		hash = (hash ^ hash >> 32 ^ load64(destination)) * ENDPOINT_MULTIPLIER;
+		hash ^= hash >> 32 ^ load64(destination + 2);
 	}
 	hash *= ENDPOINT_MULTIPLIER;
 	return flow_signature(hash ^ hash >> 32 ^ packet->identification, packet->protocol);

@@ -178,7 +178,13 @@ def octets(*numbers: int) -> list[bytes]:
 
 
 class Frames:
-    """Good frames and bent ones, always the same for a seed."""
+    """Good frames and bent ones, always the same for a seed, but for the identifications of fragments.
+
+    Those go on counting: one that came again after about 2 s, when program and model forget it by two clocks, would
+    be forgotten by one of them only.
+    """
+
+    fragments = 0
 
     def __init__(self, seed: int, services: list[dict[str, Any]] = SERVICES, backends: list = BACKENDS) -> None:
         self.random = random.Random(seed)
@@ -188,7 +194,6 @@ class Frames:
         }
         self.backends = backends
         self.by_name = {service["name"]: service for service in services}
-        self.fragments = 0
 
     # --- parts
 
@@ -227,7 +232,7 @@ class Frames:
     def _fragment(self) -> tuple[int, int]:
         """Identification and offset in 8 bytes, 0 for a first one; often of a packet that was begun lately."""
         if self.random.random() < 0.5:
-            self.fragments += 1
+            Frames.fragments += 1
             return self.fragments, 0
         return max(0, self.fragments - self.random.randrange(4)), self.random.choice((1, 8, 100))
 
@@ -320,9 +325,10 @@ class Frames:
             return self.request(family)
         service = self.by_name[backend["service"]]
         port = backend.get("port") or self.port_of(service)
-        if service.get("forwarding") == "full_nat":
+        nat = service if service.get("forwarding") == "full_nat" else self.by_name["nat" if family == 4 else "nat6"]
+        if nat is service or self.random.random() < 0.05:
             # Sessions have been started with the lowest ports of each CPU's part.
-            to, to_port = service["source"], 10000 + self.random.randrange(40) + self.random.choice((0, 11384))
+            to, to_port = nat["source"], 10000 + self.random.randrange(40) + self.random.choice((0, 11384))
         else:
             to, to_port = self.random.choice(clients), self.random.choice(CLIENT_PORTS)
         return self.segment(family, backend["address"], port, to, to_port, service["protocol"])

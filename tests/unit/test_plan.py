@@ -236,7 +236,7 @@ def test_pools_lie_side_by_side_and_keep_their_places():
     second = config([nat("two", "10.0.0.251", port=54), nat("three", "10.0.0.252", "1-50", port=55)], [])
     before, after = follow(first, second)
     assert [place.first_session for place in before.allocation.pools.values()] == [0, 100]
-    two, three = after.allocation.pools.values()
+    two, three = list(after.allocation.pools.values())
     assert two == list(before.allocation.pools.values())[1]
     # The first one's place may still be looked at while the change goes on.
     assert (three.id, three.first_session) == (2, 200)
