@@ -16,7 +16,7 @@ static __always_inline int count_reason(enum reason reason, int verdict)
 	return verdict;
 }
 
-static __always_inline void count_forwarded(const struct backend *backend, __u64 bytes)
+static __always_inline void count_forwarded(const struct backend *backend, struct backend_counters *own, __u64 bytes)
 {
 	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
 
@@ -24,37 +24,34 @@ static __always_inline void count_forwarded(const struct backend *backend, __u64
 		counters->packets += 1;
 		counters->bytes += bytes;
 	}
-	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
-	if (counters) {
-		counters->packets += 1;
-		counters->bytes += bytes;
-	}
+	own->counters.packets += 1;
+	own->counters.bytes += bytes;
 }
 
 static __always_inline void count_reply(const struct backend *backend, __u64 bytes)
 {
 	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
+	struct backend_counters *own = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
 
 	if (counters) {
 		counters->reply_packets += 1;
 		counters->reply_bytes += bytes;
 	}
-	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
-	if (counters) {
-		counters->reply_packets += 1;
-		counters->reply_bytes += bytes;
+	if (own) {
+		own->counters.reply_packets += 1;
+		own->counters.reply_bytes += bytes;
 	}
 }
 
 static __always_inline void count_new_flow(const struct backend *backend)
 {
 	struct counters *counters = lookup(MAP_SERVICE_COUNTERS, backend->service_counters);
+	struct backend_counters *own = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
 
 	if (counters)
 		counters->new_flows += 1;
-	counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
-	if (counters)
-		counters->new_flows += 1;
+	if (own)
+		own->counters.new_flows += 1;
 }
 
 #endif

@@ -45,9 +45,9 @@ static __always_inline __u64 load64(const void *words)
 }
 
 static __always_inline const __u32 *find_endpoint6(const struct endpoint6_table *table, __u64 upper, __u64 lower,
-						   __u64 key)
+						   __u32 key)
 {
-	__u64 hash = (upper ^ key) * ENDPOINT_MULTIPLIER;
+	__u64 hash = (upper ^ (__u64)key << 32) * ENDPOINT_MULTIPLIER;
 	const struct endpoint6 *slot;
 	int probe;
 
@@ -70,7 +70,7 @@ static __always_inline const __u32 *find_endpoint(const int family, const void *
 
 	if (family == 4)
 		return find_endpoint4(table, key | *address);
-	return find_endpoint6(table, load64(address), load64(address + 2), key);
+	return find_endpoint6(table, load64(address), load64(address + 2), key >> 32);
 }
 
 /* Whether a kind with this port can be there at all: most packets that are not ours end here, at the price of a shift. */

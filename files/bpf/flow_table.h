@@ -38,11 +38,8 @@ static __always_inline __u64 flow_entry(__u64 signature, __u32 number, __u32 now
 /* A round more, with the seed that attackers do not know and with what the flow belongs to. */
 static __always_inline __u64 flow_signature(__u64 hash, __u32 service)
 {
-	struct control *control = lookup(MAP_CONTROL, 0);
-
 	hash ^= (__u64)service << 32;
-	if (control)
-		hash ^= control->seed;
+	hash ^= CONTROL->seed;
 	hash ^= hash >> 29;
 	hash *= 0xbf58476d1ce4e5b9ULL;
 	return hash ^ hash >> 32;

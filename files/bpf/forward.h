@@ -105,10 +105,10 @@ static __always_inline int send_rewritten(hook_context *ctx, const int family, s
 					  int has_ports)
 {
 	struct way way;
-	int verdict, result = way_to_backend(ctx, family, choice->backend, choice->id, &way);
+	int verdict, result = way_to_backend(ctx, family, choice->backend, &way);
 
 	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
-		count_forwarded(choice->backend, frame_bytes(ctx, packet));
+		count_forwarded(choice->backend, way.counters, frame_bytes(ctx, packet));
 		verdict = set_out(ctx, packet, &way);
 		rewrite_packet(ctx, family, packet, rewrite, 1, has_ports);
 		return verdict;
@@ -225,13 +225,13 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 				       const struct choice *choice)
 {
 	struct way way;
-	int result = way_to_backend(ctx, family, choice->backend, choice->id, &way);
+	int result = way_to_backend(ctx, family, choice->backend, &way);
 
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, DROP);
-	count_forwarded(choice->backend, frame_bytes(ctx, packet));
+	count_forwarded(choice->backend, way.counters, frame_bytes(ctx, packet));
 	return set_out(ctx, packet, &way);
 }
 #endif
@@ -245,12 +245,15 @@ static __always_inline int forward_redirect(hook_context *ctx, const struct pack
 {
 	__u64 hash = choice->hash;
 	struct backend *backend = choice->backend;
+	struct backend_counters *counters;
 	int tries, verdict;
 
 	for (tries = 0; tries < LINKS_TRIED; tries++) {
 		verdict = bpf_redirect_map(MAP_LINKS, backend->interface, 0);
 		if (verdict == XDP_REDIRECT) {
-			count_forwarded(backend, frame_bytes(ctx, packet));
+			counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
+			if (counters)
+				count_forwarded(backend, counters, frame_bytes(ctx, packet));
 			return verdict;
 		}
 		/* A later fragment has no ports that would say where else to go. */

@@ -108,7 +108,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	struct rewrite rewrite = { .destination = backend->address, .ip_delta = backend->ip_delta };
 	__u64 sum = 0;
 	struct way way;
-	int verdict, result = way_to_backend(ctx, family, backend, choice->id, &way);
+	int verdict, result = way_to_backend(ctx, family, backend, &way);
 
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_ROUTE, DROP);
@@ -124,7 +124,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);
-	count_forwarded(backend, frame_bytes(ctx, packet));
+	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	return verdict;
 }

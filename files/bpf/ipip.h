@@ -95,22 +95,19 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 	int verdict, result;
 
 	if (backend->family == 4)
-		result = way_to_backend(ctx, 4, backend, choice->id, &way);
+		result = way_to_backend(ctx, 4, backend, &way);
 	else
-		result = way_to_backend(ctx, 6, backend, choice->id, &way);
+		result = way_to_backend(ctx, 6, backend, &way);
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, DROP);
-	if (!way.mtu) {
-		struct control *control = lookup(MAP_CONTROL, 0);
-
-		way.mtu = control ? control->mtu : 0;
-	}
+	if (!way.mtu)
+		way.mtu = CONTROL->mtu;
 	look_inside(family, packet, &inner);
 	if (inner.length + header > way.mtu)
 		return answer_too_big(ctx, family, packet, way.mtu - header);
-	count_forwarded(backend, frame_bytes(ctx, packet));
+	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	keep_link_header(packet, &link);
 	if (backend->family == 4) {

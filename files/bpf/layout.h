@@ -56,12 +56,14 @@ struct endpoint_table {
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
-/* The same over IPv6; key without the address. */
+/*
+ * The same over IPv6; key: port | protocol << 16 | kind << 24. Slots of 24 bytes keep the table of the default size
+ * below the 4 MiB that a value may have before kernel 6.0.
+ */
 struct endpoint6 {
 	__u64 address[2];
-	__u64 key; /* 0: empty */
+	__u32 key; /* 0: empty */
 	__u32 id;
-	__u32 unused;
 };
 
 struct endpoint6_table {
@@ -183,12 +185,22 @@ struct budget {
 
 /* A remembered answer of the kernel's FIB and neighbour tables; valid while its generation is current. */
 struct next_hop {
-	__be32 address[4];
-	__u32 generation;
+	__u32 generation; /* 0: none */
 	__u32 interface;
 	__u32 mtu;
 	__u8 destination[6];
 	__u8 source[6];
+};
+
+/* What a CPU counts and remembers of a backend: one lookup for both. All zero for a backend of another address. */
+struct backend_counters {
+	struct counters counters;
+	struct next_hop next_hop;
+};
+
+struct client_next_hop {
+	__be32 address[4];
+	struct next_hop next_hop;
 };
 
 struct control {

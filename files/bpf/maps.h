@@ -8,27 +8,29 @@
 
 #define MAP(number) ((void *)bpf_pseudo_fd(1, number))
 
-#define MAP_CONTROL MAP(0)           /* array of 1 struct control */
+#define MAP_CONTROL MAP(0)           /* array of 1 struct control, see CONTROL */
 #define MAP_ENDPOINTS MAP(1)         /* array of 1 array of 1 struct endpoint_table */
 #define MAP_RINGS MAP(2)             /* array of MAX_SERVICES arrays of 1 struct ring */
 #define MAP_BACKENDS MAP(3)          /* array of MAX_BACKENDS struct backend */
 #define MAP_SERVICE_COUNTERS MAP(4)  /* per-CPU array of MAX_SERVICES struct counters */
-#define MAP_BACKEND_COUNTERS MAP(5)  /* per-CPU array of MAX_BACKENDS struct counters */
+#define MAP_BACKEND_COUNTERS MAP(5)  /* per-CPU array of MAX_BACKENDS struct backend_counters */
 #define MAP_REASONS MAP(6)           /* per-CPU array of REASONS __u64 */
 #define MAP_ROUND_ROBIN MAP(7)       /* per-CPU array of MAX_SERVICES __u32, the next slot */
-#define MAP_BACKEND_NEXT_HOPS MAP(8) /* per-CPU array of MAX_BACKENDS struct next_hop */
-#define MAP_CLIENT_NEXT_HOPS MAP(9)  /* per-CPU array of CLIENT_NEXT_HOPS struct next_hop */
-#define MAP_ENDPOINTS6 MAP(10)       /* array of 1 array of 1 struct endpoint6_table */
-#define MAP_FLOWS MAP(11)            /* array of CPUS arrays of FLOW_BUCKETS struct flow_bucket */
-#define MAP_FRAGMENTS MAP(12)        /* per-CPU array of FRAGMENT_BUCKETS struct flow_bucket */
-#define MAP_BUDGET MAP(13)           /* per-CPU array of 1 struct budget */
-#define MAP_SESSIONS MAP(14)         /* array of MAX_SESSIONS struct session */
-#define MAP_POOLS MAP(15)            /* array of MAX_POOLS struct pool */
-#define MAP_POOL_CURSORS MAP(16)     /* per-CPU array of MAX_POOLS __u32, the next port to try */
-#define MAP_LINKS MAP(17)            /* devmap hash of interfaces that are up, by index */
-#define MAP_FILTERS MAP(18)          /* array of 1 array of FILTER_LINES struct filter_line */
-#define MAP_FILTER_COUNTERS MAP(19)  /* per-CPU array of MAX_FILTERS struct filter_counters */
-#define MAP_FILTER_LIMITS MAP(20)    /* array of MAX_FILTERS __u64, see filter.h */
+#define MAP_CLIENT_NEXT_HOPS MAP(8)  /* per-CPU array of CLIENT_NEXT_HOPS struct client_next_hop */
+#define MAP_ENDPOINTS6 MAP(9)       /* array of 1 array of 1 struct endpoint6_table */
+#define MAP_FLOWS MAP(10)            /* array of CPUS arrays of FLOW_BUCKETS struct flow_bucket */
+#define MAP_FRAGMENTS MAP(11)        /* per-CPU array of FRAGMENT_BUCKETS struct flow_bucket */
+#define MAP_BUDGET MAP(12)           /* per-CPU array of 1 struct budget */
+#define MAP_SESSIONS MAP(13)         /* array of MAX_SESSIONS struct session */
+#define MAP_POOLS MAP(14)            /* array of MAX_POOLS struct pool */
+#define MAP_POOL_CURSORS MAP(15)     /* per-CPU array of MAX_POOLS __u32, the next port to try */
+#define MAP_LINKS MAP(16)            /* devmap hash of interfaces that are up, by index */
+#define MAP_FILTERS MAP(17)          /* array of 1 array of FILTER_LINES struct filter_line */
+#define MAP_FILTER_COUNTERS MAP(18)  /* per-CPU array of MAX_FILTERS struct filter_counters */
+#define MAP_FILTER_LIMITS MAP(19)    /* array of MAX_FILTERS __u64, see filter.h */
+
+/* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
+#define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))
 
 static __always_inline void *lookup(void *map, __u32 index)
 {

@@ -39,7 +39,7 @@ static __always_inline int same_address(const int family, const __be32 *one, con
 }
 
 /* BPF_FIB_LKUP_RET_SUCCESS with the answer remembered, or the kernel's reason against it. */
-static __always_inline int ask_kernel(hook_context *ctx, const int family, struct next_hop *cached,
+static __always_inline int ask_kernel(hook_context *ctx, const int family, struct next_hop *hop,
 				      const __be32 *address, __u32 generation)
 {
 	struct bpf_fib_lookup fib;
@@ -55,12 +55,11 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return result;
-	copy_address(family, cached->address, address);
-	cached->generation = generation;
-	cached->interface = fib.ifindex;
-	cached->mtu = fib.tot_len;
-	copy_mac(cached->destination, fib.dmac);
-	copy_mac(cached->source, fib.smac);
+	hop->generation = generation;
+	hop->interface = fib.ifindex;
+	hop->mtu = fib.tot_len;
+	copy_mac(hop->destination, fib.dmac);
+	copy_mac(hop->source, fib.smac);
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
@@ -69,18 +68,14 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
  * raises the generation when a route or a neighbour's address changes, and all remembered answers lapse.
  * The generation is read before the tables are, so an answer can be too old for its mark, never too new.
  */
-static __always_inline int next_hop(hook_context *ctx, const int family, struct next_hop *cached,
-				    const __be32 *address)
+static __always_inline int find_next_hop(hook_context *ctx, const int family, struct next_hop *hop, int is_of_address,
+					 const __be32 *address)
 {
-	struct control *control = lookup(MAP_CONTROL, 0);
-	__u32 generation;
+	__u32 generation = *(volatile __u32 *)&CONTROL->next_hop_generation;
 
-	if (!control)
-		return BPF_FIB_LKUP_RET_UNREACHABLE;
-	generation = *(volatile __u32 *)&control->next_hop_generation;
-	if (cached->generation == generation && same_address(family, cached->address, address))
+	if (is_of_address && hop->generation == generation)
 		return BPF_FIB_LKUP_RET_SUCCESS;
-	return ask_kernel(ctx, family, cached, address, generation);
+	return ask_kernel(ctx, family, hop, address, generation);
 }
 
 /* Where a packet goes next; found before anything is changed, used last. */
@@ -89,15 +84,19 @@ struct way {
 	const void *source; /* NULL: what the frame was sent to, which is us */
 	__u32 interface; /* 0: the one that the frame came in on */
 	__u32 mtu;       /* 0: the interface's */
+	struct backend_counters *counters; /* of the backend, if it leads to one */
 };
 
 /* BPF_FIB_LKUP_RET_SUCCESS, or what stands against it. */
 static __always_inline int way_to_backend(hook_context *ctx, const int family, const struct backend *backend,
-					  __u32 id, struct way *way)
+					  struct way *way)
 {
 	struct next_hop *hop;
 	int result;
 
+	way->counters = lookup(MAP_BACKEND_COUNTERS, backend->backend_counters);
+	if (!way->counters)
+		return BPF_FIB_LKUP_RET_UNREACHABLE;
 	if (backend->has_mac) {
 		way->destination = backend->mac;
 		way->source = NULL;
@@ -106,10 +105,8 @@ static __always_inline int way_to_backend(hook_context *ctx, const int family, c
 		way->mtu = 0;
 		return BPF_FIB_LKUP_RET_SUCCESS;
 	}
-	hop = lookup(MAP_BACKEND_NEXT_HOPS, id);
-	if (!hop)
-		return BPF_FIB_LKUP_RET_UNREACHABLE;
-	result = next_hop(ctx, family, hop, backend->address);
+	hop = &way->counters->next_hop;
+	result = find_next_hop(ctx, family, hop, 1, backend->address);
 	way->destination = hop->destination;
 	way->source = hop->source;
 	way->interface = hop->interface;
@@ -120,15 +117,20 @@ static __always_inline int way_to_backend(hook_context *ctx, const int family, c
 static __always_inline int way_to_client(hook_context *ctx, const int family, const __be32 *client, struct way *way)
 {
 	__u32 mixed = family == 4 ? client[0] : client[0] ^ client[1] ^ client[2] ^ client[3];
+	struct client_next_hop *cached;
 	struct next_hop *hop;
-	int result;
+	int result, is_of_client;
 
 	/* Neighbours in the last octets spread over the cache; folding mixes in the rest. Each family has a half. */
 	mixed = (mixed ^ mixed >> 16) & (CLIENT_NEXT_HOPS / 2 - 1);
-	hop = lookup(MAP_CLIENT_NEXT_HOPS, family == 4 ? mixed : mixed + CLIENT_NEXT_HOPS / 2);
-	if (!hop)
+	cached = lookup(MAP_CLIENT_NEXT_HOPS, family == 4 ? mixed : mixed + CLIENT_NEXT_HOPS / 2);
+	if (!cached)
 		return BPF_FIB_LKUP_RET_NOT_FWDED;
-	result = next_hop(ctx, family, hop, client);
+	hop = &cached->next_hop;
+	is_of_client = same_address(family, cached->address, client);
+	result = find_next_hop(ctx, family, hop, is_of_client, client);
+	if (result == BPF_FIB_LKUP_RET_SUCCESS && !is_of_client)
+		copy_address(family, cached->address, client);
 	way->destination = hop->destination;
 	way->source = hop->source;
 	way->interface = hop->interface;

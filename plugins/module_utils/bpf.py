@@ -46,7 +46,7 @@ PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
 # struct bpf_insn: code, registers, offset, immediate; a 64-bit load takes two of them.
 INSTRUCTION = struct.Struct("=BBhi")
 LOAD_IMMEDIATE_64 = 0x18
-PSEUDO_MAP_FD = 1
+PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
 
 # return XDP_PASS
 PASS_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 2) + INSTRUCTION.pack(0x95, 0, 0, 0)
@@ -291,7 +291,7 @@ def relocate(code: bytes, descriptors: list[int]) -> bytes:
     size = INSTRUCTION.size
     for offset in range(0, len(code), size):
         operation, registers, _offset, number = INSTRUCTION.unpack_from(code, offset)
-        if operation == LOAD_IMMEDIATE_64 and registers >> 4 == PSEUDO_MAP_FD:
+        if operation == LOAD_IMMEDIATE_64 and registers >> 4 in (PSEUDO_MAP_FD, PSEUDO_MAP_VALUE):
             INSTRUCTION.pack_into(relocated, offset, operation, registers, 0, descriptors[number])
     return bytes(relocated)
 

@@ -47,7 +47,7 @@ FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
-ENDPOINT6 = struct.Struct("<16sI2sBBII")  # address, 0, port, protocol, kind, id, unused
+ENDPOINT6 = struct.Struct("<16s2sBBI")  # address, port, protocol, kind, id
 ENDPOINT_TABLE_HEADER = struct.Struct("<IIQQ")  # shift, unused, service_ports, backend_ports
 RING_HEADER = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
 RING = struct.Struct(f"<IIII{RING_SIZE}II")
@@ -64,7 +64,9 @@ SESSION = struct.Struct("<16s2s2sIIIIBB2s2sH20x")
 SESSION_SEEN = 5  # of its fields
 POOL = struct.Struct("<IHH")  # first_session, first_port, ports
 BUDGET = struct.Struct("<IIII")
-NEXT_HOP = struct.Struct("<16sIII6s6s")  # address, generation, interface, mtu, destination, source
+NEXT_HOP = struct.Struct("<III6s6s")  # generation, interface, mtu, destination, source
+BACKEND_COUNTERS = struct.Struct(f"<QQQQQ{NEXT_HOP.size}x")  # COUNTERS, what the program remembers
+CLIENT_NEXT_HOP = struct.Struct(f"<16s{NEXT_HOP.size}s")
 CONTROL = struct.Struct("<IIIIQ")  # layout_version, next_hop_generation, mtu, unused, seed
 FILTER_RULE = struct.Struct("<IIII")  # id, action, interval, burst
 FILTER_HEADER = struct.Struct("<IIIIIIIBB32sH128s")
@@ -177,11 +179,10 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         tables("rings", RING.size, sizes.max_services),
         array("backends", BACKEND.size, sizes.max_backends),
         per_cpu("service_counters", COUNTERS.size, sizes.max_services),
-        per_cpu("backend_counters", COUNTERS.size, sizes.max_backends),
+        per_cpu("backend_counters", BACKEND_COUNTERS.size, sizes.max_backends),
         per_cpu("reasons", REASON.size, len(REASONS)),
         per_cpu("round_robin", INDEX.size, sizes.max_services),
-        per_cpu("backend_next_hops", NEXT_HOP.size, sizes.max_backends),
-        per_cpu("client_next_hops", NEXT_HOP.size, CLIENT_NEXT_HOPS),
+        per_cpu("client_next_hops", CLIENT_NEXT_HOP.size, CLIENT_NEXT_HOPS),
         tables("endpoints6", sizes.endpoint6_table_bytes),
         # Mapped memory begins at a page, so that a bucket or line is one cache line.
         tables(

@@ -17,6 +17,7 @@ from . import bpf
 from .errors import EngineError
 from .layout import (
     BACKEND,
+    BACKEND_COUNTERS,
     BACKEND_FORWARDING_BYTE,
     CONTROL,
     COUNTERS,
@@ -167,7 +168,7 @@ class Maps:
 
     @staticmethod
     def _counter(name: str) -> struct.Struct:
-        return FILTER_COUNTERS if name == "filter_counters" else COUNTERS
+        return {"backend_counters": BACKEND_COUNTERS, "filter_counters": FILTER_COUNTERS}.get(name, COUNTERS)
 
     def read_counters(self, name: str) -> list[tuple[int, ...]]:
         """The fields of struct counters or filter_counters by position, summed over the CPUs."""

@@ -159,7 +159,7 @@ def endpoint_key(kind: int, address: str, protocol: int, port: int) -> bytes:
     packed = Address(address).packed
     if len(packed) == 4:
         return ENDPOINT.pack(packed, pack_port(port), protocol, kind, 0, 0)[:8]
-    return ENDPOINT6.pack(packed, 0, pack_port(port), protocol, kind, 0, 0)[:24]
+    return ENDPOINT6.pack(packed, pack_port(port), protocol, kind, 0)[:20]
 
 
 def endpoints(
@@ -192,8 +192,8 @@ def _home4(key: bytes, shift: int) -> int:
 
 
 def _home6(key: bytes, shift: int) -> int:
-    upper, lower, rest = struct.unpack("<QQQ", key)
-    number = (upper ^ rest) * ENDPOINT_MULTIPLIER & MASK64
+    upper, lower, rest = struct.unpack("<QQI", key)
+    number = (upper ^ rest << 32) * ENDPOINT_MULTIPLIER & MASK64
     return ((number ^ number >> 32 ^ lower) * ENDPOINT_MULTIPLIER & MASK64) >> shift
 
 
@@ -203,7 +203,7 @@ def pack_endpoint_tables(found: Endpoints, sizes: Sizes) -> tuple[bytes, bytes |
     As small as keeps every key within ENDPOINT_PROBES slots of its home. Raises EngineError if there are more
     endpoints than a table may hold.
     """
-    found6 = {key: number for key, number in found.items() if len(key) == 24}
+    found6 = {key: number for key, number in found.items() if len(key) == 20}
     found4 = {key: number for key, number in found.items() if len(key) == 8} if found6 else found
     table4 = _pack_endpoint_table(found4, sizes, sizes.endpoint_table_bytes, ENDPOINT.size, _home4)
     if not found6:

@@ -84,6 +84,7 @@ options:
     description:
       - How many endpoints the maps hold, 1048576 at the most.
       - Each port of a service, each port of a C(dnat) backend and each VIP is one.
+      - Kernels before 6.0 take no more than 32768, because a value of a map may have 4 MiB there.
     type: int
     default: 32768
   max_flows:

@@ -20,7 +20,7 @@ from pathlib import Path
 from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, layout
 
 from tests.packet import fuzz
-from tests.support.program import SIZES, SOURCE
+from tests.support.program import SOURCE
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "cache" / "kernels"
@@ -31,6 +31,8 @@ TIMEOUT = 600  # seconds, under emulation
 KVM_TIMEOUT = 60
 FRAMES = 60
 INIT = "/init"
+# Not the packet tests' small ones: a kernel may refuse a value of some megabytes.
+SIZES = layout.Sizes()
 
 
 def kernels() -> dict[str, str]:

@@ -71,7 +71,8 @@ static void relocate(struct bpf_insn *code, int count)
 	int place;
 
 	for (place = 0; place < count; place++)
-		if (code[place].code == (BPF_LD | BPF_DW | BPF_IMM) && code[place].src_reg == BPF_PSEUDO_MAP_FD)
+		if (code[place].code == (BPF_LD | BPF_DW | BPF_IMM) &&
+		    (code[place].src_reg == BPF_PSEUDO_MAP_FD || code[place].src_reg == BPF_PSEUDO_MAP_VALUE))
 			code[place].imm = maps[code[place].imm];
 }
 

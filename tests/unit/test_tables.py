@@ -286,10 +286,10 @@ def test_ipv6_has_a_table_of_its_own():
     assert table6 is not None and len(table6) == SIZES.endpoint6_table_bytes
     shift = struct.unpack_from("<I", table6)[0]
     for wanted, number in found6.items():
-        upper, lower, rest = struct.unpack("<QQQ", wanted)
-        mixed = (upper ^ rest) * 0x9E3779B97F4A7C15 % 2**64
+        upper, lower, rest = struct.unpack("<QQI", wanted)
+        mixed = (upper ^ rest << 32) * 0x9E3779B97F4A7C15 % 2**64
         home = (mixed ^ mixed >> 32 ^ lower) * 0x9E3779B97F4A7C15 % 2**64 >> shift
-        slots = [struct.unpack_from("<24sI", table6, 24 + 32 * slot) for slot in range(home, home + 16)]
+        slots = [struct.unpack_from("<20sI", table6, 24 + 24 * slot) for slot in range(home, home + 16)]
         assert dict(slots)[wanted] == number
 
 
