@@ -134,7 +134,7 @@ struct backend {
 	__u32 first_session; /* full_nat: where the pool's sessions begin */
 	__u32 source_ports;  /* full_nat: how many there are */
 	__u32 pool;
-	__u32 unused2;
+	__u32 identity; /* a checksum of the rest; a place may come to hold another backend */
 };
 
 /* Bytes are those of the frame as it arrived, Ethernet header included. */
@@ -165,7 +165,8 @@ struct session {
 	__sum16 address_delta; /* what the rewrite adds to the complement of a checksum: addresses ... */
 	__sum16 l4_delta;      /* ... and addresses with ports; a reply adds the complement */
 	__u16 unused2;
-	__u32 unused3[5];
+	__u32 identity; /* of the backend: the deltas hold for no other */
+	__u32 unused3[4];
 };
 
 /* A pool of source ports as replies need it. */
