@@ -1,0 +1,157 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bytes that pyroute2 writes and reads for us, and what anybody may ask the kernel about the loopback interface."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from pathlib import Path
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import link, next_hops, tc
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+
+# include/uapi/linux/if_link.h, pkt_cls.h, rtnetlink.h
+IFLA_XDP, IFLA_XDP_FD, IFLA_XDP_FLAGS, IFLA_XDP_EXPECTED_FD = 43, 1, 3, 8
+TCA_KIND, TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_TAG, TCA_BPF_ID = 1, 2, 7, 8, 10, 11
+RTM_NEWTFILTER = 44
+NESTED = 1 << 15
+
+pyroute2 = link.import_pyroute2()
+
+
+def attribute(number: int, value: bytes) -> bytes:
+    return (struct.pack("=HH", len(value) + 4, number) + value).ljust(4 + -(-len(value) // 4) * 4, b"\0")
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while data:
+        length, number = struct.unpack_from("=HH", data)
+        found[number & ~NESTED] = data[4:length]
+        data = data[-(-length // 4) * 4 :]
+    return found
+
+
+# --- bytes
+
+
+def test_a_request_to_attach_is_what_the_kernel_reads():
+    """Before 0.9, pyroute2 wrote the flags in another byte order and length."""
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    flags = link.FLAG_NATIVE | link.FLAG_REPLACE
+    message = ifinfmsg()
+    message["attrs"] = [
+        ("IFLA_XDP", {"attrs": [["IFLA_XDP_FD", 7], ["IFLA_XDP_FLAGS", flags], ["IFLA_XDP_EXPECTED_FD", 9]]})
+    ]
+    message.encode()
+    xdp = attributes(attributes(bytes(message.data)[32:])[IFLA_XDP])
+    assert xdp == {
+        IFLA_XDP_FD: struct.pack("=i", 7),
+        IFLA_XDP_FLAGS: struct.pack("=I", 1 << 2 | 1 << 4),
+        IFLA_XDP_EXPECTED_FD: struct.pack("=i", 9),
+    }
+
+
+def test_importing_twice_changes_nothing():
+    from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+
+    before = sched_bpf.options.nla_map
+    assert link.import_pyroute2() is pyroute2
+    assert sched_bpf.options.nla_map == before
+
+
+def tc_filter(kind: bytes, options: bytes | None):
+    """A message of the kernel about a filter of tc."""
+    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+    body = struct.pack("=BxxxiIII", 0, 2, tc.HANDLE, tc.INGRESS, 0x10003) + attribute(TCA_KIND, kind + b"\0")
+    if options is not None:
+        body += attribute(TCA_OPTIONS, options)
+    [message] = list(MarshalRtnl().parse(struct.pack("=IHHII", 16 + len(body), RTM_NEWTFILTER, 0, 0, 0) + body))
+    return message
+
+
+def test_the_program_of_a_tc_filter_is_known_by_its_number():
+    """The newest attributes of a filter, which pyroute2 does not know by itself."""
+    values = {
+        TCA_BPF_NAME: b"lbops_balancer\0",
+        TCA_BPF_FLAGS: struct.pack("=I", 1),
+        TCA_BPF_TAG: bytes(range(8)),
+        TCA_BPF_ID: struct.pack("=I", 4711),
+    }
+    options = tc._options(tc_filter(b"bpf", b"".join(attribute(number, value) for number, value in values.items())))
+    assert options.get_attr("TCA_BPF_NAME") == tc.FILTER_NAME == "lbops_balancer"
+    assert options.get_attr("TCA_BPF_ID") == 4711
+
+
+@pytest.mark.parametrize("kind, options", [(b"bpf", None), (b"nothing", b"\1\2\3\4")])
+def test_a_tc_filter_of_others_has_no_options_of_ours(kind, options):
+    found = tc._options(tc_filter(kind, options))
+    assert found is None or found.get_attr("TCA_BPF_NAME") is None
+
+
+# --- words
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (pyroute2.NetlinkError(errno.EBUSY, "XDP program already attached"), "XDP program already attached (EBUSY)"),
+        (pyroute2.NetlinkError(errno.ENODEV), "No such device (ENODEV)"),
+        (pyroute2.NetlinkError(9999, "what is this"), "what is this (9999)"),
+    ],
+    ids=["its own words", "a number only", "an unknown number"],
+)
+def test_words_of_the_kernel(error, words):
+    assert link.kernel_words(error) == words
+
+
+@pytest.mark.parametrize("name", ["no-such-if", "", "x" * 300, "a\0b"], ids=repr)
+def test_interface_that_does_not_exist(name):
+    with pytest.raises(EngineError) as caught:
+        link.interface_index(name)
+    assert str(caught.value).startswith(f"interface {name!r} does not exist; this host has ")
+    assert "lo" in str(caught.value).rpartition("this host has ")[2].split(", ")
+    assert not link.exists(name)
+
+
+@pytest.mark.parametrize("hook", ["tc", "several"])
+def test_a_hook_that_is_not_xdps_is_left_to_people(hook):
+    with pytest.raises(EngineError, match=f"lo carries a program on the {hook} hook; detach that one by hand"):
+        link.detach("lo", hook, -1)
+
+
+# --- what anybody may ask
+
+
+def test_the_loopback_interface():
+    assert link.interface_index("lo") == int(Path("/sys/class/net/lo/ifindex").read_text())
+    assert link.mtu("lo") == int(Path("/sys/class/net/lo/mtu").read_text())
+    assert link.exists("lo")
+    assert link.driver("lo") == "virtual"
+
+
+def test_there_is_no_program_of_ours_on_the_loopback_interface():
+    assert link.attached("lo") is None
+    assert tc.attached("lo") is None
+
+
+def test_links_that_are_not_there_are_not_up():
+    up = Path("/sys/class/net/lo/operstate").read_text().strip() in ("up", "unknown")
+    assert link.links_up(["lo", "no-such-if"]) == ({link.interface_index("lo")} if up else set())
+    assert link.links_up([]) == set()
+
+
+def test_neighbours_on_the_way_are_named_once_each():
+    with link.route_socket() as route:
+        found, problems = next_hops.neighbours(route, ["127.0.0.1", "127.0.0.1"])
+    assert found == {next_hops.Neighbour(link.interface_index("lo"), "127.0.0.1"): "127.0.0.1"}
+    assert problems == {}
+
+
+def test_nothing_to_resolve_is_resolved_at_once():
+    assert next_hops.resolve([], 60) == {}
