@@ -7,8 +7,8 @@
  * with any change to these structures or to their meaning, so that an engine never misreads pinned maps.
  * Addresses are arrays of four words: IPv6, or IPv4 in the first one with the rest zero.
  *
- * Sizes come from the command line: MAX_SERVICES, MAX_BACKENDS, MAX_SESSIONS, ENDPOINT_SLOTS, FLOW_BUCKETS
- * and FLOW_SHIFT = 64 - log2(FLOW_BUCKETS), FILTER_LINES, MAX_FILTERS, MAX_NEW_FLOWS, CPUS.
+ * Sizes that the program needs come from the command line: MAX_SESSIONS, ENDPOINT_SLOTS, FLOW_SHIFT = 64 - log2(buckets
+ * of flows), MAX_NEW_FLOWS, CPUS. The others are those of the maps alone.
  */
 #ifndef LBOPS_LAYOUT_H
 #define LBOPS_LAYOUT_H

@@ -59,15 +59,10 @@ class Build:
     def flags(self) -> list[str]:
         sizes = self.sizes
         numbers = {
-            "MAX_SERVICES": sizes.max_services,
-            "MAX_BACKENDS": sizes.max_backends,
             "MAX_SESSIONS": sizes.max_sessions,
-            "MAX_FILTERS": sizes.max_filters,
             "MAX_NEW_FLOWS": sizes.max_new_flows,
             "ENDPOINT_SLOTS": sizes.endpoint_slots,
-            "FLOW_BUCKETS": sizes.flow_buckets,
             "FLOW_SHIFT": 64 - (sizes.flow_buckets.bit_length() - 1),
-            "FILTER_LINES": sizes.filter_lines,
             "CPUS": self.cpus,
         }
         return [

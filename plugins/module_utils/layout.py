@@ -141,7 +141,7 @@ class Sizes:
     @property
     def filter_lines(self) -> int:
         """Room for every prefix, the markers of a search for it, and its verdict."""
-        return 16 + 8 * _power_of_two(self.max_filters)
+        return 16 + 16 * _power_of_two(self.max_filters)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 from .addresses import Address, Prefix, parse_address, parse_prefix
-from .errors import EngineError
+from .errors import EngineError, Problems
 from .layout import FORWARDINGS, PROTOCOLS, SCHEDULERS
 
 MAX_WEIGHT = 65535
@@ -271,8 +271,7 @@ def parse_entries(kind: str, raw: Any, known: frozenset[str], parse: Callable[[E
 
 def raise_all(errors: list[str]) -> None:
     if errors:
-        more = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
-        raise EngineError("; ".join(errors[:10]) + more)
+        raise Problems(errors)
 
 
 SERVICE_KEYS = frozenset(

@@ -129,3 +129,8 @@ def test_prefixes_need_not_be_of_hosts():
         "::/0",
         "fe80::/10",
     ]
+
+
+def test_a_length_of_thousands_of_digits():
+    with pytest.raises(ValueError, match="has no length from 0 to 32"):
+        addresses.parse_prefix("10.0.0.0/" + "9" * 5000)

@@ -423,8 +423,16 @@ def test_more_lines_than_the_map_has_are_refused_with_the_option_to_raise(famili
     raw = [rule(network(family, 1 << number, BITS[family])) for family in families for number in range(32)]
     lines = len(packed(raw, Sizes(max_filters=1024)).lines)
     assert len(packed(raw, few_lines(lines)).lines) == lines
-    with refused("prefixes with their markers do not fit; raise max_filters of xdp_program"):
+    with refused("places with their markers, which do not fit; raise max_filters of xdp_program"):
         packed(raw, few_lines(lines - 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_max_filters_hold_that_many_of_many_lengths(seed):
+    source = random.Random(seed)
+    lengths = [*range(24, 32), 48, 64, *[128] * 1014]
+    raw = [rule(network(6, source.getrandbits(128), length)) for length in lengths]
+    assert packed(raw, Sizes(max_filters=1024)).lines
 
 
 def few_lines(count: int) -> Sizes:

@@ -234,6 +234,29 @@ def test_filter_that_the_module_would_refuse():
     ]
 
 
+def test_problems_stay_in_one_piece_with_their_remedies():
+    rules = [{"prefix": "10.0.0.1/8", "action": "drop"}]
+    assert problems(DNS, rules=rules) == [
+        "filters[0] (10.0.0.1/8): prefix '10.0.0.1/8' has bits behind its length; write 10.0.0.0/8"
+    ]
+
+
+@pytest.mark.parametrize(
+    "declared, problem",
+    [
+        (None, "balancer_services is None, not a list"),
+        (["dns"], "services[0] is 'dns', not a mapping"),
+        ([{**DNS, "backends": ["one"]}], "service dns: backends is ['one'], not the name of an inventory group"),
+        (
+            [{**DNS, "forwarding": "redirect", "interfaces": "eth1"}],
+            "service dns: interfaces is 'eth1', not a list",
+        ),
+    ],
+)
+def test_what_is_of_another_kind_than_it_should_be(declared, problem):
+    assert inventory.inventory_problems(declared, GROUPS, HOSTVARS) == [problem]
+
+
 # --- the inventories and the filters of this collection
 
 
