@@ -133,4 +133,4 @@ def test_prefixes_need_not_be_of_hosts():
 
 def test_a_length_of_thousands_of_digits():
     with pytest.raises(ValueError, match="has no length from 0 to 32"):
-        addresses.parse_prefix("10.0.0.0/" + "9" * 5000)
+        parse_prefix("10.0.0.0/" + "9" * 5000)
