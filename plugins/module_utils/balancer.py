@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
+from .xdp_features import xdp_features
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 PROGRAM_NAME = "lbops_balancer"
@@ -584,9 +586,11 @@ class Balancer:
             }
             kept = {key: backend for key, backend in kept.items() if key.service in known_services}
             desired = model.Config(known_services, {**kept, **declared})
-            for key in declared.keys() - current.config.backends.keys():
-                if declared[key].interface:
-                    link.interface_index(declared[key].interface)
+            created = [backend for key, backend in declared.items() if key not in current.config.backends]
+            for backend in created:
+                if backend.interface:
+                    link.interface_index(backend.interface)
+            self._refuse_lost_ways(created, current.program.hook)
             return self._apply(current, desired, check, "backends", only=service)
 
     def _apply(
@@ -663,6 +667,25 @@ class Balancer:
         addresses = {backend.address for backend in created if backend.address and not backend.mac}
         problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
         return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
+
+    def _refuse_lost_ways(self, backends: list[model.Backend], hook: str) -> None:
+        """A frame that native XDP sends to a device without ndo_xdp_xmit, such as a bridge or a VLAN, is lost."""
+        if hook != "native":
+            return
+        ways = {link.interface_index(backend.interface): backend for backend in backends if backend.interface}
+        resolved_by_kernel = {backend.address: backend for backend in backends if backend.address and not backend.mac}
+        for index, address in next_hops.interfaces(resolved_by_kernel).items():
+            ways.setdefault(index, resolved_by_kernel[address])
+        ways.pop(link.interface_index(self.interface), None)
+        for index, backend in sorted(ways.items()):
+            features = xdp_features(index)
+            if features is not None and "ndo_xmit" not in features:
+                name = socket.if_indextoname(index)
+                raise EngineError(
+                    f"backend {backend.target} of service {backend.service} is reached over {name}, which takes no "
+                    f"packets from native XDP on {self.interface} (its driver has no ndo_xdp_xmit, or not now); attach "
+                    f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
+                )
 
     def _write(
         self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables

@@ -182,12 +182,19 @@ def test_a_raised_limit_holds_at_once(balancer, net):
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == TX
 
 
+def add_link() -> None:
+    """A veth takes frames from XDP while its peer receives with NAPI, for GRO or a program."""
+    ip("link add out type veth peer name out-peer", "link set out up", "link set out-peer up")
+    subprocess.run(["ethtool", "-K", "out-peer", "gro", "on"], check=True)
+
+
 def test_an_interface_of_redirect_that_was_made_anew_is_used_again(balancer, net):
     moved = {**WEB, "name": "moved", "forwarding": "redirect"}
     declared = [moved], [{"service": "moved", "interface": "out"}]
-    ip("link add out type veth peer name out-peer", "link set out up", "link set out-peer up")
+    add_link()
     declare(balancer, *declared)
-    ip("link del out", "link add out type veth peer name out-peer", "link set out up", "link set out-peer up")
+    ip("link del out")
+    add_link()
     assert declare(balancer, *declared)
     assert not declare(balancer, *declared)
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == REDIRECT
@@ -196,6 +203,21 @@ def test_an_interface_of_redirect_that_was_made_anew_is_used_again(balancer, net
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == DROP
     with pytest.raises(EngineError, match="other"):
         declare(balancer, [moved], [{"service": "moved", "interface": "other"}])
+
+
+def test_backends_that_native_xdp_cannot_reach_are_refused(balancer, net):
+    ip("link add bridge type bridge", "link add port type veth peer name port-peer", "link set port master bridge")
+    ip(*(f"link set {name} up" for name in ("bridge", "port", "port-peer")), "address add 10.9.0.254/24 dev bridge")
+    ip("neighbour add 10.9.0.1 lladdr 02:00:00:00:09:01 dev bridge nud permanent")
+    behind = [*web(1), {"service": "web", "address": "10.9.0.1"}]
+    balancer.apply_services([WEB], True, False)
+    for check in (True, False):
+        with pytest.raises(EngineError, match="backend 10.9.0.1 of service web is reached over bridge, which takes no"):
+            balancer.apply_backends(behind, True, check)
+    assert not balancer.info()["backends"]
+    attach(balancer, "generic")
+    assert declare(balancer, [WEB], behind)
+    ip("link del bridge", "link del port")
 
 
 def test_sessions_outlive_a_repair(balancer, net):
