@@ -8,6 +8,32 @@
 
 #include "csum.h"
 
+#ifdef HOOK_TC
+typedef struct __sk_buff hook_context;
+#else
+typedef struct xdp_md hook_context;
+#endif
+
+/*
+ * The frame's first byte and the one behind its last. The compiler may extend what it loads to 64 bits in another place,
+ * by shifts that the verifier does not allow on a pointer; hence the load, which extends, is written out.
+ */
+static __always_inline void *frame_start(const hook_context *ctx)
+{
+	void *start;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(start) : "r"(ctx), "i"(__builtin_offsetof(hook_context, data)));
+	return start;
+}
+
+static __always_inline void *frame_end(const hook_context *ctx)
+{
+	void *end;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(ctx), "i"(__builtin_offsetof(hook_context, data_end)));
+	return end;
+}
+
 /*
  * A function of its own in the program, which the verifier follows once for all who call it: it takes four numbers and
  * gives one. In BCC's section for the program, behind it: definitions come after balancer() (search.h), so that the
@@ -20,8 +46,6 @@
 
 #define PASS -1 /* TC_ACT_UNSPEC: the next filter decides, if there is one */
 #define DROP 2 /* TC_ACT_SHOT */
-
-typedef struct __sk_buff hook_context;
 
 static __always_inline __u32 arrived_on(const hook_context *ctx)
 {
@@ -51,7 +75,7 @@ static __always_inline void pull_headers(hook_context *ctx)
 {
 	__u32 wanted = ctx->len < LINEAR_BYTES ? ctx->len : LINEAR_BYTES;
 
-	if ((void *)(long)ctx->data + wanted > (void *)(long)ctx->data_end)
+	if (frame_start(ctx) + wanted > frame_end(ctx))
 		bpf_skb_pull_data(ctx, wanted);
 }
 
@@ -88,8 +112,6 @@ static __always_inline int cut_tail(hook_context *ctx, __u32 length)
 #define PASS XDP_PASS
 #define DROP XDP_DROP
 
-typedef struct xdp_md hook_context;
-
 static __u64 (*xdp_get_buff_len)(struct xdp_md *ctx) = (void *)188; /* kernel 5.18 */
 
 static __always_inline __u32 arrived_on(const hook_context *ctx)
@@ -102,7 +124,7 @@ static __always_inline __u64 frame_length(hook_context *ctx)
 #ifdef FEATURE_MULTI_BUFFER
 	return xdp_get_buff_len(ctx);
 #else
-	return ctx->data_end - ctx->data;
+	return frame_end(ctx) - frame_start(ctx);
 #endif
 }
 

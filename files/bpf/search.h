@@ -17,6 +17,8 @@ SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u
 	__u32 cpu;
 	int place;
 
+	/* Callers leave the register of an unused argument unset, where the verifier wants a number. */
+	asm volatile("" : : "r"(unused));
 	for (cpu = 0; cpu < CPUS; cpu++) {
 		struct flow_bucket *bucket = flow_bucket(cpu, signature);
 		__u64 found = 0, is_found;
