@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from pathlib import Path
 
@@ -39,15 +40,15 @@ def write_config(guests: dict[str, Path]) -> None:
     SOCKETS.mkdir(mode=0o700, exist_ok=True)
     lines, known = [], []
     for name, directory in guests.items():
-        inside = " ".join(network.inside(directory / "net", network.FABRIC))
+        inside = shlex.join(network.inside(directory / "net", network.FABRIC))
         lines += [f"Host {name}", f"  HostKeyAlias {name}", f"  ProxyCommand {inside} nc {ADDRESS} 22"]
         known.append(f"{name} {public(host_key(directory))}")
     lines += [
         "Host *",
         "  User root",
-        f"  IdentityFile {KEY}",
+        f'  IdentityFile "{KEY}"',
         "  IdentitiesOnly yes",
-        f"  UserKnownHostsFile {KNOWN_HOSTS}",
+        f'  UserKnownHostsFile "{KNOWN_HOSTS}"',
         "  StrictHostKeyChecking yes",
         "  ConnectTimeout 5",
         "  ServerAliveInterval 10",

@@ -108,6 +108,8 @@ def _write_identity(name: str, directory: Path, boot: Path) -> Path:
     archive = directory / "identity"
     image.pack(tree, archive)
     initrd = directory / "initrd"
+    # The guest's private host key is in it.
+    initrd.touch(mode=0o600)
     initrd.write_bytes((boot / "initrd").read_bytes() + archive.read_bytes())
     archive.unlink()
     shutil.rmtree(tree)
