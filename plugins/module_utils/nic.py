@@ -1,0 +1,300 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tuning a network device: from what it is set to and what is wanted to what must be written, and then doing it.
+
+Everything that a module may set is a knob with a name, such as rx or hash_fields.udp4. Planning is pure. All devices
+are planned for before the first is touched, only what differs is written, and it is read back.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from .device import Device, find
+from .errors import EngineError
+from .outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Knob:
+    value: Any
+    maximum: int | None = None
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do about values beyond the maximum, and about knobs that a device lacks or fixes."""
+
+    clamp: bool = False
+    skip: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    before: dict[str, Any]
+    asked: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+    clamped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    # What the kernel is known not to do; nobody tries.
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def after(self) -> dict[str, Any]:
+        return {**self.before, **self.changes}
+
+
+def clamp(name: str, knob: str, value: int, maximum: int, rules: Rules) -> int:
+    """The maximum, if that is what the rules say about a value beyond it."""
+    if not rules.clamp:
+        raise EngineError(
+            f"{name}: {knob}={value} is more than the device's maximum of {maximum}; ask for no more than that, "
+            "or set on_exceed=clamp"
+        )
+    return maximum
+
+
+def plan(name: str, knobs: dict[str, Knob], wanted: dict[str, Any], rules: Rules) -> Plan:
+    """What differs. Raises EngineError for what the device called `name` does not have, unless it is to be skipped."""
+    changes, clamped, skipped = {}, {}, {}
+    for key, value in wanted.items():
+        knob = knobs.get(key)
+        problem = None
+        if knob is None:
+            problem = f"the device has no {key}{_alternatives(key, knobs)}"
+        elif knob.fixed and knob.value != value:
+            problem = f"the device's {key} is fixed at {_text(knob.value)}"
+        if problem:
+            if not rules.skip:
+                raise EngineError(f"{name}: {problem}; leave it out, or set on_unsupported=skip")
+            skipped[key] = problem
+            continue
+        if knob.maximum is not None and value > knob.maximum:
+            given = clamp(name, key, value, knob.maximum, rules)
+            clamped[key] = {"asked": value, "given": given}
+            value = given
+        if value != knob.value:
+            changes[key] = value
+    return Plan({key: knob.value for key, knob in knobs.items()}, tuple(wanted), changes, clamped, skipped)
+
+
+def _alternatives(key: str, knobs: dict[str, Knob]) -> str:
+    """What it has instead: others of the same group, or the groups."""
+    group, dot, _member = key.partition(".")
+    alike = [other for other in knobs if dot and other.startswith(f"{group}.")]
+    names = alike or dict.fromkeys(other.partition(".")[0] for other in knobs)
+    return f"; it has {', '.join(names)}" if names else ", nor anything of the kind"
+
+
+def _text(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else str(value)
+
+
+def nest(values: dict[str, Any]) -> dict[str, Any]:
+    """hash_fields.udp4 becomes udp4 in hash_fields, as in a module's arguments."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        group, dot, member = key.partition(".")
+        if dot:
+            result.setdefault(group, {})[member] = value
+        else:
+            result[key] = value
+    return result
+
+
+def check_range(knob: str, value: int | None, least: int, most: int = 0xFFFFFFFF) -> None:
+    if value is not None and not least <= value <= most:
+        raise EngineError(f"{knob}={value} is not a number from {least} to {most}")
+
+
+class Tuner:
+    """One module's knobs: subclasses read and write them. Both may raise OSError."""
+
+    # For messages: what the knobs are about.
+    subject = ""
+    bounces_link = False
+
+    @staticmethod
+    def read(device: Device) -> dict[str, Knob]:
+        """Empty if the device has nothing of the kind."""
+        raise NotImplementedError
+
+    def wanted(self, device: Device, knobs: dict[str, Knob], rules: Rules) -> dict[str, Any]:
+        """Values by knob. Raises EngineError for what makes no sense on this device."""
+        raise NotImplementedError
+
+    def plan(self, device: Device, rules: Rules) -> Plan:
+        knobs = self.read(device)
+        return plan(device.name, knobs, self.wanted(device, knobs, rules), rules)
+
+    def parts(self, changes: dict[str, Any]) -> list[dict[str, Any]]:
+        """Changes in the groups in which the kernel takes or refuses them."""
+        return [changes] if changes else []
+
+    def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
+        """Returns what the kernel refused though the rest may stand: the reason by knob."""
+        raise NotImplementedError
+
+    def consequences(self, device: Device, planned: Plan) -> dict[str, Any]:
+        """What else the result says about this device's changes."""
+        return {"link_bounced": bool(planned.changes)} if self.bounces_link else {}
+
+    def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
+        return []
+
+    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values by knob as arguments of the module."""
+        return nest(values)
+
+
+def supported(call: Any) -> Any:
+    """What it returns, None if the driver has nothing of the kind."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return None
+        raise
+
+
+def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any] | None = None) -> EngineError:
+    """What the kernel's error means, and the remedy."""
+    if error.errno == errno.ENODEV:
+        return device.gone()
+    words = f"{error.strerror} ({errno.errorcode.get(error.errno, error.errno)})"
+    what = f"{device.name}: {subject}"
+    if changes:
+        what += " " + " ".join(f"{key}={_text(value)}" for key, value in changes.items())
+    if error.filename:
+        what += f" ({error.filename})"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return EngineError(f"{what}: {words}; this needs root with CAP_NET_ADMIN")
+    if error.errno == errno.EROFS:
+        return EngineError(f"{what}: {words}; in a container, tune the device from the host that owns it")
+    return EngineError(f"{what}: the kernel refuses: {words}")
+
+
+@dataclass
+class _Work:
+    """One device: its plan and what became of it."""
+
+    device: Device
+    plan: Plan
+    consequences: dict[str, Any]
+    after: dict[str, Any]
+    skipped: dict[str, str]
+    refused: dict[str, str]
+    touched: bool = False
+
+
+def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
+    device, changes = work.device, work.plan.changes
+    link = device.link()
+    work.touched = True
+    for part in tuner.parts(changes):
+        try:
+            work.refused.update(tuner.write(device, part, work.plan.before))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or not rules.skip:
+                raise refusal(device, tuner.subject, error, part) from None
+            work.skipped.update(dict.fromkeys(part, f"the driver does not let it be changed: {error.strerror}"))
+    if tuner.bounces_link and link.enabled and link.usable:
+        device.wait_for_link()
+    try:
+        work.after = {key: knob.value for key, knob in tuner.read(device).items()}
+    except OSError as error:
+        raise refusal(device, f"reading {tuner.subject} back", error) from None
+    device.check_name()
+    for key, value in changes.items():
+        if key not in work.skipped and key not in work.refused and work.after.get(key) != value:
+            raise EngineError(
+                f"{device.name}: {key}={_text(value)} was written and the kernel did not object, but it reads back as "
+                f"{_text(work.after.get(key))}; ask for a value that the driver takes as it is"
+            )
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The result of a module: the members of a bond by name, any other device plainly."""
+
+    tuner: Tuner
+    works: list[_Work]
+    bond: bool
+
+    def _by_device(self, values: list[dict[str, Any]]) -> dict[str, Any]:
+        return {work.device.name: value for work, value in zip(self.works, values)} if self.bond else values[0]
+
+    def _lines(self, values: list[dict[str, Any]]) -> dict[str, Any]:
+        """One knob each, for a difference."""
+        if not self.bond:
+            return values[0]
+        return {
+            f"{work.device.name} {key}": value
+            for work, knobs in zip(self.works, values)
+            for key, value in knobs.items()
+        }
+
+    def _rollback(self) -> list[dict[str, Any]]:
+        """Arguments of the same module that bring the earlier values back, for each device."""
+        arguments = []
+        for work in self.works:
+            earlier = {key: work.plan.before[key] for key in work.plan.asked if work.plan.before.get(key) is not None}
+            if earlier:
+                arguments.append({"interface": work.device.name, **self.tuner.arguments(earlier)})
+        return arguments
+
+    def details(self) -> dict[str, Any]:
+        result = {
+            "clamped": self._by_device([work.plan.clamped for work in self.works]),
+            "skipped": self._by_device([work.skipped for work in self.works]),
+            "rollback": self._rollback(),
+        }
+        for name in self.works[0].consequences:
+            result[name] = any(work.consequences[name] for work in self.works)
+        if any(work.refused for work in self.works):
+            result["refused"] = self._by_device([work.refused for work in self.works])
+        return result
+
+    def outcome(self) -> Outcome:
+        before, after = [work.plan.before for work in self.works], [work.after for work in self.works]
+        warnings = [text for work in self.works for text in self.tuner.warnings(work.device, work.consequences)]
+        for work in self.works:
+            warnings += [f"{work.device.name}: {key} stays: {reason}" for key, reason in work.refused.items()]
+        return Outcome(
+            changed=before != after,
+            before=self._by_device([nest(values) for values in before]),
+            after=self._by_device([nest(values) for values in after]),
+            details=self.details(),
+            warnings=warnings,
+            diff=(self._lines(before), self._lines(after)),
+        )
+
+
+def apply(interface: str, tuner: Tuner, rules: Rules, check: bool) -> Outcome:
+    """Make a device, or the members of a bond one after the other, what the tuner wants. Raises EngineError."""
+    device = find(interface)
+    works = []
+    for member in device.members():
+        try:
+            planned = tuner.plan(member, rules)
+            consequences = tuner.consequences(member, planned)
+        except OSError as error:
+            raise refusal(member, f"reading {tuner.subject}", error) from None
+        works.append(_Work(member, planned, consequences, planned.after, dict(planned.skipped), dict(planned.refused)))
+    if not works:
+        raise EngineError(f"{device.name} is a bond without members; add them first, or name the devices themselves")
+    bond = device.link().kind == "bond"
+    if not check:
+        try:
+            for work in works:
+                if work.plan.changes:
+                    _tune(work, tuner, rules)
+        except EngineError as error:
+            touched = _Report(tuner, [work for work in works if work.touched], bond)
+            error.result = {"changed": True, **touched.details()}
+            raise
+    return _Report(tuner, works, bond).outcome()
