@@ -82,14 +82,14 @@ class Channels(Plain):
         if not consequences["rss_table_reset"]:
             return []
         return [
-            f"{device.name}: the indirection table named queues that are gone, so it is the driver's own now; apply "
-            "nic_rss to make another"
+            f"{device.name}: the indirection table named queues that are gone, so it is the default over those "
+            "that are left; apply nic_rss to make another"
         ]
 
     def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
         table = self._table(device)
         old, new = _receiving(before), _receiving({**before, **changes})
-        desired = rss_table.following(table, old, new) if table else None
+        desired = table and (rss_table.following(table, old, new) or rss_table.equal(len(table), new))
         # The kernel keeps a table that somebody set from pointing at queues that are gone, by refusing the change.
         in_the_way = bool(table) and max(table) >= new
         if in_the_way:
@@ -101,17 +101,12 @@ class Channels(Plain):
             if in_the_way:
                 ethtool_ioctl.set_rss(device.index, table=table)
             raise
-        if desired and self._must_write(device, desired, table):
-            ethtool_ioctl.set_rss(device.index, table=desired)
-        return {}
-
-    def _must_write(self, device: Device, desired: Table, before: Table) -> bool:
-        """Whether the table has to be written again.
-
-        virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same. Other drivers may
-        make a table of their own, which is as good unless the one before was somebody's.
-        """
         current = self._table(device)
-        if len(current) != len(desired):
-            return False
-        return device.driver() == "virtio_net" or (desired == before and current != desired)
+        # A driver may have a table of another size for more queues.
+        if desired and len(current) == len(desired):
+            # virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same. Others may
+            # make a table of their own, which is as good unless the one before was somebody's.
+            forgotten = device.driver() == "virtio_net"
+            if forgotten or max(current) >= new or (desired == table and current != desired):
+                ethtool_ioctl.set_rss(device.index, table=desired)
+        return {}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -50,8 +51,10 @@ def xdp_features(device: Device) -> list[str] | None:
     try:
         with netlink.GenericSocket(NETDEV_FAMILY) as family:
             reply = family.call(NETDEV_CMD_DEV_GET, [u32(NETDEV_A_DEV_IFINDEX, device.index)])
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
     return feature_names(number(reply[NETDEV_A_DEV_XDP_FEATURES]))
 
 

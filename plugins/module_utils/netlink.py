@@ -158,7 +158,7 @@ class Socket:
 
 
 class GenericSocket(Socket):
-    """A family of generic netlink. Raises FileNotFoundError if the kernel has none of this name."""
+    """A family of generic netlink. Raises NetlinkError with ENOENT if the kernel has none of this name."""
 
     def __init__(self, family: str, version: int = 1) -> None:
         super().__init__(NETLINK_GENERIC)

@@ -10,6 +10,7 @@ are planned for before the first is touched, only what differs is written, and i
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,11 +162,15 @@ def supported(call: Any) -> Any:
         raise
 
 
+# The kernel's name of a number that has two.
+_ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
 def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any] | None = None) -> EngineError:
     """What the kernel's error means, and the remedy."""
     if error.errno == errno.ENODEV:
         return device.gone()
-    words = f"{error.strerror} ({errno.errorcode.get(error.errno, error.errno)})"
+    words = f"{error.strerror} ({_ERRNO_NAMES.get(error.errno) or errno.errorcode.get(error.errno, error.errno)})"
     what = f"{device.name}: {subject}"
     if changes:
         what += " " + " ".join(f"{key}={_text(value)}" for key, value in changes.items())
@@ -175,6 +180,8 @@ def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any
         return EngineError(f"{what}: {words}; this needs root with CAP_NET_ADMIN")
     if error.errno == errno.EROFS:
         return EngineError(f"{what}: {words}; in a container, tune the device from the host that owns it")
+    if error.errno == errno.EOPNOTSUPP and changes:
+        return EngineError(f"{what}: {words}; the driver does not do it; leave it out, or set on_unsupported=skip")
     return EngineError(f"{what}: the kernel refuses: {words}")
 
 
@@ -188,13 +195,19 @@ class _Work:
     after: dict[str, Any]
     skipped: dict[str, str]
     refused: dict[str, str]
-    touched: bool = False
+
+    def read_back(self, tuner: Tuner) -> None:
+        self.after = {key: knob.value for key, knob in tuner.read(self.device).items()}
+
+    @property
+    def written(self) -> bool:
+        """Whether anything was written, or would be."""
+        return not set(self.plan.changes) <= {*self.skipped, *self.refused}
 
 
 def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
     device, changes = work.device, work.plan.changes
     link = device.link()
-    work.touched = True
     for part in tuner.parts(changes):
         try:
             work.refused.update(tuner.write(device, part, work.plan.before))
@@ -205,7 +218,7 @@ def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
     if tuner.bounces_link and link.enabled and link.usable:
         device.wait_for_link()
     try:
-        work.after = {key: knob.value for key, knob in tuner.read(device).items()}
+        work.read_back(tuner)
     except OSError as error:
         raise refusal(device, f"reading {tuner.subject} back", error) from None
     device.check_name()
@@ -254,10 +267,14 @@ class _Report:
             "rollback": self._rollback(),
         }
         for name in self.works[0].consequences:
-            result[name] = any(work.consequences[name] for work in self.works)
+            result[name] = any(work.consequences[name] and work.written for work in self.works)
         if any(work.refused for work in self.works):
             result["refused"] = self._by_device([work.refused for work in self.works])
         return result
+
+    def failure(self) -> dict[str, Any]:
+        """How far it came."""
+        return {"changed": any(work.after != work.plan.before for work in self.works), **self.details()}
 
     def outcome(self) -> Outcome:
         before, after = [work.plan.before for work in self.works], [work.after for work in self.works]
@@ -294,7 +311,10 @@ def apply(interface: str, tuner: Tuner, rules: Rules, check: bool) -> Outcome:
                 if work.plan.changes:
                     _tune(work, tuner, rules)
         except EngineError as error:
-            touched = _Report(tuner, [work for work in works if work.touched], bond)
-            error.result = {"changed": True, **touched.details()}
+            for work in works:
+                # A device that is gone stays as it was planned.
+                with suppress(OSError):
+                    work.read_back(tuner)
+            error.result = _Report(tuner, works, bond).failure()
             raise
     return _Report(tuner, works, bond).outcome()

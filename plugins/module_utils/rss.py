@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ class Rss(Tuner):
     def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
         for key, value in changes.items():
             if key.startswith("hash_fields."):
-                ethtool_ioctl.set_hash_fields(device.index, key.partition(".")[2], value)
+                self._write_fields(device, key.partition(".")[2], value)
                 return {}
         table = changes.get("table")
         ethtool_ioctl.set_rss(
@@ -177,6 +178,16 @@ class Rss(Tuner):
             changes.get("hash_function"),
         )
         return {}
+
+    @staticmethod
+    def _write_fields(device: Device, flow_type: str, fields: list[str]) -> None:
+        try:
+            ethtool_ioctl.set_hash_fields(device.index, flow_type, fields)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # How drivers say that they do not hash this type of flow, or not by these fields.
+            raise OSError(errno.EOPNOTSUPP, "The driver does not hash this type of flow so") from None
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         # A flow type without any fields is what the device does by itself, and nothing that one may ask for.

@@ -20,8 +20,8 @@ def weighted(size: int, weights: list[int]) -> Table:
     reached = 0
     for queue, weight in enumerate(weights):
         reached += weight
-        # The entries before size * reached / total, rounded up, are taken by this queue and those before it.
-        table += [queue] * (-(-size * reached // total) - len(table))
+        # The entries before size * reached / total are taken by this queue and those before it.
+        table += [queue] * (size * reached // total - len(table))
     return tuple(table)
 
 
