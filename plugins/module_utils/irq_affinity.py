@@ -167,6 +167,11 @@ class IrqAffinity(Tuner):
         return found
 
     def plan(self, device: Device, rules: Rules) -> Plan:
+        if device.sysfs() is None:
+            raise EngineError(
+                f"{device.name}: /sys does not show it, because it is that of another network namespace; mount the "
+                "sysfs of this one"
+            )
         planned = super().plan(device, rules)
         vectors = by_queue(device)
         refused = {}

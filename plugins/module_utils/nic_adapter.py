@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from . import nic
+from . import tuning
 from .adapter import INTERFACE_ARGUMENT, run
 from .nic import Rules, Tuner
 
@@ -17,7 +17,7 @@ def tune(options: dict[str, Any], make: Callable[[dict[str, Any]], Tuner], **con
 
     def apply(params: dict[str, Any], check: bool):
         rules = Rules(clamp=params["on_exceed"] == "clamp", skip=params["on_unsupported"] == "skip")
-        return nic.apply(params["interface"], make({name: params[name] for name in options}), rules, check)
+        return tuning.apply(params["interface"], make({name: params[name] for name in options}), rules, check)
 
     run(
         {

@@ -187,7 +187,7 @@ class Rss(Tuner):
             if error.errno != errno.EINVAL:
                 raise
             # How drivers say that they do not hash this type of flow, or not by these fields.
-            raise OSError(errno.EOPNOTSUPP, "The driver does not hash this type of flow so") from None
+            raise OSError(errno.EOPNOTSUPP, "Not a way in which the driver hashes such flows") from None
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         # A flow type without any fields is what the device does by itself, and nothing that one may ask for.
