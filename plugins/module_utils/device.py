@@ -26,7 +26,8 @@ IFINFOMSG = struct.Struct("=BxHiII")
 IFF_UP = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 10, 16, 18
-IFLA_XDP, IFLA_MAX_MTU = 43, 51
+IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME = 43, 51, 53
+IFNAMSIZ = 16
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
 IFLA_BOND_SLAVE_MII_STATUS, BOND_LINK_UP = 2, 0
 IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
@@ -165,9 +166,13 @@ class Device:
 
 def find(interface: str) -> Device:
     """By name or alternative name. Raises EngineError if there is no such device."""
+    # A request by name also finds alternative ones, unless they are too long for it.
+    kind = IFLA_IFNAME if len(interface) < IFNAMSIZ else IFLA_ALT_IFNAME
     try:
-        index = socket.if_nametoindex(interface)
-        return Device(index, socket.if_indextoname(index))
-    except (OSError, ValueError):
+        with netlink.Socket(netlink.NETLINK_ROUTE) as route:
+            request = IFINFOMSG.pack(0, 0, 0, 0, 0) + netlink.text(kind, interface)
+            link = parse_link(route.request(RTM_GETLINK, request)[0])
+        return Device(link.index, link.name)
+    except OSError:
         known = ", ".join(name for _index, name in socket.if_nameindex())
         raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None

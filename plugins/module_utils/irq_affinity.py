@@ -266,8 +266,12 @@ def _read_number(path: Path) -> int | None:
 
 
 def _write_flows(path: Path, flows: int) -> None:
-    """Flows of one queue; the host's table of sockets is made large enough for all queues of a device."""
+    """Flows of one queue; the host's table of sockets is made large enough for all queues of a device.
+
+    Only the host's own network namespace shows that table.
+    """
     path.write_text(str(flows), encoding="ascii")
     needed = sum(_read_number(other / path.name) or 0 for other in path.parents[1].glob("rx-*"))
-    if needed > (_read_number(irqs.SOCKET_FLOWS) or 0):
+    entries = _read_number(irqs.SOCKET_FLOWS)
+    if entries is not None and needed > entries:
         irqs.SOCKET_FLOWS.write_text(str(needed), encoding="ascii")
