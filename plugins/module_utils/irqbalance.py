@@ -16,10 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SOCKETS = Path("/run/irqbalance")
+PROC = Path("/proc")
 # It reads a request into a buffer of 500 bytes, newer releases into one of 256 behind the command's name.
 LONGEST = 240
 _BANNED = re.compile(r"\bIRQ (\d+) ")
-_TIMEOUT = 5.0  # seconds; it answers between two scans
+# It answers between two scans, and after a change of the list it scans for several seconds.
+_TIMEOUT = 60.0  # seconds
 
 
 def parse_setup(reply: str) -> set[int]:
@@ -50,14 +52,18 @@ def _ask(path: Path, request: str) -> str:
 
 
 def running() -> Path | None:
-    """The socket of the irqbalance that answers; one that was killed leaves its socket behind."""
-    for path in sorted(SOCKETS.glob("irqbalance*.sock")) if SOCKETS.is_dir() else []:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            try:
-                channel.connect(str(path))
-            except OSError:
-                continue
-        return path
+    """The socket of a running irqbalance, which is named after its process.
+
+    Do not try by connecting: who hangs up before the answer, or without a question, makes it die of SIGPIPE.
+    """
+    for path in SOCKETS.glob("irqbalance*.sock"):
+        process = PROC / path.stem[len("irqbalance") :] / "comm"
+        try:
+            if process.read_text(encoding="ascii").strip() == "irqbalance":
+                return path
+        except OSError:
+            # It was killed and left its socket behind.
+            continue
     return None
 
 

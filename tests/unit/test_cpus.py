@@ -162,3 +162,15 @@ def test_irqbalance():
     assert irqbalance.ban_request(()) == "settings ban irqs NONE"
     with pytest.raises(ValueError, match="policyscript"):
         irqbalance.ban_request(range(1000, 1100))
+
+
+def test_only_an_irqbalance_that_runs_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(irqbalance, "SOCKETS", tmp_path)
+    monkeypatch.setattr(irqbalance, "PROC", tmp_path)
+    (tmp_path / "irqbalance11.sock").touch()
+    (tmp_path / "irqbalance12.sock").touch()
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "comm").write_text("something else\n", encoding="ascii")
+    assert irqbalance.running() is None
+    (tmp_path / "12" / "comm").write_text("irqbalance\n", encoding="ascii")
+    assert irqbalance.running() == tmp_path / "irqbalance12.sock"
