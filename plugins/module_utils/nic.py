@@ -37,7 +37,7 @@ class Plan:
     asked: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
     clamped: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
     # What the kernel is known not to do; nobody tries.
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -57,8 +57,8 @@ def clamp(name: str, knob: str, value: int, maximum: int, rules: Rules) -> int:
 
 
 def plan(name: str, knobs: dict[str, Knob], wanted: dict[str, Any], rules: Rules) -> Plan:
-    """What differs. Raises EngineError for what the device called `name` does not have, unless it is to be skipped."""
-    changes, clamped, skipped = {}, {}, {}
+    """What differs. Raises EngineError for what the device called `name` does not have, unless rules say skip."""
+    changes, clamped, unsupported = {}, {}, {}
     for key, value in wanted.items():
         knob = knobs.get(key)
         problem = None
@@ -69,7 +69,7 @@ def plan(name: str, knobs: dict[str, Knob], wanted: dict[str, Any], rules: Rules
         if problem:
             if not rules.skip:
                 raise EngineError(f"{name}: {problem}; leave it out, or set on_unsupported=skip")
-            skipped[key] = problem
+            unsupported[key] = problem
             continue
         if knob.maximum is not None and value > knob.maximum:
             given = clamp(name, key, value, knob.maximum, rules)
@@ -77,7 +77,7 @@ def plan(name: str, knobs: dict[str, Knob], wanted: dict[str, Any], rules: Rules
             value = given
         if value != knob.value:
             changes[key] = value
-    return Plan({key: knob.value for key, knob in knobs.items()}, tuple(wanted), changes, clamped, skipped)
+    return Plan({key: knob.value for key, knob in knobs.items()}, tuple(wanted), changes, clamped, unsupported)
 
 
 def _alternatives(key: str, knobs: dict[str, Knob]) -> str:

@@ -24,7 +24,7 @@ class _Work:
     plan: Plan
     consequences: dict[str, Any]
     after: dict[str, Any]
-    skipped: dict[str, str]
+    unsupported: dict[str, str]
     refused: dict[str, str]
 
     def read_back(self, tuner: Tuner) -> None:
@@ -33,7 +33,7 @@ class _Work:
     @property
     def written(self) -> bool:
         """Whether anything was written, or would be."""
-        return not set(self.plan.changes) <= {*self.skipped, *self.refused}
+        return not set(self.plan.changes) <= {*self.unsupported, *self.refused}
 
 
 def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
@@ -45,7 +45,7 @@ def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP or not rules.skip:
                 raise refusal(device, tuner.subject, error, part) from None
-            work.skipped.update(dict.fromkeys(part, f"the driver refuses: {error.strerror}"))
+            work.unsupported.update(dict.fromkeys(part, f"the driver refuses: {error.strerror}"))
     if tuner.bounces_link and link.enabled and link.usable:
         device.wait_for_link()
     try:
@@ -54,7 +54,7 @@ def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
         raise refusal(device, f"reading {tuner.subject} back", error) from None
     device.check_name()
     for key, value in changes.items():
-        if key not in work.skipped and key not in work.refused and work.after.get(key) != value:
+        if key not in work.unsupported and key not in work.refused and work.after.get(key) != value:
             raise EngineError(
                 f"{device.name}: {key}={text_of(value)} was written without an objection, but it reads back as "
                 f"{text_of(work.after.get(key))}; ask for a value that the driver takes as it is"
@@ -86,7 +86,11 @@ class _Report:
         """Arguments of the same module that bring the earlier values back, for each device."""
         arguments = []
         for work in self.works:
-            earlier = {key: work.plan.before[key] for key in work.plan.asked if work.plan.before.get(key) is not None}
+            before = work.plan.before
+            # A driver may change more than it was asked to.
+            aside = [key for key in before if work.after.get(key) != before[key]]
+            keys = dict.fromkeys([*work.plan.asked, *aside])
+            earlier = {key: before[key] for key in keys if before.get(key) is not None}
             options = self.tuner.arguments(earlier) if earlier else {}
             if options:
                 arguments.append({"interface": work.device.name, **options})
@@ -95,7 +99,7 @@ class _Report:
     def details(self) -> dict[str, Any]:
         result = {
             "clamped": self._by_device([work.plan.clamped for work in self.works]),
-            "skipped": self._by_device([work.skipped for work in self.works]),
+            "unsupported": self._by_device([work.unsupported for work in self.works]),
             "rollback": self._rollback(),
         }
         for name in self.works[0].consequences:
@@ -133,7 +137,9 @@ def apply(interface: str, tuner: Tuner, rules: Rules, check: bool) -> Outcome:
             consequences = tuner.consequences(member, planned)
         except OSError as error:
             raise refusal(member, f"reading {tuner.subject}", error) from None
-        works.append(_Work(member, planned, consequences, planned.after, dict(planned.skipped), dict(planned.refused)))
+        works.append(
+            _Work(member, planned, consequences, planned.after, dict(planned.unsupported), dict(planned.refused))
+        )
     if not works:
         raise EngineError(f"{device.name} is a bond without members; add them first, or name the devices themselves")
     bond = device.link().kind == "bond"

@@ -68,7 +68,7 @@ clamped:
   returned: always
   type: dict
   sample: {"rx": {"asked": 8192, "given": 4096}}
-skipped:
+unsupported:
   description: By option, why it was left alone, with O(on_unsupported=skip).
   returned: always
   type: dict

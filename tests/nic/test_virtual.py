@@ -65,7 +65,7 @@ def test_a_fixed_feature(veth: str, module: Module):
     assert not module("nic_features", interface=veth, lro=False)["changed"]
     failed = module("nic_features", interface=veth, lro=True)
     assert "lro is fixed at off" in failed["msg"]
-    assert "lro" in module("nic_features", interface=veth, lro=True, on_unsupported="skip")["skipped"]
+    assert "lro" in module("nic_features", interface=veth, lro=True, on_unsupported="skip")["unsupported"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_virtual_devices_are_an_error_unless_skipped(namespace: None, module: Mo
     assert "device has no" in (failed := module(name, interface="d0", **arguments)["msg"]) or "fixed" in failed
     result = module(name, interface="d0", on_unsupported="skip", **arguments)
     assert result["changed"] is False
-    assert result["skipped"]
+    assert result["unsupported"]
 
 
 def test_steering(veth: str, four_runs: Module):

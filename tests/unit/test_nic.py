@@ -53,7 +53,7 @@ def test_a_missing_knob_fails_with_its_name_and_what_there_is():
 def test_a_missing_knob_is_skipped_and_reported():
     planned = nic.plan("eth0", RINGS, {"combined": 4, "rx": 512}, SKIP)
     assert planned.changes == {"rx": 512}
-    assert list(planned.skipped) == ["combined"]
+    assert list(planned.unsupported) == ["combined"]
 
 
 def test_a_fixed_knob_is_no_problem_while_it_is_as_wanted():
@@ -61,7 +61,7 @@ def test_a_fixed_knob_is_no_problem_while_it_is_as_wanted():
     assert not nic.plan("eth0", knobs, {"lro": False}, FAIL).changes
     with pytest.raises(EngineError, match="lro is fixed at off"):
         nic.plan("eth0", knobs, {"lro": True}, FAIL)
-    assert nic.plan("eth0", knobs, {"lro": True}, SKIP).skipped == {"lro": "the device's lro is fixed at off"}
+    assert nic.plan("eth0", knobs, {"lro": True}, SKIP).unsupported == {"lro": "the device's lro is fixed at off"}
 
 
 def test_grouped_knobs_become_nested_arguments():
