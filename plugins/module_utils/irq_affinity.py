@@ -212,7 +212,7 @@ class IrqAffinity(Tuner):
             if key == "irqbalance_ban":
                 self._ban(device, value)
             elif group == "vectors":
-                reason = _move(by_queue(device)[queue], value)
+                reason = move(by_queue(device)[queue], value)
                 if reason:
                     refused[key] = reason
             elif group == "rfs":
@@ -247,7 +247,7 @@ def members_of(values: dict[str, Any], group: str) -> dict[str, Any]:
     return found
 
 
-def _move(vector: Vector, listed: str) -> str | None:
+def move(vector: Vector, listed: str) -> str | None:
     """Why the kernel refuses, None if it does not."""
     try:
         vector.path.write_text(listed, encoding="ascii")

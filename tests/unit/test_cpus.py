@@ -174,3 +174,21 @@ def test_only_an_irqbalance_that_runs_is_asked(tmp_path, monkeypatch):
     assert irqbalance.running() is None
     (tmp_path / "12" / "comm").write_text("irqbalance\n", encoding="ascii")
     assert irqbalance.running() == tmp_path / "irqbalance12.sock"
+
+
+def test_a_vector_that_the_kernel_does_not_move(tmp_path, monkeypatch):
+    monkeypatch.setattr(irqs, "PROC_IRQ", tmp_path)
+    for irq in (33, 34):
+        (tmp_path / str(irq)).mkdir()
+    file = tmp_path / "33" / "smp_affinity_list"
+    file.write_text("0-3\n", encoding="ascii")
+    assert irqs.movable(irqs.Vector(33, "rx-0"))
+    assert irq_affinity.move(irqs.Vector(33, "rx-0"), "2") is None
+    assert irqs.affinity(irqs.Vector(33, "rx-0")) == "2"
+    file.chmod(0o444)
+    assert not irqs.movable(irqs.Vector(33, "rx-0"))
+    # As if the CPU had no vector left.
+    (tmp_path / "34" / "smp_affinity_list").symlink_to("/dev/full")
+    assert irq_affinity.move(irqs.Vector(34, "rx-1"), "2") == (
+        "the kernel refuses to move interrupt 34 to CPU 2: No space left on device"
+    )
