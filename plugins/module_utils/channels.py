@@ -93,13 +93,14 @@ class Channels(Plain):
         # The kernel keeps a table that somebody set from pointing at queues that are gone, by refusing the change.
         in_the_way = bool(table) and max(table) >= new
         if in_the_way:
-            ethtool_ioctl.set_rss(device.index, table=())
+            # Where nobody can set a table, nobody has.
+            supported(lambda: ethtool_ioctl.set_rss(device.index, table=()))
         try:
             with Ethtool(device.index) as ethtool:
                 ethtool.set_channels(changes)
         except OSError:
             if in_the_way:
-                ethtool_ioctl.set_rss(device.index, table=table)
+                supported(lambda: ethtool_ioctl.set_rss(device.index, table=table))
             raise
         current = self._table(device)
         # A driver may have a table of another size for more queues.

@@ -106,6 +106,9 @@ class Device:
                 raise self.gone() from None
             raise
 
+    def exists(self) -> bool:
+        return any(index == self.index for index, _name in socket.if_nameindex())
+
     def gone(self) -> EngineError:
         return EngineError(f"{self.name} went away while it was worked on; apply again once it is back")
 

@@ -31,9 +31,14 @@ STEERING = {"xps": ("tx", "xps_cpus"), "rps": ("rx", "rps_cpus"), "rfs": ("rx", 
 _UNMOVABLE = (errno.EIO, errno.EPERM, errno.EINVAL, errno.ENOSPC, errno.EBUSY)
 
 
+def list_text(value: Any) -> str:
+    """YAML makes a number of 3, and people may write a list."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def parse_cpus(what: str, value: Any) -> str:
     """A CPU list in the kernel's form; none is empty. Raises EngineError."""
-    text = str(value).strip()
+    text = list_text(value).strip()
     if text in ("", NONE):
         return ""
     try:
@@ -72,11 +77,16 @@ class IrqAffinity(Tuner):
     def __init__(self, options: dict[str, Any], sys: Path = Path("/sys")) -> None:
         self._topology = cpus.topology(sys)
         self._options = given(options)
+        # By index of the device, as they were when it was planned for.
+        self._vectors: dict[int, dict[str, Vector]] = {}
         for name in ("vectors", "xps", "rps"):
             value = self._options.get(name)
-            members = value.items() if isinstance(value, dict) else [("", value)]
-            for queue, entry in members:
-                self._check_entry(f"{name}.{queue}" if queue else name, entry)
+            if isinstance(value, dict):
+                for queue, entry in value.items():
+                    self._check_entry(f"{name}.{queue}", entry)
+            elif value is not None:
+                self._options[name] = list_text(value)
+                self._check_entry(name, value)
         rfs = self._options.get("rfs")
         for queue, entry in rfs.items() if isinstance(rfs, dict) else [("", rfs)]:
             check_range(f"rfs.{queue}" if queue else "rfs", self._number(entry), 0)
@@ -92,7 +102,7 @@ class IrqAffinity(Tuner):
 
     def _check_entry(self, what: str, value: Any) -> None:
         """Every CPU that is named must exist and be online."""
-        if value is None or value in (KEEP, AUTO, MATCH):
+        if value in (KEEP, AUTO, MATCH):
             return
         listed = parse_cpus(what, value)
         if listed:
@@ -152,7 +162,7 @@ class IrqAffinity(Tuner):
             queues = present[group]
             if isinstance(value, dict):
                 chosen = {
-                    queue: self._number(entry) if group == "rfs" else parse_cpus(group, entry)
+                    queue: flows_per_queue(self._number(entry), 1) if group == "rfs" else parse_cpus(group, entry)
                     for queue, entry in value.items()
                 }
             elif value == MATCH:
@@ -173,7 +183,7 @@ class IrqAffinity(Tuner):
                 "sysfs of this one"
             )
         planned = super().plan(device, rules)
-        vectors = by_queue(device)
+        vectors = self._vectors[device.index] = by_queue(device)
         refused = {}
         for key in planned.changes:
             group, _dot, queue = key.partition(".")
@@ -195,7 +205,7 @@ class IrqAffinity(Tuner):
     def _path(self, device: Device, key: str) -> Path | None:
         group, _dot, queue = key.partition(".")
         if group == "vectors":
-            return by_queue(device)[queue].path
+            return self._vectors[device.index][queue].path
         directory = device.sysfs()
         if group not in STEERING or directory is None:
             return None
@@ -212,7 +222,7 @@ class IrqAffinity(Tuner):
             if key == "irqbalance_ban":
                 self._ban(device, value)
             elif group == "vectors":
-                reason = move(by_queue(device)[queue], value)
+                reason = move(self._vectors[device.index][queue], value)
                 if reason:
                     refused[key] = reason
             elif group == "rfs":
@@ -225,7 +235,7 @@ class IrqAffinity(Tuner):
         daemon = irqbalance.running()
         if daemon is None:
             return
-        own = {vector.irq for vector in by_queue(device).values()}
+        own = {vector.irq for vector in self._vectors[device.index].values()}
         left_alone = irqbalance.banned(daemon)
         try:
             irqbalance.ban(daemon, left_alone | own if ban else left_alone - own)

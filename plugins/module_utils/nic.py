@@ -165,7 +165,7 @@ _ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any] | None = None) -> EngineError:
     """What the kernel's error means, and the remedy."""
-    if error.errno == errno.ENODEV:
+    if error.errno == errno.ENODEV or (error.errno == errno.ENOENT and not device.exists()):
         return device.gone()
     words = f"{error.strerror} ({_ERRNO_NAMES.get(error.errno) or errno.errorcode.get(error.errno, error.errno)})"
     what = f"{device.name}: {subject}"

@@ -50,6 +50,8 @@ options:
     description: Filters that direct flows to queues (C(rx-ntuple-filter)).
     type: bool
 notes:
+  - A driver may switch another feature along with one of these. Check mode cannot know that; RV(after) and RV(rollback)
+    of a real run have it.
   - These have no maximum, so O(on_exceed) makes no difference.
 seealso:
   - module: lbops.xdp.nic_info

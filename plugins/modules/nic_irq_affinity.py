@@ -32,7 +32,7 @@ options:
       - V(auto) gives each queue a CPU. Those of the device's NUMA node come first, then the nearest; CPUs that are
         offline or isolated (C(isolcpus)) get none. Queues of the same number share a CPU. With more queues than CPUs it
         starts over.
-      - A CPU list such as V(0-3,8) does the same with these CPUs, isolated or not.
+      - A CPU list such as V(0-3,8), or a YAML list of CPUs, does the same with these, isolated or not.
       - A dictionary of a CPU list for each queue, such as C(rx-0), C(tx-0), or C(combined-0) for a vector that serves
         both directions.
       - V(keep) leaves them as they are.

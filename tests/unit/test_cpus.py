@@ -8,7 +8,9 @@ from __future__ import annotations
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import cpus, irq_affinity, irqbalance, irqs
 from ansible_collections.lbops.xdp.plugins.module_utils.cpus import Topology
+from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import Knob, Rules
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +146,14 @@ def test_flows_of_a_queue_are_a_power_of_two(flows: int, queues: int, each: int)
 def test_what_no_device_takes(options: dict, words: str):
     with pytest.raises(EngineError, match=words):
         irq_affinity.IrqAffinity(options)
+
+
+@pytest.mark.parametrize("value", [0, "0", [0]])
+def test_cpus_may_be_a_number_or_a_list(value):
+    tuner = irq_affinity.IrqAffinity({"vectors": value})
+    knobs = {"vectors.rx-0": Knob("0-1"), "vectors.rx-1": Knob("0-1")}
+    wanted = tuner.wanted(Device(1, "lo"), knobs, Rules())
+    assert wanted == {"vectors.rx-0": "0", "vectors.rx-1": "0"}
 
 
 def test_rollback_keeps_what_was_not_asked_for():
