@@ -146,6 +146,11 @@ class IrqAffinity(Tuner):
             wanted.update({f"vectors.{queue}": parse_cpus("vectors", value) for queue, value in vectors.items()})
         elif vectors != KEEP:
             chosen = assign(present["vectors"], order)
+            if not chosen and not rules.skip and device.driver() and not device.link().enabled:
+                raise EngineError(
+                    f"{device.name} is down and has no vectors; most drivers request them when the link is brought up: "
+                    "do that first"
+                )
             # Without any, the plan says that the device has none.
             wanted.update({f"vectors.{queue}": value for queue, value in chosen.items()} or {"vectors": order[0]})
         wanted.update(self._steering(present, order, wanted))
