@@ -120,11 +120,15 @@ test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's ke
 	@DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86 cpio >/dev/null
 	@$(PYTHON) -m tests.kernels
 
+# Mitogen keeps Python running on the guests: starting it for every module is most of the time under emulation.
 .PHONY: test-vm
-test-vm: deps .venv/test.stamp collection ## Run molecule's vm scenario, in real virtual machines
+test-vm: export ANSIBLE_STRATEGY := mitogen_linear
+test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real virtual machines
 	$(need_root)
 	$(call headline,molecule vm)
-	@.venv/bin/molecule test -s vm
+	@tests/tools/install-packages tests/vm/debian-packages.txt
+	@ANSIBLE_STRATEGY_PLUGINS=$$(echo $(CURDIR)/.venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy) \
+		.venv/bin/molecule test -s vm
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -150,6 +154,9 @@ pip_install = @$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $
 .venv/test.stamp: requirements-test.txt .venv/runtime.stamp
 	$(pip_install)
 
+.venv/vm.stamp: requirements-vm.txt .venv/test.stamp
+	$(pip_install)
+
 .venv/bench.stamp: requirements-bench.txt .venv/runtime.stamp
 	$(pip_install)
 
@@ -169,8 +176,9 @@ $(BCC_STAMP): tests/controller.yml $(wildcard roles/bcc/*/*) | deps venv collect
 	@mkdir -p $(@D) && touch $@
 
 .PHONY: clean
-clean: ## Take the lab down and remove build/ except its cache
+clean: ## Take the lab and the virtual machines down and remove build/ except its cache
 	@[ ! -x $(PLAYBOOK) ] || [ ! -e $(COLLECTION) ] || $(MAKE) lab-down
+	@[ ! -d build/vm ] || python3 -m tests.vm.guest stop
 	@rm -rf .ansible
 	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
 

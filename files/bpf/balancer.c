@@ -95,7 +95,7 @@ static __always_inline int find_answered(const int family, const struct packet *
 	choice->session = live_session(choice->number, clock_ticks());
 	if (!choice->session || choice->session->protocol != packet->protocol)
 		return DROP_NO_PORT;
-	choice->backend = lookup(MAP_BACKENDS, choice->session->backend);
+	choice->backend = session_backend(choice->session);
 	if (!choice->backend ||
 	    !same_address(family, source_of(family, packet), choice->backend->address))
 		return DROP_NO_PORT;
@@ -149,7 +149,7 @@ static __always_inline enum course find_fragment_course(const int family, const 
 	if (number & FLOW_IS_SESSION) {
 		choice->number = number - FLOW_IS_SESSION;
 		choice->session = live_session(choice->number, clock_ticks());
-		id = choice->session ? choice->session->backend : 0;
+		id = choice->session && session_backend(choice->session) ? choice->session->backend : 0;
 	}
 #endif
 	if (take(choice, id) != CHOSEN)
@@ -322,6 +322,7 @@ int balancer(hook_context *ctx)
 	struct packet packet = {};
 	__be16 type;
 
+	pull_headers(ctx);
 	if (parse_plain(ctx, 4, &packet))
 		return handle_plain(ctx, 4, &packet);
 #ifdef FEATURE_IPV6
@@ -337,3 +338,5 @@ int balancer(hook_context *ctx)
 #endif
 	return count_reason(PASS_NOT_IP, PASS);
 }
+
+#include "search.h"

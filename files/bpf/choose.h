@@ -40,20 +40,30 @@ static __always_inline int take(struct choice *choice, __u32 id)
 static __always_inline int take_known(const int family, struct choice *choice, __u32 number, const struct flow *flow,
 				      __u32 service, __u32 now)
 {
+	__u32 id = number, session_number = 0;
+	struct session *session = NULL;
+	struct backend *backend;
+
 	if (!number)
 		return DROP_NO_BACKEND;
 #ifdef FEATURE_FULL_NAT
 	if (number & FLOW_IS_SESSION) {
-		choice->number = number - FLOW_IS_SESSION;
-		choice->session = live_session(choice->number, now);
-		if (!choice->session || !is_session_of(family, choice->session, flow, service))
+		session_number = number - FLOW_IS_SESSION;
+		session = live_session(session_number, now);
+		if (!session || !is_session_of(family, session, flow, service))
 			return DROP_NO_BACKEND;
-		number = choice->session->backend;
+		id = session->backend;
 	}
 #endif
-	if (take(choice, number) == CHOSEN && choice->backend->service == service && choice->backend->forwarding)
-		return CHOSEN;
-	return DROP_NO_BACKEND;
+	backend = session ? session_backend(session) : lookup(MAP_BACKENDS, id);
+	if (!backend || backend->service != service || !backend->forwarding)
+		return DROP_NO_BACKEND;
+	/* Written only now, or the verifier would follow each failed try for its own sake. */
+	choice->backend = backend;
+	choice->id = id;
+	choice->number = session_number;
+	choice->session = session;
+	return CHOSEN;
 }
 
 static __always_inline int is_syn(const struct packet *packet)
@@ -127,7 +137,7 @@ static __always_inline __u32 search(const struct memory *memory)
 {
 	if (!spend(&memory->spent->searches, MAX_SEARCHES))
 		return 0;
-	return search_flow(memory->signature, memory->idle_timeout, memory->now);
+	return search_flow(memory->signature, memory->idle_timeout, memory->now, 0);
 }
 
 static __always_inline int choose_remembered(const int family, const struct packet *packet, __u32 service,
@@ -146,8 +156,12 @@ static __always_inline int choose_remembered(const int family, const struct pack
 		number = recall_flow(known, memory.idle_timeout, memory.now);
 		if (number && !memory.with_session && is_reset(packet))
 			*known = 0;
-		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN)
+		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
+			/* A client that uses its port again soon after has another connection. */
+			if (is_first && choice->session)
+				choice->session->timeout = choice->ring->idle_timeout;
 			return CHOSEN;
+		}
 	}
 	number = is_first ? 0 : search(&memory);
 	FORGET(number, memory.signature);

@@ -127,26 +127,6 @@ static __always_inline __u32 recall_flow(__u64 *flow, __u32 idle_timeout, __u32 
 	return flow_number(*flow);
 }
 
-/* After the network card has spread flows anew, or for an ICMP error: another CPU may know it. */
-static __always_inline __u32 search_flow(__u64 signature, __u32 idle_timeout, __u32 now)
-{
-	__u64 found = 0;
-	__u32 cpu;
-	int place;
-
-	for (cpu = 0; cpu < CPUS; cpu++) {
-		struct flow_bucket *bucket = flow_bucket(cpu, signature);
-
-		if (!bucket)
-			break;
-#pragma unroll
-		for (place = 0; place < FLOWS_PER_BUCKET; place++)
-			found |= bucket->flows[place] &
-				 -same_signature(bucket->flows[place], cut_signature(signature));
-		if (found)
-			break;
-	}
-	return found && flow_age(found, now) <= idle_timeout ? flow_number(found) : 0;
-}
+SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused);
 
 #endif

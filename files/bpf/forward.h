@@ -115,6 +115,9 @@ static __always_inline int send_rewritten(hook_context *ctx, const int family, s
 	}
 	if (result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_ROUTE, DROP);
+	/* From an address of its own the kernel takes no packet. */
+	if (rewrite->source)
+		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
 	return count_reason(PASS_NO_NEIGHBOUR, PASS);
 }

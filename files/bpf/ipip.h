@@ -22,6 +22,18 @@ static __always_inline __u8 traffic_class(const struct packet *packet)
 	return ntohl(*(__be32 *)packet->network) >> 20;
 }
 
+/* Of the packet, or of the longest of those that the kernel has merged into it. */
+static __always_inline __u32 longest_packet(hook_context *ctx, const struct packet *packet, __u32 length)
+{
+	__u32 payload = segment_payload(ctx), headers = packet->l4 - packet->network;
+
+	if (!payload)
+		return length;
+	if (packet->protocol != IPPROTO_TCP)
+		return headers + sizeof(struct udphdr) + payload;
+	return (void *)(packet->tcp + 1) > packet->end ? length : headers + packet->tcp->doff * 4 + payload;
+}
+
 static __always_inline void look_inside(const int family, const struct packet *packet, struct inner *inner)
 {
 	inner->length = network_length(family, packet);
@@ -105,16 +117,18 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 	if (!way.mtu)
 		way.mtu = CONTROL->mtu;
 	look_inside(family, packet, &inner);
-	if (inner.length + header > way.mtu)
+	if (longest_packet(ctx, packet, inner.length) + header > way.mtu)
 		return answer_too_big(ctx, family, packet, way.mtu - header);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	keep_link_header(packet, &link);
 	if (backend->family == 4) {
-		if (grow_head(ctx, sizeof(struct iphdr)) || put_ip4(ctx, &link, &inner, backend, choice->hash))
+		if (grow_for_tunnel(ctx, 4, sizeof(struct iphdr), link.length != sizeof(struct ethernet)) ||
+		    put_ip4(ctx, &link, &inner, backend, choice->hash))
 			return DROP;
 	} else {
-		if (grow_head(ctx, sizeof(struct ipv6hdr)) || put_ip6(ctx, &link, &inner, backend, choice->hash))
+		if (grow_for_tunnel(ctx, 6, sizeof(struct ipv6hdr), link.length != sizeof(struct ethernet)) ||
+		    put_ip6(ctx, &link, &inner, backend, choice->hash))
 			return DROP;
 	}
 	return verdict;

@@ -7,8 +7,8 @@
  * with any change to these structures or to their meaning, so that an engine never misreads pinned maps.
  * Addresses are arrays of four words: IPv6, or IPv4 in the first one with the rest zero.
  *
- * Sizes come from the command line: MAX_SERVICES, MAX_BACKENDS, MAX_SESSIONS, ENDPOINT_SLOTS, FLOW_BUCKETS
- * and FLOW_SHIFT = 64 - log2(FLOW_BUCKETS), FILTER_LINES, MAX_FILTERS, MAX_NEW_FLOWS, CPUS.
+ * Sizes that the program needs come from the command line: MAX_SESSIONS, ENDPOINT_SLOTS, FLOW_SHIFT = 64 - log2(buckets
+ * of flows), MAX_NEW_FLOWS, CPUS. The others are those of the maps alone.
  */
 #ifndef LBOPS_LAYOUT_H
 #define LBOPS_LAYOUT_H
@@ -134,7 +134,7 @@ struct backend {
 	__u32 first_session; /* full_nat: where the pool's sessions begin */
 	__u32 source_ports;  /* full_nat: how many there are */
 	__u32 pool;
-	__u32 unused2;
+	__u32 identity; /* a checksum of the rest; a place may come to hold another backend */
 };
 
 /* Bytes are those of the frame as it arrived, Ethernet header included. */
@@ -165,7 +165,8 @@ struct session {
 	__sum16 address_delta; /* what the rewrite adds to the complement of a checksum: addresses ... */
 	__sum16 l4_delta;      /* ... and addresses with ports; a reply adds the complement */
 	__u16 unused2;
-	__u32 unused3[5];
+	__u32 identity; /* of the backend: the deltas hold for no other */
+	__u32 unused3[4];
 };
 
 /* A pool of source ports as replies need it. */

@@ -40,8 +40,8 @@ static __always_inline void *put_link_header(hook_context *ctx, const struct lin
 
 	/* The verifier takes no pointer into the context that the compiler has kept from before. */
 	asm volatile("" : "+r"(ctx));
-	eth = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
+	eth = frame_start(ctx);
+	end = frame_end(ctx);
 	tags = &eth->type;
 	/* Two tags are shorter than any packet. */
 	if ((void *)(tags + 1) + packet_bytes > end)

@@ -148,7 +148,7 @@ static __always_inline int set_out(hook_context *ctx, const struct packet *packe
 	else
 		copy_mac(eth->source, eth->destination);
 	copy_mac(eth->destination, way->destination);
-	if (!way->interface || packet->link_length != sizeof(*eth))
+	if (!way->interface || packet->link_length != sizeof(*eth) || has_hidden_tag(ctx))
 		return send_back(ctx);
 	return send_out(ctx, way->interface);
 }

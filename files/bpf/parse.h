@@ -155,10 +155,10 @@ static __always_inline int is_plain6(const struct ipv6hdr *ip6, const void *end)
 /* Whether it is TCP or UDP without anything unusual; then that is all there is to parse. */
 static __always_inline int parse_plain(hook_context *ctx, const int family, struct packet *packet)
 {
-	packet->eth = (void *)(long)ctx->data;
+	packet->eth = frame_start(ctx);
 	packet->network = packet->eth + 1;
 	packet->l4 = packet->network + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
-	packet->end = (void *)(long)ctx->data_end;
+	packet->end = frame_end(ctx);
 	packet->link_length = sizeof(*packet->eth);
 	packet->fragment = NOT_FRAGMENTED;
 	if (packet->l4 + sizeof(struct udphdr) > packet->end ||
@@ -188,10 +188,10 @@ static __always_inline int is_tag(__be16 type)
 /* The protocol of the network header, which begins behind up to two tags; 0 if the frame ends before. */
 static __always_inline __be16 parse_link(hook_context *ctx, struct parsed *parsed)
 {
-	struct ethernet *eth = (void *)(long)ctx->data;
+	struct ethernet *eth = frame_start(ctx);
 	struct vlan_tag *tags = (void *)(eth + 1);
 
-	if ((void *)tags + sizeof(struct iphdr) > (void *)(long)ctx->data_end)
+	if ((void *)tags + sizeof(struct iphdr) > frame_end(ctx))
 		return 0;
 	parsed->link_length = sizeof(*eth);
 	if (!is_tag(eth->type))
@@ -314,8 +314,8 @@ static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, voi
 /* Pointers into the packet that was parsed; PARSED, or malformed if its parts are not in one piece. */
 static __always_inline int point(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
 {
-	void *data = (void *)(long)ctx->data;
-	__u64 unknown = ctx->data_end - ctx->data, link = parsed->link_length, network = parsed->network_length;
+	void *data = frame_start(ctx);
+	__u64 unknown = frame_end(ctx) - frame_start(ctx), link = parsed->link_length, network = parsed->network_length;
 	__u64 protocol = parsed->protocol, fragment = parsed->fragment, identification = parsed->identification;
 
 	FORGET(link, unknown);
@@ -324,7 +324,7 @@ static __always_inline int point(hook_context *ctx, const int family, struct par
 	FORGET(fragment, unknown);
 	FORGET(identification, unknown);
 	packet->eth = data;
-	packet->end = (void *)(long)ctx->data_end;
+	packet->end = frame_end(ctx);
 	packet->link_length = link;
 	packet->identification = identification;
 	packet->protocol = protocol;
@@ -346,7 +346,7 @@ static __always_inline int has_l4(const struct packet *packet)
 /* PARSED: TCP, UDP or ICMP with its ports, or a later fragment of it. Below 0 only that; else the reason to pass. */
 static __always_inline int parse_ip(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
 {
-	void *network = (void *)(long)ctx->data + parsed->link_length, *end = (void *)(long)ctx->data_end;
+	void *network = frame_start(ctx) + parsed->link_length, *end = frame_end(ctx);
 	int reason = family == 4 ? parse_ip4(ctx, network, end, parsed) : parse_ip6(ctx, network, end, parsed);
 
 	if (reason == PASS_MALFORMED || point(ctx, family, parsed, packet) != PARSED)

@@ -22,7 +22,8 @@
 
 static __always_inline int is_alive(const struct session *session, __u32 now)
 {
-	return now - session->seen <= session->timeout;
+	/* Another CPU, whose clock is a tick ahead, may have seen it later than now. */
+	return (__s32)(now - session->seen) <= (__s32)session->timeout;
 }
 
 static __always_inline struct session *live_session(__u32 number, __u32 now)
@@ -30,6 +31,14 @@ static __always_inline struct session *live_session(__u32 number, __u32 now)
 	struct session *session = lookup(MAP_SESSIONS, number);
 
 	return session && is_alive(session, now) ? session : NULL;
+}
+
+/* The backend that a session was started with; NULL if it is gone. */
+static __always_inline struct backend *session_backend(const struct session *session)
+{
+	struct backend *backend = lookup(MAP_BACKENDS, session->backend);
+
+	return backend && backend->identity == session->identity && backend->forwarding ? backend : NULL;
 }
 
 static __always_inline int is_session_of(const int family, const struct session *session, const struct flow *flow,
@@ -69,6 +78,7 @@ static __always_inline void fill_session(const int family, struct session *sessi
 	session->client_port = flow->client_port;
 	session->vip_port = flow->port;
 	session->backend = backend_id;
+	session->identity = backend->identity;
 	session->service = backend->service;
 	session->timeout = idle_timeout;
 	session->protocol = protocol;
@@ -78,32 +88,21 @@ static __always_inline void fill_session(const int family, struct session *sessi
 	session->seen = now;
 }
 
+SUBPROGRAM __u64 find_free_session(__u64 pool, __u64 first, __u64 ports, __u64 now);
+
 /* The number of a new session; below 0 if the pool has no free port. */
 static __always_inline int start_session(const int family, const struct backend *backend, __u32 backend_id,
 					 const struct flow *flow, __u8 protocol, __u32 idle_timeout, __u32 now)
 {
-	__u32 *cursor = lookup(MAP_POOL_CURSORS, backend->pool);
 	__u32 ports = backend->source_ports / CPUS;
 	__u32 first = backend->first_session + bpf_get_smp_processor_id() * ports;
-	int tries;
+	__u32 number = find_free_session(backend->pool, first, ports, now);
+	struct session *session = lookup(MAP_SESSIONS, number);
 
-	if (!cursor)
+	if (!session)
 		return -1;
-	for (tries = 0; tries < PORTS_TRIED; tries++) {
-		__u32 port = *cursor < ports ? *cursor : 0;
-		struct session *session;
-
-		FORGET(port, first);
-		session = lookup(MAP_SESSIONS, first + port);
-		*cursor = port + 1;
-		if (!session)
-			return -1;
-		if (is_alive(session, now))
-			continue;
-		fill_session(family, session, backend, backend_id, first + port, flow, protocol, idle_timeout, now);
-		return first + port;
-	}
-	return -1;
+	fill_session(family, session, backend, backend_id, number, flow, protocol, idle_timeout, now);
+	return number;
 }
 
 #endif

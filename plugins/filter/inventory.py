@@ -13,7 +13,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.module_utils import model
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
-from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
 from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.
@@ -58,6 +58,28 @@ def features(declared: list[dict[str, Any]], filters: list[dict[str, Any]] | Non
     return sorted(used_features(model.Config(parsed, {}), parse_filters(filters or [])))
 
 
+def _unserved(position: int, service: Any, groups: dict[str, list[str]]) -> str:
+    """Why nobody serves it; nothing if somebody does."""
+    if not isinstance(service, dict):
+        return f"services[{position}] is {service!r}, not a mapping"
+    where = f"service {service.get('name')}"
+    if service.get("forwarding") == "redirect":
+        interfaces = service.get("interfaces")
+        if not interfaces:
+            return f"{where}: interfaces, where redirect sends packets, is missing"
+        if not isinstance(interfaces, list):
+            return f"{where}: interfaces is {interfaces!r}, not a list"
+        return ""
+    group = service.get("backends")
+    if not group:
+        return f"{where}: backends, the inventory group that serves it, is missing"
+    if not isinstance(group, str):
+        return f"{where}: backends is {group!r}, not the name of an inventory group"
+    if group not in groups:
+        return f"{where}: the inventory has no group {group!r}; add one with the hosts that serve it"
+    return ""
+
+
 def inventory_problems(
     declared: list[dict[str, Any]],
     groups: dict[str, list[str]],
@@ -65,18 +87,11 @@ def inventory_problems(
     filters: list[dict[str, Any]] | None = None,
 ) -> list[str]:
     """What is wrong with services, the hosts that serve them, and filters, in sentences; nothing if all is well."""
-    problems = []
-    for service in declared:
-        if service.get("forwarding") == "redirect":
-            if not service.get("interfaces"):
-                problems.append(f"service {service.get('name')}: interfaces, where redirect sends packets, is missing")
-        elif not service.get("backends"):
-            problems.append(f"service {service.get('name')}: backends, the inventory group that serves it, is missing")
-        elif service["backends"] not in groups:
-            problems.append(
-                f"service {service.get('name')}: the inventory has no group {service['backends']!r}; "
-                "add one with the hosts that serve it"
-            )
+    if not isinstance(declared, list):
+        return [f"balancer_services is {declared!r}, not a list"]
+    problems = [
+        problem for position, service in enumerate(declared) if (problem := _unserved(position, service, groups))
+    ]
     if problems:
         return problems
     try:
@@ -85,8 +100,10 @@ def inventory_problems(
         )
         model.check(config)
         parse_filters(filters or [])
+    except Problems as error:
+        return error.problems
     except EngineError as error:
-        return str(error).split("; ")
+        return [str(error)]
     return []
 
 

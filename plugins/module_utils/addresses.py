@@ -94,7 +94,7 @@ def parse_prefix(text: str) -> Prefix:
     address, slash, length = text.partition("/")
     packed = _packed(address)
     bits = len(packed) * 8
-    if slash and not (length.isdecimal() and length.isascii() and int(length) <= bits):
+    if slash and not (length.isdecimal() and length.isascii() and len(length) <= 3 and int(length) <= bits):
         raise ValueError(f"has no length from 0 to {bits} behind the slash")
     prefix = Prefix(Address(_text(packed)), int(length) if slash else bits)
     if prefix.number & prefix.host_mask:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from typing import Any
 
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
-from .layout import BACKEND, REASONS, Sizes
+from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
 from .outcome import Outcome
+from .xdp_features import xdp_features
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 PROGRAM_NAME = "lbops_balancer"
@@ -131,7 +133,11 @@ class Balancer:
             config = current.config if current else model.Config({}, {})
             # Live services keep what they need until they are gone.
             features = request.features | used_features(config, current.filters if current else None)
-            build = compiler.Build(request.source, features, request.sizes, before.get("hook") == "tc")
+            build = compiler.Build(request.source, features, request.sizes)
+            # Detached, the program is on no hook; what it was compiled for its digest says.
+            for_tc = replace(build, tc=True)
+            if before.get("hook") == "tc" or (not before.get("hook") and before.get("digest") == for_tc.digest()):
+                build = for_tc
             digest = build.digest()
             wanted = {
                 "attached": request.attached,
@@ -501,8 +507,13 @@ class Balancer:
 
     # --- services and backends
 
-    def apply_services(self, raw: list[dict[str, Any]], purge: bool, check: bool) -> Outcome:
-        """Make these the services; backends of services that go away go with them."""
+    def apply_services(
+        self, raw: list[dict[str, Any]], purge: bool, check: bool, features: list[str] | None = None
+    ) -> Outcome:
+        """Make these the services; backends of services that go away go with them.
+
+        `features`: those that the program would have by now, had this run not been one in check mode.
+        """
         declared = model.parse_services(raw)
         with self._locked(check) as locked_state:
             current = self._live(locked_state)
@@ -511,22 +522,33 @@ class Balancer:
                 # The merged list is checked as a whole, ports that clash included.
                 services = model.parse_services([service.as_dict() for service in services.values()])
             model.check(model.Config(services, {}))
-            missing = used_features(model.Config(services, {})) - set(current.program.features)
-            if missing:
-                raise EngineError(
-                    f"the program on {self.interface} was compiled without {', '.join(sorted(missing))}; "
-                    f"add it to the features of xdp_program"
-                )
+            self._require(used_features(model.Config(services, {})), current, features if check else None)
             kept = {key: backend for key, backend in current.config.backends.items() if key.service in services}
             unfit = _unfit(current.config.services, services, kept)
             desired = model.Config(services, {key: backend for key, backend in kept.items() if key not in unfit})
             outcome = self._apply(current, desired, check, "services")
             return replace(outcome, warnings=[*outcome.warnings, *unfit.values()])
 
+    def _require(self, used: frozenset[str], current: state.State, planned: list[str] | None) -> None:
+        missing = used - set(current.program.features) - set(planned or ())
+        if missing:
+            raise EngineError(
+                f"the program on {self.interface} was compiled without {', '.join(sorted(missing))}; "
+                f"add it to the features of xdp_program"
+            )
+
     def apply_backends(
-        self, raw: list[dict[str, Any]], purge: bool, check: bool, service: str | None = None
+        self,
+        raw: list[dict[str, Any]],
+        purge: bool,
+        check: bool,
+        service: str | None = None,
+        services: list[dict[str, Any]] | None = None,
     ) -> Outcome:
-        """Make these the backends: of one service if `service` is given, else of all."""
+        """Make these the backends: of one service if `service` is given, else of all.
+
+        `services`: those that there would be by now, had this run not been one in check mode.
+        """
         declared = model.parse_backends(
             [{"service": service, **entry} if service and isinstance(entry, dict) else entry for entry in raw]
             if isinstance(raw, list)
@@ -534,9 +556,12 @@ class Balancer:
         )
         with self._locked(check) as locked_state:
             current = self._live(locked_state)
+            known_services = current.config.services
+            if check and services is not None:
+                known_services = model.parse_services(services)
             if service is not None:
-                if service not in current.config.services:
-                    known = ", ".join(current.config.services) or "none"
+                if service not in known_services:
+                    known = ", ".join(known_services) or "none"
                     raise EngineError(f"service: unknown service {service!r}; known services: {known}")
                 strange = next((key for key in declared if key.service != service), None)
                 if strange:
@@ -549,7 +574,13 @@ class Balancer:
                 for key, backend in current.config.backends.items()
                 if not purge or (service is not None and key.service != service)
             }
-            desired = model.Config(current.config.services, {**kept, **declared})
+            kept = {key: backend for key, backend in kept.items() if key.service in known_services}
+            desired = model.Config(known_services, {**kept, **declared})
+            created = [backend for key, backend in declared.items() if key not in current.config.backends]
+            for backend in created:
+                if backend.interface:
+                    link.interface_index(backend.interface)
+            self._refuse_lost_ways(created, current.program.hook)
             return self._apply(current, desired, check, "backends", only=service)
 
     def _apply(
@@ -565,6 +596,9 @@ class Balancer:
             # What does not fit is refused before anything is touched, in check mode as well.
             packed = _endpoint_tables(planned, sizes)
             if planned.changed and not check:
+                # Nobody has these places yet: a run killed from here on leaves no backend with another's numbers.
+                live_maps.zero_counters("service_counters", planned.zero_service_counters)
+                live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
                 self._save_intent(current, planned)
                 warnings = self._resolve(planned)
                 written = self._write(planned, live_maps, current.tables, packed)
@@ -584,6 +618,7 @@ class Balancer:
         """Compare the maps with what was written last."""
         known = current.tables
         live_rings = live_maps.ring_ids()
+        entries = live_maps.read_backends()
         # A killed run left no ids: what it should have written may be missing altogether.
         unfinished = bool(current.allocation.rings) and not known.endpoints
         return plan.Drift(
@@ -595,7 +630,8 @@ class Balancer:
                 for ring in current.allocation.rings.values()
                 if unfinished or live_rings.get(ring, 0) != known.rings.get(ring, 0)
             ),
-            backends=_backends_digest(live_maps.read_backends(), current.allocation) != known.backends,
+            backends=_backends_digest(entries, current.allocation) != known.backends
+            or _renumbered_interfaces(entries, current),
         )
 
     def _save_intent(self, current: state.State, planned: plan.Plan) -> None:
@@ -621,6 +657,25 @@ class Balancer:
         addresses = {backend.address for backend in created if backend.address and not backend.mac}
         problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
         return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
+
+    def _refuse_lost_ways(self, backends: list[model.Backend], hook: str) -> None:
+        """A frame that native XDP sends to a device without ndo_xdp_xmit, such as a bridge or a VLAN, is lost."""
+        if hook != "native":
+            return
+        ways = {link.interface_index(backend.interface): backend for backend in backends if backend.interface}
+        resolved_by_kernel = {backend.address: backend for backend in backends if backend.address and not backend.mac}
+        for index, address in next_hops.interfaces(resolved_by_kernel).items():
+            ways.setdefault(index, resolved_by_kernel[address])
+        ways.pop(link.interface_index(self.interface), None)
+        for index, backend in sorted(ways.items()):
+            features = xdp_features(index)
+            if features is not None and "ndo_xmit" not in features:
+                name = socket.if_indextoname(index)
+                raise EngineError(
+                    f"backend {backend.target} of service {backend.service} is reached over {name}, which takes no "
+                    f"packets from native XDP on {self.interface} (its driver has no ndo_xdp_xmit, or not now); attach "
+                    f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
+                )
 
     def _write(
         self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables
@@ -652,8 +707,6 @@ class Balancer:
         live_maps.write_backends(entries)
         self._write_pools(planned, live_maps)
         live_maps.set_links(link.links_up(_redirect_interfaces(desired)))
-        live_maps.zero_counters("service_counters", planned.zero_service_counters)
-        live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
         for start in range(0, len(planned.new_rings), RINGS_AT_ONCE):
             live_maps.write_rings(pack(planned.new_rings[start : start + RINGS_AT_ONCE]), table_ids)
         if interim is not None:
@@ -673,31 +726,31 @@ class Balancer:
 
     def _write_pools(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
         pools = planned.allocation.pools
+        entries = {pools[pool].id: tables.pack_pool(pool, pools[pool]) for pool in planned.written_pools}
         for pool in planned.written_pools:
-            live_maps.end_sessions(pools[pool].first_session, pool.ports)
-        live_maps.write_pools({pools[pool].id: tables.pack_pool(pool, pools[pool]) for pool in planned.written_pools})
+            # A repair writes all of them; sessions of one that is right go on.
+            if live_maps.read_pool(pools[pool].id) != entries[pools[pool].id]:
+                live_maps.end_sessions(pools[pool].first_session, pool.ports)
+        live_maps.write_pools(entries)
 
     def _entry(self, planned: plan.Plan, key: model.BackendKey) -> bytes:
         backend = planned.desired.backends[key]
-        interface = link.interface_index(backend.interface) if backend.interface else 0
+        interface = _index_or_0(backend.interface)
         return tables.pack_backend(
             planned.desired.services[key.service], backend, planned.backend_place(key, interface)
         )
 
     # --- filters
 
-    def apply_filters(self, raw: list[dict[str, Any]], purge: bool, check: bool) -> Outcome:
-        """Make these the filters, all at once."""
+    def apply_filters(
+        self, raw: list[dict[str, Any]], purge: bool, check: bool, features: list[str] | None = None
+    ) -> Outcome:
+        """Make these the filters, all at once; `features` as for services."""
         declared = filters.parse_filters(raw)
         with self._locked(check) as locked_state:
             current = self._live(locked_state)
             desired = declared if purge else {**current.filters, **declared}
-            missing = used_features(model.Config({}, {}), desired) - set(current.program.features)
-            if missing:
-                raise EngineError(
-                    f"the program on {self.interface} was compiled without {', '.join(sorted(missing))}; "
-                    f"add it to the features of xdp_program"
-                )
+            self._require(used_features(model.Config({}, {}), desired), current, features if check else None)
             ids = plan.assign_filters(desired, current.filter_ids, current.program.sizes)
             changes = plan.compare(current.filters, desired)
             table = filters.pack_filter_table(desired, ids, current.program.sizes) if desired else None
@@ -725,8 +778,12 @@ class Balancer:
     ) -> None:
         unsure = replace(current, filters=desired, filter_ids=ids, tables=replace(current.tables, filters=0))
         state.save(self.state_file, unsure)
-        live_maps.zero_counters("filter_counters", [ids[key] for key in ids if key not in current.filter_ids])
+        created = [ids[key] for key in ids if key not in current.filter_ids]
+        live_maps.zero_counters("filter_counters", created)
+        live_maps.reset_limits(created)
         written = live_maps.swap_table("filters", table)
+        # A limit that was used up under the old rate would be so for as long as that rate says.
+        live_maps.reset_limits(ids[key] for key in ids if current.filters.get(key) != desired[key])
         state.save(self.state_file, replace(unsure, tables=replace(current.tables, filters=written)))
 
     # --- reading
@@ -810,20 +867,35 @@ def _check_sizes(sizes: Sizes) -> None:
             raise EngineError(f"{option} {getattr(sizes, option)} is not between 1 and {limit}")
 
 
+def _index_or_0(interface: str | None) -> int:
+    """0, which is no interface's, for one that is not there: the others of its service stand in."""
+    return link.interface_index(interface) if interface and link.exists(interface) else 0
+
+
+def _renumbered_interfaces(entries: bytes, current: state.State) -> bool:
+    """Whether an interface of redirect was made anew since its backend was written."""
+    place_in_entry = BACKEND_FIELDS.index("interface")
+    for key, backend in current.config.backends.items():
+        if backend.interface:
+            entry = BACKEND.unpack_from(entries, current.allocation.backends[key] * BACKEND.size)
+            if entry[place_in_entry] != _index_or_0(backend.interface):
+                return True
+    return False
+
+
 def _unfit(
     before: dict[str, model.Service], after: dict[str, model.Service], backends: dict[model.BackendKey, model.Backend]
 ) -> dict[model.BackendKey, str]:
     """Backends that a changed service can no longer have, with the reason."""
-    reasons = {}
-    for key, backend in backends.items():
-        service = after[key.service]
-        if before[key.service] == service:
-            continue
-        try:
-            model.check(model.Config({service.name: service}, {key: backend}))
-        except EngineError as error:
-            reasons[key] = f"{error}; removed until xdp_backends declares it anew"
-    return reasons
+    changed = {name for name, service in before.items() if after.get(name, service) != service}
+    # Where two are in each other's way, it is that of the changed service that goes.
+    ordered = sorted(backends, key=lambda key: key.service in changed)
+    problems = model.backend_problems(model.Config(after, {key: backends[key] for key in ordered}))
+    return {
+        key: f"{problem}; removed until xdp_backends declares it anew"
+        for key, problem in problems.items()
+        if key.service in changed
+    }
 
 
 # The final tables of both families and the interim ones, where the plan has them.

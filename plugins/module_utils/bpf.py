@@ -15,6 +15,8 @@ import platform
 import struct
 from dataclasses import dataclass
 
+from . import btf
+
 SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "riscv64": 280}
 
 MAP_CREATE = 0
@@ -29,6 +31,7 @@ PROG_TEST_RUN = 10
 PROG_GET_FD_BY_ID = 13
 MAP_GET_FD_BY_ID = 14
 OBJ_GET_INFO_BY_FD = 15
+BTF_LOAD = 18
 MAP_FREEZE = 22
 MAP_LOOKUP_BATCH = 24
 MAP_UPDATE_BATCH = 26
@@ -47,6 +50,8 @@ PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
 INSTRUCTION = struct.Struct("=BBhi")
 LOAD_IMMEDIATE_64 = 0x18
 PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
+CALL = 0x85
+PSEUDO_CALL = 1
 
 # return XDP_PASS
 PASS_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 2) + INSTRUCTION.pack(0x95, 0, 0, 0)
@@ -260,10 +265,29 @@ def program_load(
 
     `device` is the index of the interface whose hardware is to run it, 0 for the kernel.
     """
+    starts = subprograms(code)
+    types, functions = btf.describe(starts) if starts else (b"", b"")
+    described = _btf_load(types) if starts else 0
+    try:
+        return _program_load(name, code, program_type, flags, device, log_level, described, functions)
+    finally:
+        if described:
+            os.close(described)
+
+
+def _btf_load(data: bytes) -> int:
+    buffer = _input(data)
+    return _bpf(BTF_LOAD, struct.pack("=QQIII", _address(buffer), 0, len(data), 0, 0))
+
+
+def _program_load(
+    name: str, code: bytes, program_type: int, flags: int, device: int, log_level: int, described: int, functions: bytes
+) -> int:
     instructions, licence = _input(code), ctypes.create_string_buffer(b"Dual BSD/GPL")
+    function_info = _input(functions)
     log = ctypes.create_string_buffer(LOG_SIZE if log_level else 1)
     attributes = struct.pack(
-        "=IIQQIIQII16sII",
+        "=IIQQIIQII16sIIIIQI",
         program_type,
         len(code) // INSTRUCTION.size,
         _address(instructions),
@@ -276,13 +300,26 @@ def program_load(
         _name(name),
         device,
         0,
+        described,
+        btf.FUNCTION.size,
+        _address(function_info),
+        len(functions) // btf.FUNCTION.size,
     )
     try:
         return _bpf(PROG_LOAD, attributes)
     except OSError as error:
         if not log_level:
-            return program_load(name, code, program_type=program_type, flags=flags, device=device, log_level=1)
+            return _program_load(name, code, program_type, flags, device, 1, described, functions)
         raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
+
+
+def subprograms(code: bytes) -> list[int]:
+    """The first instruction of every subprogram that is called, in ascending order."""
+    found = set()
+    for place, (operation, registers, _offset, distance) in enumerate(INSTRUCTION.iter_unpack(code)):
+        if operation == CALL and registers >> 4 == PSEUDO_CALL:
+            found.add(place + 1 + distance)
+    return sorted(found)
 
 
 def relocate(code: bytes, descriptors: list[int]) -> bytes:

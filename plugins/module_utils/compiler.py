@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import bpf
@@ -20,6 +21,9 @@ from .layout import Sizes
 
 SOURCE = "balancer.c"
 FUNCTION = b"balancer"
+# END_OF_PROGRAM of files/bpf/hook.h, as both halves of a 64-bit load have it.
+END_OF_PROGRAM = 0x6C626F7073656E64
+LONGEST_PROGRAM = 1 << 20  # bytes
 # What can be left out of a program, and the name under which the C code knows it.
 FEATURES = {
     name: f"FEATURE_{name.upper()}"
@@ -49,21 +53,17 @@ class Build:
     features: frozenset[str]
     sizes: Sizes
     tc: bool = False  # for the hook of tc instead of XDP
+    cpus: int = field(default_factory=bpf.possible_cpus)
 
     @property
     def flags(self) -> list[str]:
         sizes = self.sizes
         numbers = {
-            "MAX_SERVICES": sizes.max_services,
-            "MAX_BACKENDS": sizes.max_backends,
             "MAX_SESSIONS": sizes.max_sessions,
-            "MAX_FILTERS": sizes.max_filters,
             "MAX_NEW_FLOWS": sizes.max_new_flows,
             "ENDPOINT_SLOTS": sizes.endpoint_slots,
-            "FLOW_BUCKETS": sizes.flow_buckets,
             "FLOW_SHIFT": 64 - (sizes.flow_buckets.bit_length() - 1),
-            "FILTER_LINES": sizes.filter_lines,
-            "CPUS": bpf.possible_cpus(),
+            "CPUS": self.cpus,
         }
         return [
             f"-I{self.source}",
@@ -137,6 +137,18 @@ def _captured_stderr() -> Iterator[list[str]]:
             captured.append(file.read().decode(errors="replace").strip())
 
 
+def _with_subprograms(start: int) -> bytes:
+    """The instructions there up to the function that marks the end."""
+    low, high = END_OF_PROGRAM & 0xFFFFFFFF, END_OF_PROGRAM >> 32
+    first = bpf.INSTRUCTION.pack(bpf.LOAD_IMMEDIATE_64, 0, 0, low)
+    for offset in range(0, LONGEST_PROGRAM, bpf.INSTRUCTION.size):
+        if ctypes.string_at(start + offset, len(first)) == first:
+            _code, _registers, _offset, found = bpf.INSTRUCTION.unpack(ctypes.string_at(start + offset + 8, 8))
+            if found == high:
+                return ctypes.string_at(start, offset)
+    raise EngineError("its end was not found")
+
+
 def compile_program(build: Build) -> bytes:
     """The program's instructions, in which maps are the numbers of maps.h. Raises EngineError."""
     bcc = _import_bcc()
@@ -147,7 +159,7 @@ def compile_program(build: Build) -> bytes:
         with _captured_stderr() as captured:
             # Bytes, since BCC complains of words.
             program = bcc.BPF(text=(build.source / SOURCE).read_bytes(), cflags=build.flags)
-            code = program.dump_func(FUNCTION)
+            code = _with_subprograms(bcc.lib.bpf_function_start(program.module, FUNCTION))
             program.cleanup()
     except Exception as error:
         raise EngineError(f"BCC could not compile {build.source / SOURCE}: {error}\n{''.join(captured)}") from None

@@ -5,24 +5,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import Any
 
-from . import cpus, ethtool_ioctl, irqs, netlink
+from . import cpus, ethtool_ioctl, irqs
 from .channels import Channels
 from .device import Device, find
 from .ethtool import Ethtool
 from .irq_affinity import IrqAffinity
-from .netlink import number, u32
 from .nic import Tuner, nest, refusal, supported
 from .rss import Rss
 from .tuners import Coalesce, Features, Rings
+from .xdp_features import xdp_features
 
-# include/uapi/linux/netdev.h, Linux 6.3
-NETDEV_FAMILY, NETDEV_CMD_DEV_GET = "netdev", 1
-NETDEV_A_DEV_IFINDEX, NETDEV_A_DEV_XDP_FEATURES = 1, 3
-XDP_FEATURES = ("basic", "redirect", "ndo_xmit", "xsk_zerocopy", "hw_offload", "rx_sg", "ndo_xmit_sg")
 # IFLA_XDP_ATTACHED
 HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
 
@@ -40,22 +35,6 @@ READERS: dict[str, type[Tuner]] = {
     "features": Features,
     "queues": IrqAffinity,
 }
-
-
-def feature_names(bits: int) -> list[str]:
-    return [name for position, name in enumerate(XDP_FEATURES) if bits >> position & 1]
-
-
-def xdp_features(device: Device) -> list[str] | None:
-    """What the driver says it can do natively; None where the kernel cannot say (before 6.3)."""
-    try:
-        with netlink.GenericSocket(NETDEV_FAMILY) as family:
-            reply = family.call(NETDEV_CMD_DEV_GET, [u32(NETDEV_A_DEV_IFINDEX, device.index)])
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise
-    return feature_names(number(reply[NETDEV_A_DEV_XDP_FEATURES]))
 
 
 def xdp_mtu_limit(driver: str, page_size: int) -> tuple[int, bool]:
@@ -91,7 +70,7 @@ def _xdp(device: Device, driver: str) -> dict[str, Any]:
     return {
         "hook": HOOKS.get(link.xdp_attached),
         "program_id": link.xdp_program,
-        "features": xdp_features(device),
+        "features": xdp_features(device.index),
         "mtu_limit": limit,
         "mtu_limit_measured": measured,
     }

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one exception that the engine raises on purpose."""
+"""The exceptions that the engine raises on purpose."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ class EngineError(Exception):
         super().__init__(message)
         # What a module returns besides the message: how far it came, and the way back.
         self.result = result or {}
+
+
+class Problems(EngineError):
+    """Several of them, a sentence each; the first ten as one text."""
+
+    def __init__(self, problems: list[str]) -> None:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        super().__init__("; ".join(problems[:10]) + more)
+        self.problems = problems

@@ -296,7 +296,9 @@ def _grow(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, pack
         if table is not None:
             return table, count
         count *= 2
-    raise EngineError(f"{len(slots)} prefixes with their markers do not fit; raise max_filters of xdp_program")
+    raise EngineError(
+        f"the prefixes need {len(slots)} places with their markers, which do not fit; raise max_filters of xdp_program"
+    )
 
 
 def pack_filter_table(found: Filters, ids: dict[FilterKey, int], sizes: Sizes) -> bytes:

@@ -54,13 +54,13 @@ RING = struct.Struct(f"<IIII{RING_SIZE}II")
 BACKEND_FIELDS = (
     "address vip port vip_port forwarding family has_mac mac ip_delta l4_delta reply_ip_delta reply_l4_delta "
     "source_port service service_counters backend_counters interface source source_mask header_sum first_session "
-    "source_ports pool"
+    "source_ports pool identity"
 ).split()
-BACKEND = struct.Struct("<16s16s2s2sBBBx6s2s2s2s2sHIIII16s4sIIII4x")
+BACKEND = struct.Struct("<16s16s2s2sBBBx6s2s2s2s2sHIIII16s4sIIIII")
 BACKEND_FORWARDING_BYTE = 36
 COUNTERS = struct.Struct("<QQQQQ")  # packets, bytes, reply_packets, reply_bytes, new_flows
 FLOW_BUCKET = struct.Struct("<8Q")
-SESSION = struct.Struct("<16s2s2sIIIIBB2s2sH20x")
+SESSION = struct.Struct("<16s2s2sIIIIBB2s2sHI16x")
 SESSION_SEEN = 5  # of its fields
 POOL = struct.Struct("<IHH")  # first_session, first_port, ports
 BUDGET = struct.Struct("<IIII")
@@ -141,7 +141,7 @@ class Sizes:
     @property
     def filter_lines(self) -> int:
         """Room for every prefix, the markers of a search for it, and its verdict."""
-        return 16 + 8 * _power_of_two(self.max_filters)
+        return 16 + 16 * _power_of_two(self.max_filters)
 
 
 @dataclass(frozen=True)

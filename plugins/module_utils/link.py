@@ -99,7 +99,8 @@ def attached(interface: str) -> Attached | None:
 
 def kernel_words(error: Any) -> str:
     """What the kernel said against a request."""
-    name = errno.errorcode.get(error.code, str(error.code))
+    # 95 has two names, of which Python gives the one that the kernel does not use.
+    name = errno.errorcode.get(error.code, str(error.code)).replace("ENOTSUP", "EOPNOTSUPP")
     words = error.args[1] if len(error.args) > 1 else name
     return f"{words} ({name})"
 

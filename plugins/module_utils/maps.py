@@ -23,6 +23,8 @@ from .layout import (
     COUNTERS,
     FILTER_COUNTERS,
     LAYOUT_VERSION,
+    LIMIT,
+    POOL,
     REASON,
     REASONS,
     SESSION,
@@ -144,6 +146,10 @@ class Maps:
         with self._writing():
             bpf.map_update_batch(self["pools"], b"".join(map(index, pools)), b"".join(pools.values()), len(pools))
 
+    def read_pool(self, place: int) -> bytes:
+        """struct pool."""
+        return bpf.map_lookup(self["pools"], index(place), POOL.size)
+
     def read_backends(self) -> bytes:
         """struct backend, one after the other, by id."""
         spec = self.spec("backends")
@@ -158,6 +164,13 @@ class Maps:
             bpf.map_update_batch(
                 self[name], b"".join(map(index, positions)), bytes(size * len(positions)), len(positions)
             )
+
+    def reset_limits(self, places: Iterable[int]) -> None:
+        """Let these filters' limits begin anew."""
+        places = list(places)
+        with self._writing():
+            keys = b"".join(map(index, places))
+            bpf.map_update_batch(self["filter_limits"], keys, bytes(LIMIT.size * len(places)), len(places))
 
     def set_counters(self, name: str, rows: dict[int, tuple[int, ...]]) -> None:
         """Start from these totals; they are accounted to the first CPU."""
@@ -276,10 +289,16 @@ def create(sizes: Sizes, mtu: int = 1500) -> Maps:
     maps = Maps(sizes, {})
     try:
         for spec in map_specs(sizes):
-            maps.descriptors[spec.name] = _create(spec)
+            try:
+                maps.descriptors[spec.name] = _create(spec)
+            except OSError as error:
+                raise EngineError(
+                    f"the kernel makes no map {spec.name} of {spec.max_entries} values of {spec.value_size} bytes: "
+                    f"{error.strerror}; lower the sizes of xdp_program (max_endpoints, max_backends, max_flows, ...)"
+                ) from None
         seed = int.from_bytes(os.urandom(8), "little")
         bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1, mtu, 0, seed))
-    except OSError:
+    except (EngineError, OSError):
         maps.close()
         raise
     return maps

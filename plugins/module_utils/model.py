@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 from .addresses import Address, Prefix, parse_address, parse_prefix
-from .errors import EngineError
+from .errors import EngineError, Problems
 from .layout import FORWARDINGS, PROTOCOLS, SCHEDULERS
 
 MAX_WEIGHT = 65535
@@ -271,8 +271,7 @@ def parse_entries(kind: str, raw: Any, known: frozenset[str], parse: Callable[[E
 
 def raise_all(errors: list[str]) -> None:
     if errors:
-        more = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
-        raise EngineError("; ".join(errors[:10]) + more)
+        raise Problems(errors)
 
 
 SERVICE_KEYS = frozenset(
@@ -450,15 +449,20 @@ def backend_ports(service: Service, port: int | None) -> range:
 
 def check(config: Config) -> None:
     """What no entry shows alone. Raises EngineError."""
-    errors = _pool_problems(config)
+    raise_all([*_pool_problems(config), *backend_problems(config).values()])
+
+
+def backend_problems(config: Config) -> dict[BackendKey, str]:
+    """What is wrong with backends together with their services and with each other; of two, with the later one."""
+    errors = {}
     vips = {service.address: service.name for service in config.services.values()}
     replies: dict[tuple[str, str], dict[int, str]] = {}
-    for backend in config.backends.values():
+    for key, backend in config.backends.items():
         service = config.services.get(backend.service)
         where = f"backend {backend.target} of service {backend.service}"
         if service is None:
             known = ", ".join(config.services) or "none"
-            errors.append(f"{where}: unknown service {backend.service!r}; known services: {known}")
+            errors[key] = f"{where}: unknown service {backend.service!r}; known services: {known}"
             continue
         problem = _misfit(config, backend, service)
         if not problem and service.forwarding in ("dnat", "full_nat"):
@@ -468,8 +472,8 @@ def check(config: Config) -> None:
                 taken = replies.setdefault((backend.target, service.protocol), {})
                 problem = _ambiguous_reply(taken, service, backend)
         if problem:
-            errors.append(f"{where}: {problem}")
-    raise_all(errors)
+            errors[key] = f"{where}: {problem}"
+    return errors
 
 
 def _pool_problems(config: Config) -> list[str]:

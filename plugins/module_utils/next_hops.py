@@ -47,6 +47,13 @@ def neighbours(route: Any, addresses: Iterable[str]) -> tuple[dict[Neighbour, st
     return found, problems
 
 
+def interfaces(addresses: Iterable[str]) -> dict[int, str]:
+    """The indexes of the interfaces on the way to these addresses, each with one of them."""
+    with import_pyroute2().IPRoute() as route:
+        found, _problems = neighbours(route, addresses)
+    return {neighbour.interface: address for neighbour, address in found.items()}
+
+
 def use(route: Any, neighbour: Neighbour) -> None:
     """Have the kernel resolve a neighbour, or verify it if that was long ago; this does not wait."""
     route.neigh("replace", dst=neighbour.address, ifindex=neighbour.interface, state=NUD_NONE, flags=NTF_USE)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -125,7 +126,7 @@ def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> byt
     if source and service.forwarding == "ipip":
         source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
     pool = service.pool
-    return BACKEND.pack(
+    fields = (
         address.words if address else bytes(16),
         Address(service.address).words,
         port,
@@ -147,6 +148,7 @@ def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> byt
         pool.ports if pool else 0,
         place.pool.id if place.pool else 0,
     )
+    return BACKEND.pack(*fields, zlib.crc32(BACKEND.pack(*fields, 0)))
 
 
 def pack_pool(pool: Pool, place: PoolPlace) -> bytes:

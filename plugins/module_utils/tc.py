@@ -17,7 +17,7 @@ from .link import HookRefused, driver, import_pyroute2, interface_index, kernel_
 # include/uapi/linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 CLSACT = 0xFFFF0000
 INGRESS = 0xFFFFFFF2
-# Ours comes first; another filter would see packets that we send elsewhere.
+# Ours comes first; those behind it see what it passes.
 PRIORITY = 1
 HANDLE = 1
 FILTER_NAME = "lbops_balancer"
@@ -58,10 +58,28 @@ def attached(interface: str) -> int | None:
     return None
 
 
+def _refuse_other(interface: str, filters: list[Any]) -> None:
+    """Another's filter in our place would be replaced without a word."""
+    for message in filters:
+        options = _options(message)
+        if options is None or message["info"] >> 16 != PRIORITY or message["handle"] != HANDLE:
+            continue
+        name = options.get_attr("TCA_BPF_NAME") or message.get_attr("TCA_KIND")
+        if name != FILTER_NAME:
+            raise HookRefused(
+                f"tc ingress on {interface}: filter {name} has priority {PRIORITY} and handle {HANDLE} there; give it "
+                "another priority"
+            )
+
+
 def attach(interface: str, program: int) -> None:
-    """Put a program there in one step, in place of ours if there is one. Raises HookRefused with the kernel's words."""
+    """Put a program there in one step, in place of ours if there is one.
+
+    Raises HookRefused with the kernel's words, or if another's filter is in its place.
+    """
     index = interface_index(interface)
     with route_socket() as route:
+        _refuse_other(interface, _filters(route, index))
         with _refusals(interface):
             if not any(qdisc.get_attr("TCA_KIND") == "clsact" for qdisc in route.get_qdiscs(index=index)):
                 route.tc("add", "clsact", index)

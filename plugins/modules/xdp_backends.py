@@ -48,6 +48,13 @@ options:
     description: Remove backends that are not in the list.
     type: bool
     default: true
+  services:
+    description:
+      - The services that there are by then, where xdp_services of the same run changes them; as that module takes them.
+      - Looked at in check mode only, in which that has changed nothing.
+    type: list
+    elements: dict
+    version_added: 0.2.0
 seealso:
   - module: lbops.xdp.xdp_services
   - module: lbops.xdp.xdp_program
@@ -119,7 +126,9 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 def apply(params, check):
     balancer = Balancer(params["interface"])
-    return balancer.apply_backends(params["backends"], params["purge"], check, service=params["service"])
+    return balancer.apply_backends(
+        params["backends"], params["purge"], check, service=params["service"], services=params["services"]
+    )
 
 
 def main():
@@ -129,6 +138,7 @@ def main():
             "backends": {"type": "list", "elements": "dict", "required": True},
             "service": {"type": "str"},
             "purge": {"type": "bool", "default": True},
+            "services": {"type": "list", "elements": "dict"},
         },
         apply,
     )

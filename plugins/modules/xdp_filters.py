@@ -43,6 +43,12 @@ options:
     description: Remove filters that are not in the list.
     type: bool
     default: true
+  features:
+    description:
+      - Features that the program has by then, where xdp_program of the same run changes them.
+      - Looked at in check mode only, in which that has changed nothing.
+    type: list
+    elements: str
 seealso:
   - module: lbops.xdp.xdp_program
   - module: lbops.xdp.xdp_services
@@ -106,7 +112,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 
 def apply(params, check):
-    return Balancer(params["interface"]).apply_filters(params["filters"], params["purge"], check)
+    return Balancer(params["interface"]).apply_filters(params["filters"], params["purge"], check, params["features"])
 
 
 def main():
@@ -115,6 +121,7 @@ def main():
             "interface": INTERFACE_ARGUMENT,
             "filters": {"type": "list", "elements": "dict", "required": True},
             "purge": {"type": "bool", "default": True},
+            "features": {"type": "list", "elements": "str"},
         },
         apply,
     )

@@ -106,6 +106,13 @@ options:
     description: Remove services that are not in the list, together with their backends.
     type: bool
     default: true
+  features:
+    description:
+      - Features that the program has by then, where xdp_program of the same run changes them.
+      - Looked at in check mode only, in which that has changed nothing.
+    type: list
+    elements: str
+    version_added: 0.2.0
 seealso:
   - module: lbops.xdp.xdp_backends
   - module: lbops.xdp.xdp_program
@@ -170,7 +177,7 @@ FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]
 
 
 def apply(params, check):
-    return Balancer(params["interface"]).apply_services(params["services"], params["purge"], check)
+    return Balancer(params["interface"]).apply_services(params["services"], params["purge"], check, params["features"])
 
 
 def main():
@@ -195,6 +202,7 @@ def main():
                 },
             },
             "purge": {"type": "bool", "default": True},
+            "features": {"type": "list", "elements": "str"},
         },
         apply,
     )

@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, layout
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, btf, compiler, layout
 
 from tests.packet import fuzz
 from tests.support.program import SOURCE
@@ -33,6 +34,7 @@ FRAMES = 60
 INIT = "/init"
 # Not the packet tests' small ones: a kernel may refuse a value of some megabytes.
 SIZES = layout.Sizes()
+MANY_CPUS = 512
 
 
 def kernels() -> dict[str, str]:
@@ -62,11 +64,18 @@ def image(package: str) -> Path:
     return directory / "vmlinuz"
 
 
-def feature_sets() -> dict[str, tuple[frozenset[str], bool]]:
-    """All features, each alone, and what tc takes of them; whether for tc."""
+def builds() -> dict[str, compiler.Build]:
+    """All features, each alone, and what tc takes of them; the largest for a machine of many CPUs, too."""
     every = frozenset(compiler.FEATURES)
-    sets = {"all": (every, False), "all-tc": (every - compiler.NOT_ON_TC, True), "none": (frozenset(), False)}
-    return sets | {name: (frozenset((name,)), False) for name in sorted(every)}
+
+    def build(features: frozenset[str], **options: Any) -> compiler.Build:
+        return compiler.Build(SOURCE, features, SIZES, **options)
+
+    on_tc = every - compiler.NOT_ON_TC
+    found = {"all": build(every), "all-tc": build(on_tc, tc=True), "none": build(frozenset())}
+    found |= {f"all-{MANY_CPUS}-cpus": build(every, cpus=MANY_CPUS)}
+    found |= {f"all-tc-{MANY_CPUS}-cpus": build(on_tc, tc=True, cpus=MANY_CPUS)}
+    return found | {name: build(frozenset((name,))) for name in sorted(every)}
 
 
 def write_tree(tree: Path) -> None:
@@ -78,11 +87,16 @@ def write_tree(tree: Path) -> None:
         lines.append(f"{spec.type} 4 {spec.value_size} {spec.max_entries} {flags} {inner[0]} {inner[1]}")
     (tree / "maps").write_text("\n".join(lines) + "\n", encoding="ascii")
     programs = []
-    for name, (features, for_tc) in feature_sets().items():
-        code = compiler.compile_program(compiler.Build(SOURCE, features, SIZES, for_tc))
+    for name, build in builds().items():
+        code = compiler.compile_program(build)
         (tree / f"{name}.bpf").write_bytes(code)
-        kind = bpf.PROG_TYPE_SCHED_CLS if for_tc else bpf.PROG_TYPE_XDP
-        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in features and not for_tc else 0
+        starts = bpf.subprograms(code)
+        if starts:
+            types, functions = btf.describe(starts)
+            (tree / f"{name}.bpf.btf").write_bytes(types)
+            (tree / f"{name}.bpf.functions").write_bytes(functions)
+        kind = bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP
+        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
         programs.append(f"{name} /{name}.bpf {kind} {flags}")
     (tree / "programs").write_text("\n".join(programs) + "\n", encoding="ascii")
     source = fuzz.Frames(1)
@@ -131,12 +145,12 @@ def main() -> int:
             rows = re.findall(r"^PROGRAM (\S+) loaded (\d+) (\d+) (\S*)\r?$", output, re.MULTILINE)
             print(f"=== {release} ({package})")
             for name, instructions, milliseconds, frames in rows:
-                print(f"{name:<14} loaded, {int(instructions):>8} instructions verified in {int(milliseconds):>6} ms")
+                print(f"{name:<16} loaded, {int(instructions):>8} instructions verified in {int(milliseconds):>6} ms")
                 # Kernels agree on what a program does.
                 if verdicts.setdefault(name, frames) != frames:
-                    print(f"{name:<14} frames {frames}, elsewhere {verdicts[name]}")
+                    print(f"{name:<16} frames {frames}, elsewhere {verdicts[name]}")
                     failed = True
-            missing = feature_sets().keys() - {row[0] for row in rows}
+            missing = builds().keys() - {row[0] for row in rows}
             if missing or "DONE" not in output:
                 print(f"not loaded: {', '.join(sorted(missing))}\n{output[-6000:]}")
                 failed = True

@@ -4,7 +4,8 @@
  * prints a line for each; then switches the machine off. __main__.py writes the files it reads:
  *
  * /maps: lines "type key_size value_size max_entries flags inner_entries inner_flags"; inner_entries 0: no inner map.
- * /programs: lines "name file type flags". /frames: 16-bit lengths, little-endian, each before its frame.
+ * /programs: lines "name file type flags"; beside the file, if it has subprograms, their types with .btf and what
+ * functions there are with .functions behind its name. /frames: 16-bit lengths, little-endian, each before its frame.
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -111,23 +112,53 @@ static void run_frames(int program)
 		fclose(file);
 }
 
+/* The bytes of the file with this ending. */
+static size_t read_beside(const char *path, const char *ending, void *to, size_t room)
+{
+	char name[256];
+	size_t size = 0;
+	FILE *file;
+
+	snprintf(name, sizeof(name), "%s%s", path, ending);
+	file = fopen(name, "r");
+	if (file) {
+		size = fread(to, 1, room, file);
+		fclose(file);
+	}
+	return size;
+}
+
+static void describe(const char *path, union bpf_attr *attr)
+{
+	static char types[4096], functions[4096];
+	size_t size = read_beside(path, ".btf", types, sizeof(types));
+	union bpf_attr btf = {};
+
+	if (!size)
+		return;
+	btf.btf = (uint64_t)(uintptr_t)types;
+	btf.btf_size = size;
+	attr->prog_btf_fd = bpf(BPF_BTF_LOAD, &btf);
+	attr->func_info = (uint64_t)(uintptr_t)functions;
+	attr->func_info_rec_size = sizeof(struct bpf_func_info);
+	attr->func_info_cnt = read_beside(path, ".functions", functions, sizeof(functions)) / sizeof(struct bpf_func_info);
+}
+
 static void load(const char *name, const char *path, unsigned type, unsigned flags)
 {
 	static struct bpf_insn code[1 << 16];
 	static char *log;
 	union bpf_attr attr = {};
 	struct timespec before, after;
-	FILE *file = fopen(path, "r");
-	int count = file ? fread(code, sizeof(*code), 1 << 16, file) : 0, program;
+	int count = read_beside(path, "", code, sizeof(code)) / sizeof(*code), program;
 
-	if (file)
-		fclose(file);
 	relocate(code, count);
 	attr.prog_type = type;
 	attr.insns = (uint64_t)(uintptr_t)code;
 	attr.insn_cnt = count;
 	attr.license = (uint64_t)(uintptr_t)"Dual BSD/GPL";
 	attr.prog_flags = flags;
+	describe(path, &attr);
 	clock_gettime(CLOCK_MONOTONIC, &before);
 	program = bpf(BPF_PROG_LOAD, &attr);
 	clock_gettime(CLOCK_MONOTONIC, &after);

@@ -20,7 +20,7 @@ from tests.packet.network import Network, network
 from tests.support.program import ALL_FEATURES, Program
 
 # include/uapi/linux/pkt_cls.h: TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT
-TC_VERDICTS = {reference.PASS: 0, reference.DROP: 2, reference.TX: 7, reference.REDIRECT: 7}
+TC_VERDICTS = {reference.PASS: 0xFFFFFFFF, reference.DROP: 2, reference.TX: 7, reference.REDIRECT: 7}
 
 
 class Rig:

@@ -815,6 +815,8 @@ class Balancer:
             self._note(session, packet)
         if hop != UNRESOLVED and not isinstance(hop, Hop):
             return self._because(DROP, "no_route", frame)
+        if session and not isinstance(hop, Hop):
+            return self._because(DROP, "no_neighbour", frame)
 
         def translate() -> None:
             packet.destination = backend.address

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import compiler, maps
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, passed, sent, tcp, udp
 from tests.packet.network import FRONT_MAC
+from tests.support.program import ALL_FEATURES, SIZES, SOURCE, load
 
 VIP, MAC = "203.0.113.10", "52:54:00:00:00:01"
 SERVICES = [
@@ -75,3 +79,11 @@ def test_balancers_with_other_features_choose_the_same_backend(rig, request, mak
     for port in range(1024, 1088):
         changed = frame[:34] + port.to_bytes(2, "big") + frame[36:]
         assert rig.send(changed) == everything.send(changed)
+
+
+@pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])
+def test_the_verifier_takes_all_features_for_a_machine_of_many_cpus(tc):
+    features = ALL_FEATURES - (compiler.NOT_ON_TC if tc else frozenset())
+    code = compiler.compile_program(compiler.Build(SOURCE, features, SIZES, tc, cpus=512))
+    with maps.create(SIZES) as created:
+        os.close(load(code, list(created.descriptors.values()), features, tc))

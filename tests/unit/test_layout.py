@@ -32,7 +32,7 @@ STRUCTURES = {
     "session": (
         layout.SESSION,
         ["client", "client_port", "vip_port", "backend", "service", "seen", "timeout", "protocol", "unused"]
-        + ["address_delta", "l4_delta", "unused2"],
+        + ["address_delta", "l4_delta", "unused2", "identity"],
     ),
     "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
     "budget": (layout.BUDGET, ["tick", "flows", "searches", "errors"]),

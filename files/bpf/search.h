@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Loops over many places, as subprograms (hook.h): how often they are called costs the verifier nothing. */
+#ifndef LBOPS_SEARCH_H
+#define LBOPS_SEARCH_H
+
+#include "flow_table.h"
+#include "sessions.h"
+
+#if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
+/*
+ * After the network card has spread flows anew, or for an ICMP error: another CPU may know the flow, or did once; it
+ * is the youngest entry that counts. A CPU whose clock is a tick ahead makes no difference.
+ */
+SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused)
+{
+	__s64 youngest = 0;
+	__u32 cpu;
+	int place;
+
+	/* Callers leave the register of an unused argument unset, where the verifier wants a number. */
+	asm volatile("" : : "r"(unused));
+	for (cpu = 0; cpu < CPUS; cpu++) {
+		struct flow_bucket *bucket = flow_bucket(cpu, signature);
+		__u64 found = 0, is_found;
+
+		if (!bucket)
+			continue;
+#pragma unroll
+		for (place = 0; place < FLOWS_PER_BUCKET; place++)
+			found |= bucket->flows[place] &
+				 -same_signature(bucket->flows[place], cut_signature(signature));
+		is_found = (found | -found) >> 63;
+		youngest = larger(youngest, -is_found & ((__u64)(MAX_FLOW_AGE - flow_age(found, now + 1))
+								 << FLOW_NUMBER_BITS | flow_number(found)));
+	}
+	if (MAX_FLOW_AGE - (youngest >> FLOW_NUMBER_BITS) > idle_timeout + 1)
+		return 0;
+	return flow_number(youngest);
+}
+#endif
+
+#ifdef FEATURE_FULL_NAT
+/* The number of a session that is free, of this CPU's part of the pool; MAX_SESSIONS if none of some was. */
+SUBPROGRAM __u64 find_free_session(__u64 pool, __u64 first, __u64 ports, __u64 now)
+{
+	__u32 *cursor = lookup(MAP_POOL_CURSORS, pool);
+	int tries;
+
+	if (!cursor)
+		return MAX_SESSIONS;
+	for (tries = 0; tries < PORTS_TRIED; tries++) {
+		__u64 port = *cursor < ports ? *cursor : 0;
+		struct session *session = lookup(MAP_SESSIONS, first + port);
+
+		*cursor = port + 1;
+		if (!session)
+			return MAX_SESSIONS;
+		if (!is_alive(session, now))
+			return first + port;
+	}
+	return MAX_SESSIONS;
+}
+#endif
+
+/* BCC tells where the program begins, and the size of its first function only: compiler.py looks for this one. */
+SUBPROGRAM __u64 end_of_program(__u64 unused, __u64 unused2, __u64 unused3, __u64 unused4)
+{
+	return END_OF_PROGRAM;
+}
+
+#endif

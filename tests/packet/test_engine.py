@@ -1,0 +1,235 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine on an interface of a private network: changes that go wrong half-way, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, maps, next_hops, state, tc
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+
+from tests.packet.frames import CLIENT, tcp, udp
+from tests.packet.network import FRONT, FRONT_ADDRESS, ip
+from tests.packet.reference import DROP, REDIRECT, TX
+from tests.support.program import SIZES, SOURCE
+
+VIP = "203.0.113.10"
+WEB = {"name": "web", "address": VIP, "protocol": "tcp", "port": 80}
+FEATURES = frozenset(("dnat", "dsr", "full_nat", "filters", "redirect"))
+
+
+@pytest.fixture
+def balancer(net) -> Iterator[Balancer]:
+    with tempfile.TemporaryDirectory() as directory:
+        pins = Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}"
+        made = Balancer(FRONT, state.Paths(pins, Path(directory)))
+        attach(made)
+        yield made
+        made.remove_program(check=False)
+
+
+def attach(balancer: Balancer, mode: str = "native", attached: bool = True, features=FEATURES) -> bool:
+    request = ProgramRequest(mode, features, SIZES, SOURCE, attached)
+    return balancer.apply_program(request, check=False).changed
+
+
+def declare(balancer: Balancer, services: list[dict], backends: list[dict]) -> bool:
+    """Whether anything changed."""
+    return any(
+        outcome.changed
+        for outcome in (balancer.apply_services(services, True, False), balancer.apply_backends(backends, True, False))
+    )
+
+
+def web(*hosts: int, **keys) -> list[dict]:
+    return [{"service": "web", "address": f"10.0.0.{host}", **keys} for host in hosts]
+
+
+def run(balancer: Balancer, net, frame: bytes) -> tuple[int, bytes]:
+    descriptor = bpf.object_get(str(balancer.program_pin))
+    try:
+        return bpf.test_run(descriptor, frame, 1, net.front)[:2]
+    finally:
+        os.close(descriptor)
+
+
+def live_maps(balancer: Balancer) -> maps.Maps:
+    return maps.open_pinned(balancer.maps_directory, SIZES)
+
+
+def killed_while_resolving(balancer: Balancer, backends: list[dict]) -> None:
+    """In a process of its own, which ends the hard way between the intent and its execution."""
+    child = os.fork()
+    if not child:
+        next_hops.resolve = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)
+        balancer.apply_backends(backends, True, False)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_killed_run_leaves_no_backend_with_anothers_counters_and_next_hop(balancer, net):
+    declare(balancer, [WEB], web(1, 2))
+    for port in range(20000, 20100):
+        run(balancer, net, tcp(CLIENT, port, VIP, 80))
+    place = state.load(balancer.state_file).allocation.backend_counters[("web", "10.0.0.2", None)]
+    declare(balancer, [WEB], web(1))
+    killed_while_resolving(balancer, web(1, 9))
+    assert declare(balancer, [WEB], web(1, 9))
+    assert state.load(balancer.state_file).allocation.backend_counters[("web", "10.0.0.9", None)] == place
+    with live_maps(balancer) as live:
+        size = layout.BACKEND_COUNTERS.size * bpf.possible_cpus()
+        assert not any(bpf.map_lookup(live["backend_counters"], layout.index(place), size))
+
+
+def test_services_become_dnat_together_although_their_backends_collide_until_then(balancer):
+    dsr = [{**WEB, "name": name, "port": port, "forwarding": "dsr"} for name, port in (("one", 80), ("two", 81))]
+    shared = [{"service": name, "address": "10.0.0.1"} for name in ("one", "two")]
+    declare(balancer, dsr, shared)
+    dnat = [{**service, "forwarding": "dnat"} for service in dsr]
+    on_one_port = [{**service, "port": 80, "address": f"203.0.113.{10 + n}"} for n, service in enumerate(dnat)]
+    outcome = balancer.apply_services(on_one_port, True, False)
+    assert [warning for warning in outcome.warnings if "removed until xdp_backends declares it anew" in warning]
+    ports = [{**backend, "port": 8080 + number} for number, backend in enumerate(shared)]
+    assert balancer.apply_backends(ports, True, False).changed
+
+
+def test_check_mode_believes_what_an_earlier_task_would_have_changed(balancer):
+    other = {**WEB, "name": "other", "port": 81}
+    six = {**WEB, "name": "six", "address": "2001:db8:1::10"}
+    declare(balancer, [WEB], web(1))
+    with pytest.raises(EngineError, match="unknown service 'other'"):
+        balancer.apply_backends([*web(1), {"service": "other", "address": "10.0.0.2"}], True, True)
+    arguments = [*web(1), {"service": "other", "address": "10.0.0.2"}], True, True
+    assert balancer.apply_backends(*arguments, services=[WEB, other]).details["created"] == ["other 10.0.0.2"]
+    with pytest.raises(EngineError, match="compiled without ipv6"):
+        balancer.apply_services([WEB, six], True, True)
+    assert balancer.apply_services([WEB, six], True, True, features=["ipv6"]).changed
+    with pytest.raises(EngineError, match="compiled without ipv6"):
+        balancer.apply_services([WEB, six], True, False, features=["ipv6"])
+
+
+def test_detached_from_tc_it_stays_so(balancer):
+    features = FEATURES - {"redirect"}
+    attach(balancer, "tc", features=features)
+    assert attach(balancer, "tc", attached=False, features=features)
+    assert not attach(balancer, "tc", attached=False, features=features)
+    assert attach(balancer, "tc", features=features)
+    assert not attach(balancer, "tc", features=features)
+
+
+def put_filter(verdict: int, priority: int) -> None:
+    """Somebody else's, which gives every packet that verdict."""
+    code = bpf.INSTRUCTION.pack(0xB7, 0, 0, verdict) + bpf.INSTRUCTION.pack(0x95, 0, 0, 0)
+    program = bpf.program_load("foreign", code, program_type=bpf.PROG_TYPE_SCHED_CLS)
+    options = {"fd": program, "name": "foreign", "parent": tc.INGRESS, "direct_action": True, "protocol": tc.ETH_P_ALL}
+    with link.route_socket() as route:
+        route.tc("add-filter", "bpf", socket.if_nametoindex(FRONT), 1, prio=priority, **options)
+    os.close(program)
+
+
+def is_received() -> bool:
+    """Whether a datagram to this host, which is no service's, reaches its socket."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as far,
+    ):
+        near.bind((FRONT_ADDRESS, 5353))
+        near.settimeout(0.2)
+        far.bind(("front-peer", 0))
+        far.send(udp("10.0.0.1", 40000, FRONT_ADDRESS, 5353))
+        try:
+            return bool(near.recv(100))
+        except TimeoutError:
+            return False
+
+
+def test_others_filters_on_tc_are_neither_replaced_nor_skipped(balancer):
+    features = FEATURES - {"redirect"}
+    subprocess.run(["tc", "qdisc", "add", "dev", FRONT, "clsact"], check=True)
+    put_filter(-1, priority=1)
+    with pytest.raises(EngineError, match="filter foreign has priority 1 and handle 1"):
+        attach(balancer, "tc", features=features)
+    subprocess.run(["tc", "filter", "del", "dev", FRONT, "ingress", "prio", "1"], check=True)
+    attach(balancer, "tc", features=features)
+    assert is_received()
+    put_filter(2, priority=9)
+    assert not is_received()
+    attach(balancer, "tc", attached=False, features=features)
+    assert not is_received()
+    subprocess.run(["tc", "qdisc", "del", "dev", FRONT, "clsact"], check=True)
+
+
+def test_a_raised_limit_holds_at_once(balancer, net):
+    def limit(rate: int) -> None:
+        filters = [{"prefix": f"{CLIENT}/32", "action": "limit", "rate": rate, "burst": 1000}]
+        balancer.apply_filters(filters, True, False)
+
+    declare(balancer, [WEB], web(1))
+    limit(10)
+    verdicts = [run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] for _packet in range(1100)]
+    assert verdicts[0] == TX and verdicts[-1] == DROP
+    limit(100000)
+    assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == TX
+
+
+def add_link() -> None:
+    """A veth takes frames from XDP while its peer receives with NAPI, for GRO or a program."""
+    ip("link add out type veth peer name out-peer", "link set out up", "link set out-peer up")
+    subprocess.run(["ethtool", "-K", "out-peer", "gro", "on"], check=True)
+
+
+def test_an_interface_of_redirect_that_was_made_anew_is_used_again(balancer, net):
+    moved = {**WEB, "name": "moved", "forwarding": "redirect"}
+    declared = [moved], [{"service": "moved", "interface": "out"}]
+    add_link()
+    declare(balancer, *declared)
+    ip("link del out")
+    add_link()
+    assert declare(balancer, *declared)
+    assert not declare(balancer, *declared)
+    assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == REDIRECT
+    ip("link del out")
+    balancer.restore()
+    assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == DROP
+    with pytest.raises(EngineError, match="other"):
+        declare(balancer, [moved], [{"service": "moved", "interface": "other"}])
+
+
+def test_backends_that_native_xdp_cannot_reach_are_refused(balancer, net):
+    ip("link add bridge type bridge", "link add port type veth peer name port-peer", "link set port master bridge")
+    ip(*(f"link set {name} up" for name in ("bridge", "port", "port-peer")), "address add 10.9.0.254/24 dev bridge")
+    ip("neighbour add 10.9.0.1 lladdr 02:00:00:00:09:01 dev bridge nud permanent")
+    behind = [*web(1), {"service": "web", "address": "10.9.0.1"}]
+    balancer.apply_services([WEB], True, False)
+    for check in (True, False):
+        with pytest.raises(EngineError, match="backend 10.9.0.1 of service web is reached over bridge, which takes no"):
+            balancer.apply_backends(behind, True, check)
+    assert not balancer.info()["backends"]
+    attach(balancer, "generic")
+    assert declare(balancer, [WEB], behind)
+    ip("link del bridge", "link del port")
+
+
+def test_sessions_outlive_a_repair(balancer, net):
+    nat = {**WEB, "name": "nat", "forwarding": "full_nat", "source": "10.0.0.250"}
+    declared = [nat], [{"service": "nat", "address": "10.0.0.1"}]
+    declare(balancer, *declared)
+    first = run(balancer, net, tcp(CLIENT, 40000, VIP, 80))
+    with live_maps(balancer) as live:
+        entries = live.read_backends()
+        place = state.load(balancer.state_file).allocation.backends[("nat", "10.0.0.1", None)]
+        damaged = bytearray(entries[place * layout.BACKEND.size :][: layout.BACKEND.size])
+        damaged[-10] ^= 1
+        live.write_backends({place: bytes(damaged)})
+    assert balancer.apply_backends(declared[1], True, False).details["repaired"]
+    assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80, tcp_flags="A"))[1][34:36] == first[1][34:36]

@@ -1,0 +1,120 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What becomes of sessions and remembered flows when time, CPUs and backends are not what they were."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, tables
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+
+from tests.packet.frames import CLIENT, tcp
+from tests.packet.reference import TX
+
+VIP = "203.0.113.10"
+NAT = {"name": "nat", "address": VIP, "protocol": "tcp", "port": 80, "forwarding": "full_nat", "source": "10.0.0.250"}
+STICKY = {"name": "sticky", "address": VIP, "protocol": "tcp", "port": 22, "flow_table": True}
+# Offsets in struct session, files/bpf/layout.h.
+SEEN, TIMEOUT = 28, 32
+CLOSING, NEW = 112, 839  # ticks of 2^30 ns: 120 s, and the default idle_timeout of 900 s
+
+
+@pytest.fixture
+def nat(make_rig):
+    return make_rig([NAT], [{"service": "nat", "address": "10.0.0.1"}]).program
+
+
+def send(program, net, flags: str, port: int = 80) -> tuple[str, int]:
+    """Backend and source port that the packet of one client was given."""
+    verdict, frame, _duration = program.run(tcp(CLIENT, 40000, VIP, port, tcp_flags=flags), interface=net.front)
+    assert verdict == TX
+    return socket.inet_ntoa(frame[30:34]), int.from_bytes(frame[34:36], "big")
+
+
+def session(program, port: int) -> bytes:
+    pool = next(iter(program.plan.allocation.pools.items()))
+    number = pool[1].first_session + port - pool[0].first_port
+    return layout.index(number)
+
+
+def test_a_session_that_a_cpu_a_tick_ahead_has_seen_is_alive(nat, net):
+    first = send(nat, net, "S")
+    place = session(nat, first[1])
+    value = bytearray(bpf.map_lookup(nat.maps["sessions"], place, layout.SESSION.size))
+    struct.pack_into("<I", value, SEEN, struct.unpack_from("<I", value, SEEN)[0] + 1)
+    bpf.map_update(nat.maps["sessions"], place, bytes(value))
+    assert send(nat, net, "A") == first
+
+
+def test_a_session_ends_when_its_backends_place_is_given_to_another(nat, net):
+    first = send(nat, net, "S")
+    key = next(iter(nat.backend_ids))
+    service = nat.config.services["nat"]
+    (other,) = nat.config.backends.values()
+    other = type(other)(**{**vars(other), "address": "10.0.0.2"})
+    entry = tables.pack_backend(service, other, nat.plan.backend_place(key, 0))
+    nat.maps.write_backends({nat.backend_ids[key]: entry})
+    _verdict, frame, _duration = nat.run(tcp(CLIENT, 40000, VIP, 80, tcp_flags="A"), interface=net.front)
+    packet = Ether(frame)
+    assert packet[IP].dst == "10.0.0.2" and packet[TCP].sport != first[1]
+    sums = packet[IP].chksum, packet[TCP].chksum
+    del packet[IP].chksum, packet[TCP].chksum
+    computed = Ether(bytes(packet))
+    assert sums == (computed[IP].chksum, computed[TCP].chksum)
+
+
+def test_a_new_connection_on_a_closed_ones_session_lives_as_long_as_any(nat, net):
+    def timeout() -> int:
+        value = bpf.map_lookup(nat.maps["sessions"], session(nat, port), layout.SESSION.size)
+        return struct.unpack_from("<I", value, TIMEOUT)[0]
+
+    _backend, port = send(nat, net, "S")
+    assert timeout() == NEW
+    send(nat, net, "FA")
+    assert timeout() == CLOSING
+    assert send(nat, net, "S")[1] == port
+    assert timeout() == NEW
+
+
+def flow_tables(program) -> list[int]:
+    """Descriptors of the CPUs' tables."""
+    size = program.maps.spec("flows").max_entries
+    return [
+        bpf.map_fd(int.from_bytes(bpf.map_lookup(program.maps["flows"], layout.index(cpu), 4), "little"))
+        for cpu in range(size)
+    ]
+
+
+def buckets(descriptor: int, count: int) -> dict[int, list[int]]:
+    _keys, values = bpf.map_lookup_batch(descriptor, count, layout.FLOW_BUCKET.size)
+    return {place: list(flows) for place, flows in enumerate(layout.FLOW_BUCKET.iter_unpack(values)) if any(flows)}
+
+
+def test_the_youngest_of_several_memories_counts(make_rig, net):
+    """A flow was here, went to another CPU, and comes back: what is remembered here has long expired."""
+    assert bpf.possible_cpus() > 1
+    members = [{"service": "sticky", "address": f"10.0.0.{host}"} for host in (1, 2)]
+    program = make_rig([STICKY], members).program
+    backend, _port = send(program, net, "S", 22)
+    here = min(os.sched_getaffinity(0))
+    memories = flow_tables(program)
+    count = program.maps.spec("flows").inner_entries
+    ((place, flows),) = buckets(memories[here], count).items()
+    ((slot, flow),) = [(slot, flow) for slot, flow in enumerate(flows) if flow]
+    # struct flow_bucket: signature << 33 | tick << 21 | number
+    number, tick = flow & (1 << 21) - 1, flow >> 21 & 4095
+    other = next(found for found in program.backend_ids.values() if found != number)
+    elsewhere = [0] * 8
+    elsewhere[0] = flow >> 33 << 33 | tick << 21 | other
+    flows[slot] = flow >> 33 << 33 | (tick - 2000) % 4096 << 21 | number
+    bpf.map_update(memories[1 - here], layout.index(place), layout.FLOW_BUCKET.pack(*elsewhere))
+    bpf.map_update(memories[here], layout.index(place), layout.FLOW_BUCKET.pack(*flows))
+    for descriptor in memories:
+        os.close(descriptor)
+    assert send(program, net, "A", 22)[0] != backend

@@ -1,0 +1,130 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program on a real hook of tc, with packets as only the kernel makes them: merged, in fragments, tag taken off."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Dot1Q, Ether
+
+from tests.packet.frames import CLIENT, tcp, udp
+from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
+from tests.support.program import SIZES, SOURCE
+
+VIP = "203.0.113.10"
+SERVICES = [
+    {"name": "dns", "address": VIP, "protocol": "udp", "port": 53},
+    {"name": "far", "address": VIP, "protocol": "udp", "port": 54},
+    {"name": "tunnel", "address": VIP, "protocol": "tcp", "port": 80, "forwarding": "ipip", "source": "10.0.0.254"},
+]
+BACKENDS = [
+    {"service": "dns", "address": "10.0.0.1"},
+    {"service": "far", "address": "10.0.1.1"},
+    {"service": "tunnel", "address": "10.0.0.2"},
+]
+PEER, BACK_PEER = "front-peer", "back-peer"
+# linux/if_packet.h, linux/virtio_net.h
+SOL_PACKET, PACKET_VNET_HDR = 263, 15
+VNET_HEADER = struct.Struct("=BBHHHH")  # flags, kind, headers' length, size of a piece, checksum's start and offset
+NEEDS_CHECKSUM, TCP4 = 1, 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def balancer(net) -> Iterator[Balancer]:
+    for name in (FRONT, PEER):
+        ip(f"link set {name} mtu 9000")
+    with tempfile.TemporaryDirectory() as directory:
+        paths = state.Paths(Path("/sys/fs/bpf") / f"lbops-tc-{os.getpid()}", Path(directory))
+        made = Balancer(FRONT, paths)
+        request = ProgramRequest("tc", frozenset(("dnat", "ipip")), SIZES, SOURCE, True)
+        made.apply_program(request, check=False)
+        made.apply_services(SERVICES, True, False)
+        made.apply_backends(BACKENDS, True, False)
+        yield made
+        made.remove_program(check=False)
+
+
+def packet_socket(interface: str) -> socket.socket:
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    made.bind((interface, 0))
+    made.settimeout(0.5)
+    return made
+
+
+def send(frame: bytes, header: bytes = b"") -> None:
+    with packet_socket(PEER) as sender:
+        if header:
+            sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sender.send(header + frame)
+
+
+def heard(receiver: socket.socket, seconds: float = 0.3) -> list[Ether]:
+    """Frames that came from the balancer."""
+    found, deadline = [], time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            frame, (_interface, _protocol, kind, *_address) = receiver.recvfrom(10000)
+        except TimeoutError:
+            break
+        if kind != socket.PACKET_OUTGOING and IP in (packet := Ether(frame)):
+            found.append(packet)
+    return found
+
+
+def test_a_packet_of_which_only_the_ethernet_header_is_in_one_piece():
+    frame = udp(CLIENT, 40000, VIP, 53, bytes(5000))
+    with packet_socket(PEER) as receiver:
+        send(frame, VNET_HEADER.pack(0, 0, 14, 0, 0, 0))
+        (packet,) = heard(receiver)
+    assert (packet[IP].dst, len(packet)) == ("10.0.0.1", len(frame))
+
+
+def test_a_tagged_frame_leaves_where_it_came_in():
+    frame = Ether(udp(CLIENT, 40000, VIP, 54))
+    tagged = Ether(src=ROUTER_MAC, dst=FRONT_MAC) / Dot1Q(vlan=5) / frame[IP]
+    with packet_socket(PEER) as front, packet_socket(BACK_PEER) as back:
+        send(bytes(frame))
+        assert [packet[IP].dst for packet in heard(back)] == ["10.0.1.1"]
+        send(bytes(tagged))
+        assert [packet[IP].dst for packet in heard(front)] == ["10.0.1.1"]
+        assert not heard(back)
+
+
+def test_merged_packets_are_cut_behind_their_tunnel_headers():
+    """Two segments of 1400 bytes that came as one go through a tunnel whose MTU takes one of them."""
+    for name in (FRONT, PEER):
+        ip(f"link set {name} mtu 1500")
+    subprocess.run(
+        ["ethtool", "-K", FRONT, "tx", "off", "tso", "off", "gso", "off"], check=True, stdout=subprocess.DEVNULL
+    )
+    segment = 1400
+    frame = bytearray(tcp(CLIENT, 40000, VIP, 80, bytes(range(250)) * 11 + bytes(50), tcp_flags="A"))
+    # The sum of the pseudo header, to be completed for each piece.
+    pseudo = frame[26:34] + struct.pack(">HH", 6, len(frame) - 34)
+    total = sum(struct.unpack(">6H", pseudo))
+    struct.pack_into(">H", frame, 50, (total & 0xFFFF) + (total >> 16))
+    with packet_socket(PEER) as receiver:
+        send(bytes(frame), VNET_HEADER.pack(NEEDS_CHECKSUM, TCP4, 54, segment, 34, 16))
+        packets = heard(receiver)
+    assert [(packet[IP].proto, packet[IP].dst, packet[IP].len) for packet in packets] == [(4, "10.0.0.2", 1460)] * 2
+    inner = [packet[IP].payload for packet in packets]
+    assert [piece[TCP].seq - inner[0][TCP].seq for piece in inner] == [0, segment]
+    payload = b"".join(bytes(piece[TCP].payload) for piece in inner)
+    assert payload == bytes(frame[54:])
+    for piece in inner:
+        checksum = piece[TCP].chksum
+        del piece[TCP].chksum
+        assert IP(bytes(piece))[TCP].chksum == checksum

@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The archive with what the balancer's role installs: reproducible, complete, and of use on a host without Ansible."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = ROOT / "roles/balancer/files/pack.py"
+PACKED = ("plugins/module_utils", "files/bpf", "roles/balancer/files")
+
+
+def pack(collection: Path, archive: Path) -> Path:
+    """As the role does it."""
+    subprocess.run([sys.executable, str(PACK), str(collection), str(archive)], check=True)
+    return archive
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    return pack(ROOT, tmp_path_factory.mktemp("archive") / "lbops.tar")
+
+
+@pytest.fixture(scope="module")
+def host(archive, tmp_path_factory) -> Path:
+    """The root of a host on which it was unpacked."""
+    root = tmp_path_factory.mktemp("host")
+    subprocess.run(["tar", "--extract", "--no-same-owner", f"--file={archive}", f"--directory={root}"], check=True)
+    return root
+
+
+def names(directory: Path, *patterns: str) -> set[str]:
+    return {path.name for pattern in patterns for path in directory.glob(pattern)}
+
+
+def test_everything_has_its_place(host):
+    places = {path.relative_to(host).parent.as_posix() for path in host.rglob("*") if path.is_file()}
+    assert places == {"usr/lib/lbops/engine", "usr/lib/lbops/bpf", "etc/systemd/system"}
+    assert names(host / "usr/lib/lbops/bpf", "*") == names(ROOT / "files/bpf", "*.c", "*.h")
+    assert names(host / "etc/systemd/system", "*") == names(ROOT / "roles/balancer/files", "lbops-*")
+    engine = names(ROOT / "plugins/module_utils", "*.py")
+    assert names(host / "usr/lib/lbops/engine", "*") == engine - {"adapter.py"}
+
+
+def test_files_are_roots_and_nobody_elses_to_change(archive):
+    with tarfile.open(archive) as tar:
+        entries = tar.getmembers()
+    assert entries and all(entry.isfile() for entry in entries)
+    found = {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mode, entry.mtime) for entry in entries}
+    assert found == {(0, 0, "root", "root", 0o644, 0)}
+
+
+def test_the_same_files_give_the_same_bytes(archive, tmp_path):
+    for directory in PACKED:
+        shutil.copytree(ROOT / directory, tmp_path / "copy" / directory)
+    for number, path in enumerate(sorted((tmp_path / "copy").rglob("*"), reverse=True)):
+        os.utime(path, (number, number))
+        if path.is_file():
+            path.chmod(0o640)
+    assert pack(tmp_path / "copy", tmp_path / "again.tar").read_bytes() == archive.read_bytes()
+
+
+def test_another_file_gives_other_bytes(archive, tmp_path):
+    for directory in PACKED:
+        shutil.copytree(ROOT / directory, tmp_path / "copy" / directory)
+    (tmp_path / "copy/files/bpf/new.h").touch()
+    assert pack(tmp_path / "copy", tmp_path / "again.tar").read_bytes() != archive.read_bytes()
+
+
+def test_the_engine_needs_neither_ansible_nor_anything_else_to_be_imported(host):
+    """What only some operations need, pyroute2 and BCC, is imported when they do, and missed in words."""
+    modules = sorted(path.stem for path in (host / "usr/lib/lbops/engine").glob("*.py"))
+    program = (
+        "import importlib, sys\n"
+        "sys.modules.update(dict.fromkeys(('ansible', 'ansible_collections', 'pyroute2', 'bcc', 'yaml', 'jinja2')))\n"
+        f"for name in {modules!r}: importlib.import_module('engine.' + name)\n"
+        "from engine import link\n"
+        "try: link.import_pyroute2()\n"
+        "except link.EngineError as error: print(error)\n"
+    )
+    environment = {"PYTHONPATH": str(host / "usr/lib/lbops"), "PYTHONDONTWRITEBYTECODE": "1"}
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=environment, cwd=host, capture_output=True, text=True
+    ).stdout
+    assert output.startswith("pyroute2 is missing") and "install the distribution's package python3-pyroute2" in output
+
+
+def test_units_start_what_is_there(host):
+    units = sorted((host / "etc/systemd/system").iterdir())
+    assert [unit.name for unit in units] == ["lbops-restore@.service", "lbops-watch@.service"]
+    for unit in units:
+        text = unit.read_text()
+        [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m (\S+) %i$", text, re.MULTILINE)
+        [directory] = re.findall(r"^Environment=PYTHONPATH=/(\S+) ", text, re.MULTILINE)
+        program = host / directory / f"{module.replace('.', '/')}.py"
+        assert 'if __name__ == "__main__":' in program.read_text()
+
+
+def test_sources_include_what_is_there(host):
+    directory = host / "usr/lib/lbops/bpf"
+    for path in directory.iterdir():
+        included = set(re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE))
+        assert included <= names(directory, "*"), path.name
