@@ -13,13 +13,12 @@ from .channels import Channels
 from .device import Device, find
 from .ethtool import Ethtool
 from .irq_affinity import IrqAffinity
+from .link import HOOKS
 from .nic import Tuner, nest, refusal, supported
 from .rss import Rss
 from .tuners import Coalesce, Features, Rings
 from .xdp_features import xdp_features
 
-# IFLA_XDP_ATTACHED
-HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
 
 # What a page holds besides a packet's payload: XDP_PACKET_HEADROOM, struct skb_shared_info, the Ethernet header.
 PAGE_OVERHEAD = 256 + 320 + 14
