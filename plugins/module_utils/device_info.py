@@ -19,7 +19,6 @@ from .rss import Rss
 from .tuners import Coalesce, Features, Rings
 from .xdp_features import xdp_features
 
-
 # What a page holds besides a packet's payload: XDP_PACKET_HEADROOM, struct skb_shared_info, the Ethernet header.
 PAGE_OVERHEAD = 256 + 320 + 14
 # What some drivers keep free besides, in bytes; found by attaching a program at every MTU.
