@@ -23,7 +23,7 @@ PLAYBOOK := .venv/bin/ansible-playbook
 PYTEST := $(PYTHON) -m pytest
 # Kernel headers belong to one kernel.
 BCC_STAMP := build/stamps/bcc-$(shell uname -r)
-TESTS := lint sanity unit packet integration molecule
+TESTS := lint sanity unit packet nic integration molecule
 
 headline = @printf '\n=== %s ===\n' '$(1)'
 need_root = @[ "$$(id -u)" -eq 0 ] || { echo "make $@ needs root: it loads BPF programs or boots containers." >&2; exit 1; }
@@ -92,6 +92,12 @@ test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted f
 	$(need_root)
 	$(call headline,packet)
 	@$(PYTEST) tests/packet
+
+.PHONY: test-nic
+test-nic: deps .venv/test.stamp collection ## Run the modules for network devices on virtual ones
+	$(need_root)
+	$(call headline,nic)
+	@$(PYTEST) tests/nic
 
 .PHONY: test-integration
 test-integration: deps .venv/test.stamp collection ## Run modules and roles in a lab of their own

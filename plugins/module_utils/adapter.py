@@ -10,8 +10,8 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .balancer import Outcome
 from .errors import EngineError
+from .outcome import Outcome
 
 INTERFACE_ARGUMENT = {"type": "str", "required": True}
 
@@ -29,22 +29,25 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def run(argument_spec: dict[str, Any], operation: Callable[[dict[str, Any], bool], Outcome]) -> None:
-    """A module: `operation` gets the arguments and whether this is check mode."""
+def run(
+    argument_spec: dict[str, Any], operation: Callable[[dict[str, Any], bool], Outcome], **constraints: Any
+) -> None:
+    """A module: `operation` gets the arguments and whether this is check mode; `constraints` are AnsibleModule's."""
     # A process this short needs no collector, which would search ten thousand backends again and again.
     gc.disable()
-    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True, **constraints)
     try:
         outcome = operation(module.params, module.check_mode)
     except EngineError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), **error.result)
     except OSError as error:
         module.fail_json(msg=f"{module.params['interface']}: the kernel refused an operation: {error}")
     for warning in outcome.warnings:
         module.warn(warning)
     result = {"changed": outcome.changed, "before": outcome.before, "after": outcome.after, **outcome.details}
     if module._diff:
-        result["diff"] = {"before": _lines(outcome.before), "after": _lines(outcome.after)}
+        before, after = outcome.diff or (outcome.before, outcome.after)
+        result["diff"] = {"before": _lines(before), "after": _lines(after)}
     module.exit_json(**result)
 
 

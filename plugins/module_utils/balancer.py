@@ -23,6 +23,7 @@ from typing import Any
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
+from .outcome import Outcome
 from .xdp_features import xdp_features
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
@@ -64,17 +65,6 @@ class ProgramRequest:
     source: Path
     attached: bool = True
     force: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a module returns."""
-
-    changed: bool
-    before: Any
-    after: Any
-    details: dict[str, Any]
-    warnings: list[str]
 
 
 def used_features(config: model.Config, declared: filters.Filters | None = None) -> frozenset[str]:

@@ -5,9 +5,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EngineError(Exception):
     """What is wrong with which object, and the remedy, in words an operator understands."""
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        # What a module returns besides the message: how far it came, and the way back.
+        self.result = result or {}
 
 
 class Problems(EngineError):

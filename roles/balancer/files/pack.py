@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Directory in the collection, directory on the host, which files, what belongs to Ansible only.
 CONTENT = (
-    ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py"}),
+    ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"}),
     ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set()),
     ("roles/balancer/files", "etc/systemd/system", "lbops-*.service", set()),
 )

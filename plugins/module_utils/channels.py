@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The number of queues, and what a change of it does to receive-side scaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import ethtool_ioctl, rss_table
+from .device import Device
+from .errors import EngineError
+from .ethtool import Ethtool
+from .nic import Knob, Plan, check_range, supported
+from .rss_table import Table
+from .tuners import Plain, amount_knobs
+
+# IFLA_XDP_ATTACHED: in the driver, and in several places
+_NATIVE = (1, 4)
+
+
+def _virtio_with_program(device: Device) -> bool:
+    return device.driver() == "virtio_net" and device.link().xdp_attached in _NATIVE
+
+
+def _virtio_pairs(device: Device) -> int | None:
+    """While a virtio device carries a program, it counts the program's transmit queues as channels; sysfs does not."""
+    directory = device.sysfs()
+    if directory is None or not _virtio_with_program(device):
+        return None
+    return sum(path.name.startswith("tx-") for path in (directory / "queues").iterdir())
+
+
+def rx_queues(device: Device) -> int:
+    """The receive queues that packets may be spread over."""
+    return _virtio_pairs(device) or ethtool_ioctl.rx_rings(device.index)
+
+
+def _receiving(counts: dict[str, Any]) -> int:
+    return counts.get("combined", 0) + counts.get("rx", 0)
+
+
+class Channels(Plain):
+    subject = "channels"
+    bounces_link = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        for name, value in self._wanted.items():
+            check_range(name, value, 0)
+        if self._wanted.get("combined") == 0 and not self._wanted.get("rx"):
+            raise EngineError("combined=0 leaves no receive queue; ask for 1 or more, or for rx and tx as well")
+
+    @staticmethod
+    def read(device: Device) -> dict[str, Knob]:
+        with Ethtool(device.index) as ethtool:
+            knobs = amount_knobs(supported(ethtool.channels))
+        pairs = _virtio_pairs(device)
+        if pairs and "combined" in knobs:
+            knobs["combined"] = Knob(pairs, knobs["combined"].maximum)
+        return knobs
+
+    @staticmethod
+    def _table(device: Device) -> Table:
+        rss = supported(lambda: ethtool_ioctl.rss(device.index))
+        return rss.table if rss else ()
+
+    def _loses_table(self, device: Device, before: dict[str, Any], after: dict[str, Any]) -> bool:
+        table = self._table(device)
+        return bool(table) and rss_table.following(table, _receiving(before), _receiving(after)) is None
+
+    def consequences(self, device: Device, planned: Plan) -> dict[str, Any]:
+        if planned.changes and _virtio_with_program(device):
+            raise EngineError(
+                f"{device.name}: virtio_net changes no channels while an XDP program is attached; detach it first "
+                "(xdp_program state=detached), or set the channels before attaching"
+            )
+        lost = bool(planned.changes) and self._loses_table(device, planned.before, planned.after)
+        return {**super().consequences(device, planned), "rss_table_reset": lost}
+
+    def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
+        if not consequences["rss_table_reset"]:
+            return []
+        return [
+            f"{device.name}: the indirection table named queues that are gone, so it is the default over those "
+            "that are left; apply nic_rss to make another"
+        ]
+
+    def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
+        table = self._table(device)
+        old, new = _receiving(before), _receiving({**before, **changes})
+        desired = table and (rss_table.following(table, old, new) or rss_table.equal(len(table), new))
+        # The kernel keeps a table that somebody set from pointing at queues that are gone, by refusing the change.
+        in_the_way = bool(table) and max(table) >= new
+        if in_the_way:
+            # Where nobody can set a table, nobody has.
+            supported(lambda: ethtool_ioctl.set_rss(device.index, table=()))
+        try:
+            with Ethtool(device.index) as ethtool:
+                ethtool.set_channels(changes)
+        except OSError:
+            if in_the_way:
+                supported(lambda: ethtool_ioctl.set_rss(device.index, table=table))
+            raise
+        current = self._table(device)
+        # A driver may have a table of another size for more queues.
+        if desired and len(current) == len(desired):
+            # virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same. Others may
+            # make a table of their own, which is as good unless the one before was somebody's.
+            forgotten = device.driver() == "virtio_net"
+            if forgotten or max(current) >= new or (desired == table and current != desired):
+                ethtool_ioctl.set_rss(device.index, table=desired)
+        return {}

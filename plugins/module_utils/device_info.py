@@ -1,0 +1,120 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that can be read of a network device."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import cpus, ethtool_ioctl, irqs
+from .channels import Channels
+from .device import Device, find
+from .ethtool import Ethtool
+from .irq_affinity import IrqAffinity
+from .link import HOOKS
+from .nic import Tuner, nest, refusal, supported
+from .rss import Rss
+from .tuners import Coalesce, Features, Rings
+from .xdp_features import xdp_features
+
+# What a page holds besides a packet's payload: XDP_PACKET_HEADROOM, struct skb_shared_info, the Ethernet header.
+PAGE_OVERHEAD = 256 + 320 + 14
+# What some drivers keep free besides, in bytes; found by attaching a program at every MTU.
+DRIVER_OVERHEAD = {"virtio_net": 0, "veth": 0, "vmxnet3": 12}
+
+# In the order in which they are set up.
+READERS: dict[str, type[Tuner]] = {
+    "rings": Rings,
+    "channels": Channels,
+    "rss": Rss,
+    "coalesce": Coalesce,
+    "features": Features,
+    "queues": IrqAffinity,
+}
+
+
+def xdp_mtu_limit(driver: str, page_size: int) -> tuple[int, bool]:
+    """The largest MTU at which a program without multi_buffer can be attached, and whether that was measured."""
+    return page_size - PAGE_OVERHEAD - DRIVER_OVERHEAD.get(driver, 0), driver in DRIVER_OVERHEAD
+
+
+def _identity(device: Device) -> dict[str, Any]:
+    info = supported(lambda: ethtool_ioctl.driver_info(device.index))
+    return {
+        "driver": info.driver if info else None,
+        "driver_version": info.version if info else None,
+        "firmware": (info.firmware or None) if info else None,
+        "bus": (info.bus or None) if info else None,
+    }
+
+
+def _link(device: Device) -> dict[str, Any]:
+    link = device.link()
+    with Ethtool(device.index) as ethtool:
+        speed, duplex = supported(ethtool.link_modes) or (None, None)
+    return {
+        "address": link.address,
+        "mtu": link.mtu,
+        "max_mtu": link.max_mtu,
+        "link": {"enabled": link.enabled, "state": link.operstate, "speed": speed, "duplex": duplex},
+    }
+
+
+def _xdp(device: Device, driver: str) -> dict[str, Any]:
+    link = device.link()
+    limit, measured = xdp_mtu_limit(driver, os.sysconf("SC_PAGE_SIZE"))
+    return {
+        "hook": HOOKS.get(link.xdp_attached),
+        "program_id": link.xdp_program,
+        "features": xdp_features(device.index),
+        "mtu_limit": limit,
+        "mtu_limit_measured": measured,
+    }
+
+
+def _cpus(device: Device) -> dict[str, Any]:
+    topology, node = cpus.topology(), device.numa_node()
+    return {
+        "numa_node": node,
+        "cpus": {
+            "preferred": list(topology.preferred(node)),
+            "online": cpus.format_list(topology.online),
+            "isolated": cpus.format_list(topology.isolated),
+        },
+    }
+
+
+def _knobs(device: Device) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for group, reader in READERS.items():
+        knobs = reader.read(device)
+        found[group] = nest({key: knob.value for key, knob in knobs.items()})
+        maxima = {key: knob.maximum for key, knob in knobs.items() if knob.maximum is not None}
+        if maxima:
+            found[f"{group}_maximum"] = maxima
+    return found
+
+
+def _of_device(device: Device) -> dict[str, Any]:
+    identity = _identity(device)
+    try:
+        return {
+            "interface": device.name,
+            **identity,
+            **_link(device),
+            **_cpus(device),
+            "xdp": _xdp(device, identity["driver"] or ""),
+            **_knobs(device),
+            "irqs": {vector.queue: vector.irq for vector in irqs.vectors(device)},
+        }
+    except OSError as error:
+        raise refusal(device, "reading", error) from None
+
+
+def info(interface: str) -> dict[str, Any]:
+    """Of a bond, also everything of its members. Raises EngineError."""
+    device = find(interface)
+    members = [] if device.link().kind != "bond" else device.members()
+    return {**_of_device(device), "members": [_of_device(member) for member in members]}

@@ -1,0 +1,20 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a module returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    changed: bool
+    before: Any
+    after: Any
+    details: dict[str, Any]
+    warnings: list[str]
+    # What a difference shows, if not before and after themselves.
+    diff: tuple[Any, Any] | None = None

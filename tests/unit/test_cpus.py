@@ -1,0 +1,204 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CPU lists, vectors of queues, and which CPU gets which."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import cpus, irq_affinity, irqbalance, irqs
+from ansible_collections.lbops.xdp.plugins.module_utils.cpus import Topology
+from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import Knob, Rules
+from hypothesis import given
+from hypothesis import strategies as st
+
+# Two nodes, CPU 5 offline, CPU 1 isolated, and CPUs 8 to 15 that may be plugged in.
+TWO_NODES = Topology(
+    possible=tuple(range(16)),
+    online=(0, 1, 2, 3, 4, 6, 7),
+    isolated=(1,),
+    nodes={0: (0, 1, 2, 3), 1: (4, 5, 6, 7)},
+    distances={0: (10, 21), 1: (21, 10)},
+)
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_lists_and_masks_come_back_as_they_went(numbers):
+    if numbers:
+        assert cpus.parse_list(cpus.format_list(numbers)) == tuple(sorted(numbers))
+    assert cpus.parse_mask(cpus.format_mask(numbers)) == tuple(sorted(numbers))
+
+
+def test_forms_of_the_kernel():
+    assert cpus.format_list([8, 0, 1, 2, 10]) == "0-2,8,10"
+    assert cpus.format_mask([0, 33]) == "00000002,00000001"
+    assert cpus.parse_mask("ff,00000000\n") == tuple(range(32, 40))
+    assert cpus.format_mask([]) == "00000000"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0-1,b", "'b' is neither a CPU nor a range"),
+        ("", "neither a CPU nor a range"),
+        ("3-1", "runs backwards"),
+        ("0,,1", "neither a CPU nor a range"),
+        ("-1", "neither a CPU nor a range"),
+        ("99999999", "no host has a CPU"),
+    ],
+)
+def test_what_is_no_list(text: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        cpus.parse_list(text)
+
+
+def test_lists_may_have_holes_but_not_reach_beyond_the_host():
+    TWO_NODES.check("vectors", (0, 2, 7))
+    with pytest.raises(EngineError, match="vectors: CPU 5 is offline"):
+        TWO_NODES.check("vectors", (4, 5))
+    with pytest.raises(EngineError, match="vectors: this host has no CPU 99; it has 0-15"):
+        TWO_NODES.check("vectors", (0, 99))
+
+
+def test_near_cpus_come_first_and_isolated_or_offline_ones_never():
+    assert TWO_NODES.preferred(1) == (4, 6, 7, 0, 2, 3)
+    assert TWO_NODES.preferred(0) == (0, 2, 3, 4, 6, 7)
+    assert TWO_NODES.preferred(None) == (0, 2, 3, 4, 6, 7)
+
+
+def test_isolated_cpus_serve_if_there_are_no_others():
+    assert Topology(possible=(0, 1), online=(0, 1), isolated=(0, 1)).preferred(None) == (0, 1)
+
+
+def test_the_topology_of_this_host():
+    here = cpus.topology()
+    assert here.preferred(None)
+    here.check("here", here.online)
+
+
+@pytest.mark.parametrize(
+    ("name", "queue"),
+    [
+        ("virtio0-input.3", "rx-3"),
+        ("virtio0-output.0", "tx-0"),
+        ("virtio0-config", None),
+        ("eth0-rx-1", "rx-1"),
+        ("eth0-tx-1", "tx-1"),
+        ("eth0-TxRx-12", "combined-12"),
+        ("i40e-eth0-TxRx-5", "combined-5"),
+        ("eth0-Tx-Rx-7", "combined-7"),
+        ("eth0-rxtx-0", "combined-0"),
+        ("eth0-event-4", None),
+        ("eth0", None),
+        ("mlx5_comp3@pci:0000:01:00.0", "combined-3"),
+        ("mlx5_async0@pci:0000:01:00.0", None),
+        ("eth0-fp-2", "combined-2"),
+        ("eth0-q1", "combined-1"),
+        ("eth0-4", "combined-4"),
+        ("ena-mgmnt@pci:0000:00:05.0", None),
+    ],
+)
+def test_queues_of_vectors(name: str, queue: str | None):
+    assert irqs.queue_of(name, "eth0") == queue
+
+
+def test_a_device_with_one_interrupt_has_it_for_everything():
+    assert irqs.assign_queues({40: "eth0"}, "eth0") == [irqs.Vector(40, "combined-0")]
+    assert irqs.assign_queues({40: "eth0", 41: "eth0-rx-0"}, "eth0") == [irqs.Vector(41, "rx-0")]
+
+
+def test_queues_of_a_number_share_a_cpu_and_too_many_start_over():
+    assert irq_affinity.assign(["rx-0", "tx-0", "rx-1", "rx-2"], (4, 6)) == {
+        "rx-0": "4",
+        "tx-0": "4",
+        "rx-1": "6",
+        "rx-2": "4",
+    }
+
+
+def test_xps_follows_the_vectors():
+    vectors = {"combined-0": "4", "tx-1": "6"}
+    assert irq_affinity.match_xps(["tx-0", "tx-1", "tx-2"], vectors, (0, 1)) == {
+        "tx-0": "4",
+        "tx-1": "6",
+        "tx-2": "0",
+    }
+
+
+@pytest.mark.parametrize(("flows", "queues", "each"), [(0, 4, 0), (4096, 4, 1024), (5000, 4, 2048), (1, 8, 1)])
+def test_flows_of_a_queue_are_a_power_of_two(flows: int, queues: int, each: int):
+    assert irq_affinity.flows_per_queue(flows, queues) == each
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"vectors": "0,4096"}, "vectors: this host has no CPU 4096"),
+        ({"vectors": {"rx-0": "none"}}, "vectors.rx-0: an interrupt needs at least one CPU"),
+        ({"rps": "x"}, "rps: 'x' is not a CPU list"),
+        ({"rps": {"rx-0": "3-1"}}, "rps.rx-0: '3-1' is not a CPU list"),
+        ({"rfs": "many"}, "rfs='many' is neither"),
+        ({"rfs": -1}, "rfs=-1"),
+    ],
+)
+def test_what_no_device_takes(options: dict, words: str):
+    with pytest.raises(EngineError, match=words):
+        irq_affinity.IrqAffinity(options)
+
+
+@pytest.mark.parametrize("value", [0, "0", [0]])
+def test_cpus_may_be_a_number_or_a_list(value):
+    tuner = irq_affinity.IrqAffinity({"vectors": value})
+    knobs = {"vectors.rx-0": Knob("0-1"), "vectors.rx-1": Knob("0-1")}
+    wanted = tuner.wanted(Device(1, "lo"), knobs, Rules())
+    assert wanted == {"vectors.rx-0": "0", "vectors.rx-1": "0"}
+
+
+def test_rollback_keeps_what_was_not_asked_for():
+    tuner = irq_affinity.IrqAffinity({"rps": "none"})
+    assert tuner.arguments({"rps.rx-0": "", "rps.rx-1": "0-1"}) == {
+        "vectors": "keep",
+        "xps": "keep",
+        "rps": {"rx-0": "none", "rx-1": "0-1"},
+    }
+
+
+def test_irqbalance():
+    answer = "SLEEP 10 IRQ 33 LOAD 0 DIFF 0 CLASS 4 IRQ 40 LOAD 12 DIFF 0 CLASS 4 BANNED 00000000"
+    assert irqbalance.parse_setup(answer) == {33, 40}
+    assert irqbalance.ban_request({40, 33}) == "settings ban irqs 33 40"
+    assert irqbalance.ban_request(()) == "settings ban irqs NONE"
+    with pytest.raises(ValueError, match="policyscript"):
+        irqbalance.ban_request(range(1000, 1100))
+
+
+def test_only_an_irqbalance_that_runs_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(irqbalance, "SOCKETS", tmp_path)
+    monkeypatch.setattr(irqbalance, "PROC", tmp_path)
+    (tmp_path / "irqbalance11.sock").touch()
+    (tmp_path / "irqbalance12.sock").touch()
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "comm").write_text("something else\n", encoding="ascii")
+    assert irqbalance.running() is None
+    (tmp_path / "12" / "comm").write_text("irqbalance\n", encoding="ascii")
+    assert irqbalance.running() == tmp_path / "irqbalance12.sock"
+
+
+def test_a_vector_that_the_kernel_does_not_move(tmp_path, monkeypatch):
+    monkeypatch.setattr(irqs, "PROC_IRQ", tmp_path)
+    for irq in (33, 34):
+        (tmp_path / str(irq)).mkdir()
+    file = tmp_path / "33" / "smp_affinity_list"
+    file.write_text("0-3\n", encoding="ascii")
+    assert irqs.movable(irqs.Vector(33, "rx-0"))
+    assert irq_affinity.move(irqs.Vector(33, "rx-0"), "2") is None
+    assert irqs.affinity(irqs.Vector(33, "rx-0")) == "2"
+    file.chmod(0o444)
+    assert not irqs.movable(irqs.Vector(33, "rx-0"))
+    # As if the CPU had no vector left.
+    (tmp_path / "34" / "smp_affinity_list").symlink_to("/dev/full")
+    assert irq_affinity.move(irqs.Vector(34, "rx-1"), "2") == (
+        "the kernel refuses to move interrupt 34 to CPU 2: No space left on device"
+    )
