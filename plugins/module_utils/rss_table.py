@@ -25,11 +25,17 @@ def weighted(size: int, weights: list[int]) -> Table:
     return tuple(table)
 
 
+def blocks(size: int, queues: int) -> Table:
+    """As igb fills a table by default."""
+    return tuple(entry * queues // size for entry in range(size))
+
+
 def following(table: Table, old_queues: int, new_queues: int) -> Table | None:
     """What a table should be after a change of the number of queues.
 
-    The default spreads over the new queues. One that somebody made stays, or is None if it names queues that go away.
+    A default spreads over the new queues. One that somebody made stays, or is None if it names queues that go away.
     """
-    if table == equal(len(table), old_queues):
-        return equal(len(table), new_queues)
+    for default in (equal, blocks):
+        if table == default(len(table), old_queues):
+            return default(len(table), new_queues)
     return table if max(table) < new_queues else None

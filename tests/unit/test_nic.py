@@ -137,6 +137,8 @@ def test_weights_fill_the_table_in_proportion(size: int, weights: list[int]):
 def test_a_table_after_a_change_of_the_number_of_queues():
     assert rss_table.following((0, 1, 0, 1), 2, 4) == (0, 1, 2, 3)
     assert rss_table.following((0, 1, 2, 3), 4, 2) == (0, 1, 0, 1)
+    assert rss_table.following((0, 0, 1, 1), 2, 4) == (0, 1, 2, 3)
+    assert rss_table.following((0, 0, 1, 1, 2, 2, 3, 3), 4, 2) == (0, 0, 0, 0, 1, 1, 1, 1)
     assert rss_table.following((0, 0, 0, 1), 4, 2) == (0, 0, 0, 1)
     assert rss_table.following((0, 0, 0, 3), 4, 2) is None
 
