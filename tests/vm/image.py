@@ -59,6 +59,7 @@ def _write_initrd(tree: Path, release: str, scratch: Path, initrd: Path) -> None
     for directory in ("bin", "dev", "modules", "proc", "root", "sys"):
         (scratch / directory).mkdir(parents=True)
     shutil.copy(tree / "bin" / "busybox", scratch / "bin")
+    (scratch / "bin" / "sh").symlink_to("busybox")
     shutil.copy(GUEST / "init", scratch)
     names = []
     for path in _module_files(tree, release):
