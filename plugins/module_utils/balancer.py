@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
@@ -413,11 +413,11 @@ class Balancer:
         if hook == "tc" and missing:
             raise link.HookRefused(f"tc ingress on {self.interface}: {', '.join(missing)} is possible with XDP only")
         if hook == "offload":
-            self._try_offload()
+            self._refuse_offload()
         return program_for(hook == "tc")
 
-    def _try_offload(self) -> None:
-        """Whether the device's hardware takes programs at all, told by the smallest there is."""
+    def _refuse_offload(self) -> NoReturn:
+        """Say why it is refused: the device takes no programs, as the smallest there is tells, or not this one."""
         try:
             os.close(
                 bpf.program_load(
@@ -429,6 +429,11 @@ class Balancer:
                 f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes no "
                 f"programs: {error.strerror}"
             ) from None
+        # kernel/bpf/offload.c, bpf_map_offload_map_alloc(): arrays and hash tables (Linux 4.16 to 6.18).
+        raise link.HookRefused(
+            f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes programs, but "
+            "the kernel passes no maps of maps to hardware, and the balancer needs them; use mode: native"
+        )
 
     def _attach(self, program: int, hook: str, attached: link.Attached | None) -> None:
         if hook == "tc":
