@@ -43,8 +43,7 @@ options:
         C(multi_buffer).
       - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
         generic leaves a moment in which packets pass without being balanced.
-      - V(offload) is in the network card. None takes this program so far; the module fails with the driver's name and the
-        reason.
+      - V(offload) is in the network card. None takes this program so far; the module fails with driver and reason.
       - V(auto) tries V(native), then V(tc), then V(generic). The result says which, and why.
     type: str
     choices: [auto, native, generic, tc, offload]
