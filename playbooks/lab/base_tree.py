@@ -77,7 +77,8 @@ def ensure(cache: Path, release: str, mirror: str, security_mirror: str) -> tupl
             return tree, False
         partial = cache / "base.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        result = run(*command, partial, input=source_lines, check=False)
+        # Without the dash it takes mirrors of its own and leaves the input alone.
+        result = run(*command, partial, "-", input=source_lines, check=False)
         if result.returncode:
             raise LabError(f"mmdebstrap could not build the base tree:\n{result.stderr[-3000:]}")
         partial.rename(tree)
