@@ -16,6 +16,7 @@ struct rewrite {
 	const __be32 *destination;
 	__be16 source_port;
 	__be16 destination_port;
+	int is_to_client; /* whose port may be 0 */
 	__sum16 ip_delta;
 	__sum16 l4_delta;
 };
@@ -94,7 +95,7 @@ static __always_inline void rewrite_packet(hook_context *ctx, const int family, 
 		return;
 	if (rewrite->source_port)
 		packet->udp->source = rewrite->source_port;
-	if (rewrite->destination_port)
+	if (rewrite->destination_port || rewrite->is_to_client)
 		packet->udp->dest = rewrite->destination_port;
 	add_to_checksum(ctx, family, packet, rewrite);
 }
@@ -212,6 +213,7 @@ static __always_inline int forward_session_reply(hook_context *ctx, const int fa
 		.destination = session->client,
 		.source_port = session->vip_port,
 		.destination_port = session->client_port,
+		.is_to_client = 1,
 		/* The way back is the opposite. */
 		.ip_delta = with_ttl_step(family, (__u16)~session->address_delta),
 		.l4_delta = (__u16)~session->l4_delta,

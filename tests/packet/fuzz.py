@@ -108,7 +108,7 @@ CLIENTS6 = [
     *(net.UNRESOLVED6, net.UNRESOLVED_BACK6, net.FRONT_ADDRESS6, net.ROUTER6, net.PROHIBITED6, net.NARROW6),
     *("::1", "::", "ff02::1"),
 ]
-CLIENT_PORTS = [1024, 33333, 40000, 40001, 50000, 65535]
+CLIENT_PORTS = [0, 1024, 33333, 40000, 40001, 50000, 65535]
 
 
 def _of_family(family: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

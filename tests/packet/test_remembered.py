@@ -14,7 +14,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, tabl
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from tests.packet.frames import CLIENT, tcp
+from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.reference import TX
 
 VIP = "203.0.113.10"
@@ -80,6 +80,15 @@ def test_a_new_connection_on_a_closed_ones_session_lives_as_long_as_any(nat, net
     assert timeout() == CLOSING
     assert send(nat, net, "S")[1] == port
     assert timeout() == NEW
+
+
+def test_a_client_without_a_port_gets_its_reply_without_one(make_rig):
+    """UDP's source port 0 (RFC 768)."""
+    rig = make_rig([{**NAT, "protocol": "udp", "port": 53}], [{"service": "nat", "address": "10.0.0.1"}])
+    _verdict, request = rig.send(udp(CLIENT, 0, VIP, 53, bytes(18)))
+    port = int.from_bytes(request[34:36], "big")
+    verdict, reply = rig.send(udp("10.0.0.1", 53, NAT["source"], port, bytes(18)))
+    assert (verdict, reply[34:38]) == (TX, struct.pack(">HH", 53, 0))
 
 
 def flow_tables(program) -> list[int]:
