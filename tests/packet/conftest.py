@@ -19,8 +19,21 @@ from tests.packet.frames import Case
 from tests.packet.network import Network, network
 from tests.support.program import ALL_FEATURES, Program
 
-# include/uapi/linux/pkt_cls.h: TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT
+# include/uapi/linux/time.h; what bpf_ktime_get_coarse_ns() reads
+CLOCK_MONOTONIC_COARSE = 6
+# include/uapi/linux/pkt_cls.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 TC_VERDICTS = {reference.PASS: 0xFFFFFFFF, reference.DROP: 2, reference.TX: 7, reference.REDIRECT: 7}
+
+
+def coarse_ns() -> int:
+    return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+
+
+def wait_for_a_tick_to_begin() -> None:
+    """If one is about to: for program and model it is to be the same one."""
+    margin = 12_000_000  # ns; the clock advances every 1 to 10 ms
+    while coarse_ns() // reference.TICK != (coarse_ns() + margin) // reference.TICK:
+        time.sleep(0.001)
 
 
 class Rig:
@@ -46,7 +59,7 @@ class Rig:
             filters,
             cpu=cpu,
             cpus=bpf.possible_cpus(),
-            clock=time.monotonic_ns,
+            clock=coarse_ns,
         )
         self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc)
 
@@ -56,6 +69,7 @@ class Rig:
 
     def send(self, frame: bytes) -> tuple[int, bytes]:
         """The program's verdict and frame, once they are the model's, too."""
+        wait_for_a_tick_to_begin()
         wanted = self.model.process(frame)
         verdict, output, _duration = self.program.run(frame, interface=self.interface)
         expected = TC_VERDICTS[wanted[0]] if self.tc else wanted[0]
