@@ -92,7 +92,11 @@ def module() -> Module:
     def call(name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
         command = [sys.executable, "-m", f"{MODULES}.{name}"]
-        output = subprocess.run(command, input=json.dumps(given), check=False, capture_output=True, text=True)
+        # pytest's pythonpath is of its own process only.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        output = subprocess.run(
+            command, input=json.dumps(given), check=False, capture_output=True, text=True, env=environment
+        )
         assert output.stdout, output.stderr
         return json.loads(output.stdout)
 
