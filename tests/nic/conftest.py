@@ -39,6 +39,14 @@ def root() -> None:
         pytest.exit("tests/nic makes and tunes network devices: run it as root", returncode=1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def python_path() -> Iterator[None]:
+    """pytest's own pythonpath is not that of the programs it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield
+
+
 @pytest.fixture
 def namespace() -> Iterator[None]:
     """This thread in new network and mount namespaces, so that /sys shows the devices made here."""
@@ -92,11 +100,7 @@ def module() -> Module:
     def call(name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
         command = [sys.executable, "-m", f"{MODULES}.{name}"]
-        # pytest's pythonpath is of its own process only.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        output = subprocess.run(
-            command, input=json.dumps(given), check=False, capture_output=True, text=True, env=environment
-        )
+        output = subprocess.run(command, input=json.dumps(given), check=False, capture_output=True, text=True)
         assert output.stdout, output.stderr
         return json.loads(output.stdout)
 
