@@ -20,9 +20,9 @@ PACK = ROOT / "roles/balancer/files/pack.py"
 PACKED = ("plugins/module_utils", "files/bpf", "roles/balancer/files")
 
 
-def pack(collection: Path, archive: Path) -> Path:
+def pack(collection: Path, archive: Path, role: str = "balancer") -> Path:
     """As the role does it."""
-    subprocess.run([sys.executable, str(PACK), str(collection), str(archive)], check=True)
+    subprocess.run([sys.executable, str(PACK), str(collection), str(archive), role], check=True)
     return archive
 
 
