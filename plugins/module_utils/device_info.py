@@ -82,6 +82,7 @@ def _cpus(device: Device) -> dict[str, Any]:
             "preferred": list(topology.preferred(node)),
             "cores": list(topology.cores(node)),
             "online": cpus.format_list(topology.online),
+            "possible": cpus.format_list(topology.possible),
             "isolated": cpus.format_list(topology.isolated),
         },
     }

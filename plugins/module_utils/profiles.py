@@ -93,14 +93,15 @@ def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> li
     check_overrides(overrides)
     computed: list[Choice] = []
     if profile != "custom":
-        channels = _channels(facts, profile)
+        channels = _channels(facts)
         asked = overrides.get("channels", {}).get("combined")
         current = facts.get("channels", {}).get("combined")
+        receiving = [queue for queue in facts.get("queues", {}).get("vectors", {}) if not queue.startswith("tx")]
         queues = asked or (channels[0].value if channels else current)
         computed = [
             *channels,
             *_features(facts),
-            *_rings(facts, profile, queues),
+            *_rings(facts, profile, queues or len(receiving) or 1),
             *_coalesce(facts, profile),
             *_rss(facts, queues),
             *_irq_affinity(facts),
@@ -126,7 +127,7 @@ def arguments(choices: list[Choice]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _channels(facts: dict[str, Any], profile: str) -> list[Choice]:
+def _channels(facts: dict[str, Any]) -> list[Choice]:
     maximum = facts.get("channels_maximum", {}).get("combined")
     if not maximum:
         return []
@@ -140,23 +141,23 @@ def _channels(facts: dict[str, Any], profile: str) -> list[Choice]:
     value = cores
     if value > maximum:
         value, why = maximum, f"{why}, of which the device serves {maximum}"
-    limit, reason = _xdp_limit(driver, maximum, len(cpus.parse_list(facts["cpus"]["online"])), value)
+    limit, reason = _xdp_limit(driver, maximum, len(cpus.parse_list(facts["cpus"]["possible"])), value)
     if reason:
         why = f"{why}; {reason}"
     return [Choice("channels", "combined", min(value, limit), why)]
 
 
-def _xdp_limit(driver: str, maximum: int, online: int, wanted: int) -> tuple[int, str]:
+def _xdp_limit(driver: str, maximum: int, possible: int, wanted: int) -> tuple[int, str]:
     """How many channels leave the driver transmit queues for XDP, and how so."""
     if driver in HALF_FOR_XDP:
         limit = max(maximum // 2, 1)
         return limit, f"{driver} takes half of {maximum} for what XDP sends" if wanted > limit else ""
-    if driver == ONE_FOR_EACH_CPU and wanted + online > maximum:
-        limit = maximum - online
+    if driver == ONE_FOR_EACH_CPU and wanted + possible > maximum:
+        limit = maximum - possible
         # A lock around sending costs less than half of the receiving CPUs.
         if 2 * limit >= wanted:
-            return limit, f"{online} of {maximum} are for what XDP sends, one for each CPU"
-        return maximum, f"{maximum} are too few for a transmit queue for each of {online} CPUs, so XDP locks them"
+            return limit, f"{possible} of {maximum} are for what XDP sends, one for each CPU"
+        return maximum, f"{maximum} are too few for a transmit queue for each of {possible} CPUs, so XDP locks them"
     return maximum, ""
 
 
@@ -169,15 +170,15 @@ def _features(facts: dict[str, Any]) -> list[Choice]:
     return [Choice("features", name, False, why) for name, why in reasons.items() if name in present]
 
 
-def _rings(facts: dict[str, Any], profile: str, queues: int | None) -> list[Choice]:
+def _rings(facts: dict[str, Any], profile: str, queues: int) -> list[Choice]:
     maxima = facts.get("rings_maximum", {})
     least, most = _RING_BOUNDS[profile]
     speed = facts["link"]["speed"]
     if speed:
         absence = _ABSENCE[profile]
-        needed = speed * absence // _PACKET_BITS // (queues or 1)
+        needed = speed * absence // _PACKET_BITS // queues
         size = min(max(1 << max(needed - 1, 0).bit_length(), least), most)
-        why = f"{needed} small packets come to each of {queues or 1} queues in {absence} us at {speed} Mbit/s"
+        why = f"{needed} small packets come to a queue, of {queues}, in {absence} us at {speed} Mbit/s"
         if needed < least or needed > most:
             why += f"; between {least} and {most} it is neither bursts that get lost nor buffers that leave the cache"
     else:
@@ -254,9 +255,10 @@ def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
     if choice.value == KEEP:
         return True
     if choice.option == "xps":
-        return choice.value == MATCH and present.get("xps") == match_xps(
-            present.get("xps", {}), vectors, tuple(facts["cpus"]["preferred"])
-        )
+        # Queues without a vector get the CPUs of the vectors, or those that are near.
+        orders = [tuple(facts["cpus"][name]) for name in ("cores", "preferred")]
+        xps = present.get("xps", {})
+        return choice.value == MATCH and any(xps == match_xps(xps, vectors, order) for order in orders)
     if isinstance(choice.value, dict):
         return False
     order = tuple(facts["cpus"]["preferred"])

@@ -129,7 +129,7 @@ def image(facts: dict[str, Any]) -> Image:
     else:
         found["rss"].pop("hash_fields", None)
     found["irq_affinity"] = _queues(facts)
-    return {group: options for group, options in found.items() if options}
+    return {group: found[group] for group in TUNERS if found[group]}
 
 
 def _queues(facts: dict[str, Any]) -> dict[str, Any]:

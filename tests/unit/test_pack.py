@@ -52,6 +52,19 @@ def test_everything_has_its_place(host):
     assert names(host / "usr/lib/lbops/engine", "*") == engine - {"adapter.py", "nic_adapter.py"}
 
 
+def test_a_host_without_a_balancer_gets_the_engine_and_its_own_unit(tmp_path):
+    with tarfile.open(pack(ROOT, tmp_path / "lbops.tar", "nic_tuning")) as tar:
+        entries = tar.getnames()
+        [unit] = [entry for entry in entries if not entry.startswith("usr/lib/lbops/engine/")]
+        assert unit == "etc/systemd/system/lbops-nic@.service"
+        [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.(\w+) apply %i$", read(tar, unit), re.MULTILINE)
+        assert 'if __name__ == "__main__":' in read(tar, f"usr/lib/lbops/engine/{module}.py")
+
+
+def read(tar: tarfile.TarFile, name: str) -> str:
+    return tar.extractfile(name).read().decode()
+
+
 def test_files_are_roots_and_nobody_elses_to_change(archive):
     with tarfile.open(archive) as tar:
         entries = tar.getmembers()
