@@ -14,12 +14,6 @@ from .device import Device
 
 DIRECTORY = Path("/etc/systemd/network")
 UDEV = Path("/run/udev/control")
-# What names devices where no file says so; that of systemd itself.
-DEFAULT = (
-    "NamePolicy=keep kernel database onboard slot path",
-    "AlternativeNamesPolicy=database onboard slot path mac",
-    "MACAddressPolicy=persistent",
-)
 _SOURCE = re.compile(r"^# In place of (/.+)$", re.MULTILINE)
 SETTINGS = {
     "channels.combined": "CombinedChannels",
@@ -94,7 +88,7 @@ def _read(path: Path) -> str:
 
 
 def _source(device: str) -> str:
-    """The file that names the device without ours."""
+    """The file that names the device without ours; nothing if none does."""
     ours = _SOURCE.search(_read(path_of(device)))
     if ours:
         return ours[1]
@@ -110,7 +104,9 @@ def desired(device: Device, values: dict[str, dict[str, Any]]) -> str:
     if not (added and address and device.driver() and UDEV.exists()):
         return ""
     source = _source(device.name)
-    return render(address, source, section(_read(Path(source)), "Link") if source else list(DEFAULT), added)
+    # Ours goes on naming the device when the one before it has gone.
+    earlier = (_read(Path(source)) if source else "") or _read(path_of(device.name))
+    return render(address, source, section(earlier, "Link"), added)
 
 
 def differs(device: str, text: str) -> bool:

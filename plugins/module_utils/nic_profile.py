@@ -13,6 +13,7 @@ from . import link_file, profiles, revert_timer, state, tuned
 from .device import Device, find
 from .device_info import of_device
 from .errors import EngineError
+from .nic import check_range
 from .outcome import Outcome
 from .profiles import Choice
 from .tuned import Image, Tuned, Tuning
@@ -27,6 +28,8 @@ class Work:
     choices: list[Choice]
     tuned: Tuned | None
     differing: list[Choice] = field(default_factory=list)
+    # By option, what the device made of what it was asked for.
+    unmet: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settled = self.tuned.settled if self.tuned else {}
@@ -44,17 +47,19 @@ class Work:
         """Whether that is what is applied at boot."""
         return self.tuned is not None and self.tuned.saved == self.values and self.tuned.pending is None
 
+    def _entry(self, choice: Choice) -> dict[str, Any]:
+        before = after = profiles.current(self.facts, choice)
+        why = choice.why
+        if choice in self.differing:
+            after = self.unmet.get(choice.name, choice.value)
+        elif choice.name in profiles.RECOGNIZED_BY_RESULT:
+            before = after = choice.value
+        if after != choice.value:
+            why += f"; the device makes that of {_text(choice.value)}"
+        return {"option": choice.name, "before": before, "after": after, "changes": before != after, "why": why}
+
     def plan(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "option": choice.name,
-                "before": profiles.current(self.facts, choice),
-                "after": choice.value,
-                "changes": choice in self.differing,
-                "why": choice.why,
-            }
-            for choice in self.choices
-        ]
+        return [self._entry(choice) for choice in self.choices]
 
 
 def lines(plan: list[dict[str, Any]], prefix: str = "") -> tuple[dict[str, str], dict[str, str]]:
@@ -152,17 +157,19 @@ def _change(current: Tuning, works: list[Work]) -> list[str]:
             raise EngineError(f"{failures[0][1]} ({back})")
         settled = _settled(work, of_device(work.device))
         current.devices[work.device.name].settled = settled
-        unmet += [
-            f"{work.device.name}: {name}={_text(asked)} was asked for, and {_text(now)} is what the device makes of it"
-            for name, (asked, now) in settled.items()
-            if name not in profiles.RECOGNIZED_BY_RESULT
-        ]
+        for name, (asked, now) in settled.items():
+            if name in profiles.RECOGNIZED_BY_RESULT:
+                continue
+            work.unmet[name] = now
+            option = f"{work.device.name}: {name}={_text(asked)}"
+            unmet.append(f"{option} was asked for, and {_text(now)} is what the device makes of it")
     tuned.save(current)
     return unmet
 
 
 def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after: int, check: bool) -> Outcome:
     """Raises EngineError, with everything as it was, if it cannot be done."""
+    check_range("revert_after", revert_after, 0)
     with tuned.locked(interface):
         current = tuned.load(interface)
         works = _works(interface, profile, overrides, current)

@@ -210,7 +210,9 @@ def test_a_change_that_fails_is_taken_back_at_once(host: Host):
 def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host):
     assert tune(500).warnings == ["eth0: rings.rx=500 was asked for, and 496 is what the device makes of it"]
     nic_profile.confirm("eth0", check=False)
-    assert not tune(500).changed
+    again = tune(500)
+    assert not again.changed and again.after == again.before == {"eth0": {"rings.rx": 496}}
+    assert "496  # as the overrides say; the device makes that of 500" in again.diff[1]["rings.rx"]
     host.rings["rx"] = 256
     assert tune(500).changed and host.rings["rx"] == 496
 
