@@ -170,7 +170,7 @@ def _change(current: Tuning, works: list[Work]) -> list[str]:
 def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after: int, check: bool) -> Outcome:
     """Raises EngineError, with everything as it was, if it cannot be done."""
     check_range("revert_after", revert_after, 0)
-    with tuned.locked(interface):
+    with tuned.locked(interface, check):
         current = tuned.load(interface)
         works = _works(interface, profile, overrides, current)
         changes = any(work.differing for work in works)
@@ -210,7 +210,7 @@ def _nested(plan: list[dict[str, Any]], key: str) -> dict[str, Any]:
 
 def confirm(interface: str, check: bool) -> Outcome:
     """Keep the change: stop the timer, and have it applied at boot. Raises EngineError if it was taken back."""
-    with tuned.locked(interface):
+    with tuned.locked(interface, check):
         current = tuned.load(interface)
         if current is None or current.reverted:
             raise EngineError(
@@ -246,10 +246,10 @@ def _write_link_file(name: str, values: Image, check: bool) -> bool:
 
 def restore(interface: str, check: bool) -> Outcome:
     """Put back what was there before the first change, and forget it. A device that is gone needs nothing."""
-    with tuned.locked(interface):
-        current = tuned.load(interface)
-        if current is None:
-            return Outcome(False, {}, {}, {}, [])
+    if tuned.load(interface) is None:
+        return Outcome(False, {}, {}, {}, [])
+    with tuned.locked(interface, check):
+        current = tuned.load(interface) or Tuning(interface)
         before, after, failures = {}, {}, []
         for name, entry in current.devices.items():
             before[name], after[name] = entry.saved or entry.pending or {}, entry.before

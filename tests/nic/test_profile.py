@@ -20,6 +20,7 @@ OVERRIDES = {
     "features": {"rx_vlan_offload": False},
     "irq_affinity": {"vectors": "keep", "xps": "match", "rps": "0"},
 }
+ROOT = Path(__file__).parents[2]
 MODULE_UTILS = "ansible_collections.lbops.xdp.plugins.module_utils"
 
 
@@ -101,23 +102,102 @@ def test_the_timer_wants_systemd(own_state: Path, veth: str, module: Module):
     assert channels(veth)["rx"] == 4
 
 
-def test_the_role(own_state: Path, veth: str, tmp_path: Path):
-    """As far as it goes without systemd: check mode writes nothing and says why."""
-    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path), "COLUMNS": "400"}
-    environment["ANSIBLE_COLLECTIONS_PATH"] = str(Path(__file__).parents[2] / "build/collections")
-    variables = {
+# --- the role
+
+STAND_INS = {
+    "systemd-run": 'echo "$0 $*" >>/run/log; touch /run/armed',
+    "systemctl": """
+case "$*" in
+*is-active*) [ -e /run/armed ] ;;
+*stop*.timer*) rm /run/armed ;;
+*show*) echo LoadState=loaded; echo ActiveState=inactive; [ ! -e /run/enabled ] || echo UnitFileState=enabled ;;
+*is-enabled*) [ -e /run/enabled ] && echo enabled ;;
+*enable*) touch /run/enabled ;;
+*disable*) rm /run/enabled ;;
+esac""",
+}
+
+
+@pytest.fixture
+def own_host(own_state: Path, veth: str) -> Path:
+    """A copy of the host's files to write to, and stand-ins for systemd, which record what is asked of it."""
+    for directory in ("etc", "usr/lib"):
+        layers = [Path("/run/layers") / directory / name for name in ("upper", "work")]
+        for layer in layers:
+            layer.mkdir(parents=True)
+        options = f"lowerdir=/{directory},upperdir={layers[0]},workdir={layers[1]}"
+        run("mount", "-t", "overlay", "overlay", "-o", options, f"/{directory}")
+    Path("/run/systemd/system").mkdir(parents=True)
+    programs = Path("/run/bin")
+    programs.mkdir()
+    for name, script in STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    return programs
+
+
+def play(name: str, programs: Path, *options: str, **variables: object) -> str:
+    variables |= {
         "ansible_python_interpreter": sys.executable,
         "ansible_become": False,
         "nic_tuning_hosts": "localhost",
-        "nic_tuning_interface": veth,
+        "nic_tuning_interface": "v0",
     }
-    playbook = Path(__file__).parents[2] / "playbooks/nic_tune.yml"
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", str(playbook)]
-    options = ["--check", "--diff", "-e", json.dumps(variables)]
+    environment = {
+        **os.environ,
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build/collections"),
+        "ANSIBLE_HOME": "/run/ansible",
+        "COLUMNS": "400",
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local"]
+    arguments = [str(ROOT / "playbooks" / name), *options, "-e", json.dumps(variables)]
     result = subprocess.run(
-        [*command, *options], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
+        [*command, *arguments], cwd="/run", env=environment, check=False, capture_output=True, text=True
     )
     assert not result.returncode, result.stdout + result.stderr
-    assert f"{veth}: features.lro False: XDP needs packets as they came" in result.stdout
-    assert f"+net/ipv4/conf/{veth}/rp_filter = 2" in result.stdout
-    assert not own_state.exists()
+    return result.stdout
+
+
+def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
+    wanted = {"nic_tuning_overrides": {"features": {"rx_vlan_offload": False}}, "nic_tuning_dsr_backend": True}
+    arp_ignore, units = Path("/proc/sys/net/ipv4/conf/all/arp_ignore"), Path("/etc/systemd/system")
+
+    output = play("nic_tune.yml", own_host, "--check", "--diff", **wanted)
+    assert "v0: features.lro False: XDP needs packets as they came" in output
+    assert "+net/ipv4/conf/v0/rp_filter = 2" in output
+    assert not own_state.exists() and features("v0")["rx-vlan-offload"]
+
+    play("nic_tune.yml", own_host, **wanted)
+    assert not features("v0")["rx-vlan-offload"]
+    assert "--on-active=120s" in Path("/run/log").read_text() and not Path("/run/armed").exists()
+    assert Path("/run/enabled").exists() and (units / "lbops-nic@.service").exists()
+    assert arp_ignore.read_text() == "1\n"
+    for options in ((), ("--check",)):
+        assert " changed=0 " in play("nic_tune.yml", own_host, *options, **wanted)
+
+    assert " changed=0 " not in play("nic_restore.yml", own_host)
+    assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n"
+    left = [*units.glob("lbops*"), *Path("/etc/sysctl.d").glob("*lbops*"), *Path("/run").glob("lbops*")]
+    assert not left and not own_state.exists() and not Path("/usr/lib/lbops").exists()
+    assert " changed=0 " in play("nic_restore.yml", own_host)
+
+
+def test_what_the_timer_runs(own_host: Path, own_state: Path):
+    """The controller goes away after the change: the engine on the host takes it back by the command in the timer."""
+    overrides = {"features": {"rx_vlan_offload": False}}
+    play("nic_tune.yml", own_host, nic_tuning_profile="custom")
+    change = {"interface": "v0", "profile": "custom", "overrides": overrides, "revert_after": 30}
+    arguments = {"ANSIBLE_MODULE_ARGS": change}
+    environment = {**os.environ, "PATH": f"{own_host}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "ansible_collections.lbops.xdp.plugins.modules.nic_profile"]
+    subprocess.run(command, input=json.dumps(arguments), check=True, env=environment, capture_output=True, text=True)
+    assert not features("v0")["rx-vlan-offload"] and Path("/run/armed").exists()
+
+    armed = Path("/run/log").read_text().splitlines()[-1]
+    program = armed.partition("/usr/bin/python3 ")[2].split()
+    output = subprocess.run(
+        ["/usr/bin/python3", *program], check=True, capture_output=True, text=True, env={"PYTHONPATH": "/usr/lib/lbops"}
+    ).stdout
+    assert output == "nic interface=v0 operation=revert result=done\n"
+    assert features("v0")["rx-vlan-offload"]
