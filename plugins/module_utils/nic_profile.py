@@ -136,6 +136,17 @@ def revert(interface: str) -> tuple[bool, list[str]]:
         return True, _take_back(current)
 
 
+def _tune(work: Work) -> tuple[list[str], dict[str, list[Any]]]:
+    """What did not work, and what the device made something else of."""
+    failures = tuned.apply(work.device, work.values) if work.differing else []
+    if failures:
+        return [str(error) for _group, error in failures], {}
+    try:
+        return [], _settled(work, of_device(work.device))
+    except EngineError as error:
+        return [str(error)], {}
+
+
 def _change(current: Tuning, works: list[Work]) -> list[str]:
     """What the device took otherwise than it was asked to, in sentences."""
     unmet = []
@@ -149,13 +160,12 @@ def _change(current: Tuning, works: list[Work]) -> list[str]:
     # The timer's process reads it.
     tuned.save(current)
     for work in works:
-        failures = tuned.apply(work.device, work.values) if work.differing else []
+        failures, settled = _tune(work)
         if failures:
             left = _take_back(current)
             revert_timer.disarm(current.interface)
             back = f"taken back, but for this: {'; '.join(left)}" if left else "all of the change was taken back"
-            raise EngineError(f"{failures[0][1]} ({back})")
-        settled = _settled(work, of_device(work.device))
+            raise EngineError(f"{'; '.join(failures)} ({back})")
         current.devices[work.device.name].settled = settled
         for name, (asked, now) in settled.items():
             if name in profiles.RECOGNIZED_BY_RESULT:
@@ -174,7 +184,8 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
         current = tuned.load(interface)
         works = _works(interface, profile, overrides, current)
         changes = any(work.differing for work in works)
-        pending = not all(work.saved for work in works) or changes
+        unsaved = [work for work in works if not work.saved]
+        pending = bool(unsaved) or changes
         warnings = [problem for work in works if (problem := profiles.mtu_problem(work.facts))]
         if pending and not check:
             current = current or Tuning(interface)
@@ -188,7 +199,7 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
         prefix = f"{work.device.name} " if len(works) > 1 else ""
         for target, found in zip((before, after), lines(work.plan(), prefix)):
             target.update(found)
-        for what, missing in (("applied at boot", not work.saved), ("set up by udev", work in drift)):
+        for what, missing in (("applied at boot", work in unsaved), ("set up by udev", work in drift)):
             if missing:
                 before[prefix + what], after[prefix + what] = "no", "yes, with these values"
     return Outcome(

@@ -207,6 +207,28 @@ def test_a_change_that_fails_is_taken_back_at_once(host: Host):
     assert host.rings["rx"] == 256 and not host.armed and tuned.load("eth0") is None
 
 
+def test_a_device_that_goes_away_meanwhile_fails_the_change(host: Host, monkeypatch):
+    def facts(device: Device) -> dict[str, Any]:
+        if host.rings["rx"] == 512:
+            raise EngineError("eth0 went away while it was worked on")
+        return host.facts(device)
+
+    monkeypatch.setattr(nic_profile, "of_device", facts)
+    with pytest.raises(EngineError, match=r"went away .* \(all of the change was taken back\)"):
+        tune(512)
+    assert host.rings["rx"] == 256 and tuned.load("eth0") is None
+
+
+def test_drift_is_the_same_in_check_mode(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    host.rings["rx"] = 256
+    expected = tune(512, check=True)
+    real = tune(512)
+    assert (expected.changed, expected.diff, expected.after) == (real.changed, real.diff, real.after)
+    assert list(real.diff[0]) == ["rings.rx"]
+
+
 def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host):
     assert tune(500).warnings == ["eth0: rings.rx=500 was asked for, and 496 is what the device makes of it"]
     nic_profile.confirm("eth0", check=False)
