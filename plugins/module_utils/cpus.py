@@ -90,7 +90,6 @@ class Topology:
             rank.update(dict.fromkeys(cpus, (other != node, distance.get(other, 0), other)))
         return tuple(sorted(usable, key=lambda cpu: (rank.get(cpu, (True, 0, 0)), cpu)))
 
-
     def cores(self, node: int | None) -> tuple[int, ...]:
         """One CPU of each physical core for a device's queues, of its NUMA node only."""
         preferred = self.preferred(node)
