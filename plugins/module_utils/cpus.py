@@ -67,6 +67,8 @@ class Topology:
     nodes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     # distances[a][b], in the order of the nodes' numbers
     distances: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    # The threads of each CPU's core, where there are several.
+    siblings: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def check(self, what: str, cpus: Iterable[int]) -> None:
         """Raises EngineError, beginning with `what`, unless all of them can take interrupts."""
@@ -88,6 +90,16 @@ class Topology:
             rank.update(dict.fromkeys(cpus, (other != node, distance.get(other, 0), other)))
         return tuple(sorted(usable, key=lambda cpu: (rank.get(cpu, (True, 0, 0)), cpu)))
 
+    def cores(self, node: int | None) -> tuple[int, ...]:
+        """One CPU of each physical core for a device's queues, of its NUMA node only."""
+        preferred = self.preferred(node)
+        near = [cpu for cpu in preferred if cpu in self.nodes.get(node, ())] if node is not None else []
+        found: dict[tuple[int, ...], int] = {}
+        # A node without CPUs, or with none that is usable, leaves those of the others.
+        for cpu in near or preferred:
+            found.setdefault(self.siblings.get(cpu, (cpu,)), cpu)
+        return tuple(sorted(found.values()))
+
 
 def _read(path: Path) -> tuple[int, ...]:
     """A list in sysfs, empty if it is empty or missing."""
@@ -106,10 +118,13 @@ def topology(sys: Path = Path("/sys")) -> Topology:
         path = node / f"node{number}" / "distance"
         if path.exists():
             distances[number] = tuple(int(word) for word in path.read_text(encoding="ascii").split())
+    online = _read(cpu / "online")
+    siblings = {number: _read(cpu / f"cpu{number}" / "topology/thread_siblings_list") for number in online}
     return Topology(
         possible=_read(cpu / "possible"),
-        online=_read(cpu / "online"),
+        online=online,
         isolated=_read(cpu / "isolated"),
         nodes={number: _read(node / f"node{number}" / "cpulist") for number in numbers},
         distances=distances,
+        siblings={number: threads for number, threads in siblings.items() if threads},
     )

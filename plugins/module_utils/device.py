@@ -26,7 +26,7 @@ IFINFOMSG = struct.Struct("=BxHiII")
 IFF_UP = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 10, 16, 18
-IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME = 43, 51, 53
+IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
 IFNAMSIZ = 16
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
 IFLA_BOND_SLAVE_MII_STATUS, BOND_LINK_UP = 2, 0
@@ -43,6 +43,7 @@ class Link:
     kind: str  # of virtual devices: bond, veth and the like
     master: int | None
     address: str
+    permanent_address: str  # empty if it was made up
     enabled: bool
     operstate: str
     mtu: int
@@ -73,6 +74,7 @@ def parse_link(message: bytes) -> Link:
         kind=string(info.get(IFLA_INFO_KIND, b"")),
         master=number(found[IFLA_MASTER]) if IFLA_MASTER in found else None,
         address=found.get(IFLA_ADDRESS, b"").hex(":"),
+        permanent_address=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
         enabled=bool(flags & IFF_UP),
         operstate=OPERSTATES[state] if state < len(OPERSTATES) else str(state),
         mtu=number(found.get(IFLA_MTU, b"")),

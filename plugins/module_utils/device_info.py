@@ -80,7 +80,9 @@ def _cpus(device: Device) -> dict[str, Any]:
         "numa_node": node,
         "cpus": {
             "preferred": list(topology.preferred(node)),
+            "cores": list(topology.cores(node)),
             "online": cpus.format_list(topology.online),
+            "possible": cpus.format_list(topology.possible),
             "isolated": cpus.format_list(topology.isolated),
         },
     }
@@ -97,7 +99,7 @@ def _knobs(device: Device) -> dict[str, Any]:
     return found
 
 
-def _of_device(device: Device) -> dict[str, Any]:
+def of_device(device: Device) -> dict[str, Any]:
     identity = _identity(device)
     try:
         return {
@@ -117,4 +119,4 @@ def info(interface: str) -> dict[str, Any]:
     """Of a bond, also everything of its members. Raises EngineError."""
     device = find(interface)
     members = [] if device.link().kind != "bond" else device.members()
-    return {**_of_device(device), "members": [_of_device(member) for member in members]}
+    return {**of_device(device), "members": [of_device(member) for member in members]}

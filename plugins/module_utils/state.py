@@ -25,6 +25,8 @@ from .plan import Allocation
 from .tables import PoolPlace
 
 SCHEMA = 2
+# What nic_profile keeps lies beside it; see tuned.py.
+NIC_PREFIX = "nic-"
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,17 @@ _REMEDY = "restore it from a backup, or remove everything with xdp_program state
 
 
 def save(path: Path, state: State) -> None:
+    # dumps() is several times as fast as dump().
+    write(path, json.dumps(state.dump(), separators=(",", ":")) + "\n")
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> None:
     """Replace the file as a whole: after a crash it holds the old state or the new one."""
     temporary = _temporary(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            # dumps() is several times as fast as dump().
-            file.write(json.dumps(state.dump(), separators=(",", ":")) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -209,8 +215,8 @@ def remove(path: Path) -> None:
 
 
 def interfaces(paths: Paths) -> list[str]:
-    """The interfaces that have a state."""
-    return sorted(path.stem for path in paths.state.glob("*.json"))
+    """The interfaces that have a balancer's state."""
+    return sorted(path.stem for path in paths.state.glob("*.json") if not path.name.startswith(NIC_PREFIX))
 
 
 @contextmanager

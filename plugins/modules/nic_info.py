@@ -67,11 +67,11 @@ numa_node:
   type: int
 cpus:
   description:
-    - CPUs for the device's queues in the order in which M(lbops.xdp.nic_irq_affinity) takes them, and which are online
-      and isolated.
+    - CPUs for the device's queues in the order in which M(lbops.xdp.nic_irq_affinity) takes them, one of each physical
+      core of its NUMA node, and which are online, isolated, or could be plugged in.
   returned: success
   type: dict
-  sample: {"isolated": "", "online": "0-3", "preferred": [0, 1, 2, 3]}
+  sample: {"cores": [0, 1], "isolated": "", "online": "0-3", "possible": "0-3", "preferred": [0, 1, 2, 3]}
 address:
   description: The hardware address.
   returned: success

@@ -20,9 +20,9 @@ PACK = ROOT / "roles/balancer/files/pack.py"
 PACKED = ("plugins/module_utils", "files/bpf", "roles/balancer/files")
 
 
-def pack(collection: Path, archive: Path) -> Path:
+def pack(collection: Path, archive: Path, role: str = "balancer") -> Path:
     """As the role does it."""
-    subprocess.run([sys.executable, str(PACK), str(collection), str(archive)], check=True)
+    subprocess.run([sys.executable, str(PACK), str(collection), str(archive), role], check=True)
     return archive
 
 
@@ -50,6 +50,19 @@ def test_everything_has_its_place(host):
     assert names(host / "etc/systemd/system", "*") == names(ROOT / "roles/balancer/files", "lbops-*")
     engine = names(ROOT / "plugins/module_utils", "*.py")
     assert names(host / "usr/lib/lbops/engine", "*") == engine - {"adapter.py", "nic_adapter.py"}
+
+
+def test_a_host_without_a_balancer_gets_the_engine_and_its_own_unit(tmp_path):
+    with tarfile.open(pack(ROOT, tmp_path / "lbops.tar", "nic_tuning")) as tar:
+        entries = tar.getnames()
+        [unit] = [entry for entry in entries if not entry.startswith("usr/lib/lbops/engine/")]
+        assert unit == "etc/systemd/system/lbops-nic@.service"
+        [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.(\w+) apply %i$", read(tar, unit), re.MULTILINE)
+        assert 'if __name__ == "__main__":' in read(tar, f"usr/lib/lbops/engine/{module}.py")
+
+
+def read(tar: tarfile.TarFile, name: str) -> str:
+    return tar.extractfile(name).read().decode()
 
 
 def test_files_are_roots_and_nobody_elses_to_change(archive):

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pack what the balancer's role installs into a tar archive to unpack at the root: pack.py <collection> <archive>.
+"""Pack what a role installs into a tar archive to unpack at the root: pack.py <collection> <archive> <role>.
 
 The same files give the same bytes, so that unpacking an unchanged archive changes nothing.
 """
@@ -13,16 +13,18 @@ import tarfile
 from pathlib import Path
 
 # Directory in the collection, directory on the host, which files, what belongs to Ansible only.
-CONTENT = (
-    ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"}),
-    ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set()),
-    ("roles/balancer/files", "etc/systemd/system", "lbops-*.service", set()),
-)
+ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"})
+SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 
 
-def pack(collection: Path, archive: Path) -> None:
+def content(role: str) -> list:
+    units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
+    return [ENGINE, SOURCE, units] if role == "balancer" else [ENGINE, units]
+
+
+def pack(collection: Path, archive: Path, role: str) -> None:
     with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for source, target, pattern, left_out in CONTENT:
+        for source, target, pattern, left_out in content(role):
             for path in sorted((collection / source).glob(pattern)):
                 if path.name not in left_out:
                     tar.add(path, f"{target}/{path.name}", filter=_plain)
@@ -36,4 +38,4 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    pack(Path(sys.argv[1]), Path(sys.argv[2]))
+    pack(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""systemd.link(5): what udev sets up when a device appears, before anybody uses it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .device import Device
+
+DIRECTORY = Path("/etc/systemd/network")
+UDEV = Path("/run/udev/control")
+_SOURCE = re.compile(r"^# In place of (/.+)$", re.MULTILINE)
+SETTINGS = {
+    "channels.combined": "CombinedChannels",
+    "channels.rx": "RxChannels",
+    "channels.tx": "TxChannels",
+    "rings.rx": "RxBufferSize",
+    "rings.tx": "TxBufferSize",
+    "features.lro": "LargeReceiveOffload",
+    "features.gro_hw": "GenericReceiveOffloadHardware",
+    "features.rx_checksum": "ReceiveChecksumOffload",
+    "features.tx_checksum": "TransmitChecksumOffload",
+    "features.rx_vlan_offload": "ReceiveVLANCTAGHardwareAcceleration",
+    "features.tx_vlan_offload": "TransmitVLANCTAGHardwareAcceleration",
+    "features.rx_vlan_filter": "ReceiveVLANCTAGFilter",
+    "features.ntuple": "NTupleFilter",
+    "coalesce.adaptive_rx": "UseAdaptiveRxCoalesce",
+    "coalesce.adaptive_tx": "UseAdaptiveTxCoalesce",
+    "coalesce.rx_usecs": "RxCoalesceSec",
+    "coalesce.tx_usecs": "TxCoalesceSec",
+    "coalesce.rx_frames": "RxMaxCoalescedFrames",
+    "coalesce.tx_frames": "TxMaxCoalescedFrames",
+}
+
+
+def path_of(device: str) -> Path:
+    # udev takes the first file that matches, in the order of their names.
+    return DIRECTORY / f"00-lbops-{device}.link"
+
+
+def section(text: str, name: str) -> list[str]:
+    """The settings of one section."""
+    found, inside = [], False
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            inside = line == f"[{name}]"
+        elif inside and line and line[0] not in "#;":
+            found.append(line)
+    return found
+
+
+def settings(values: dict[str, dict[str, Any]]) -> list[str]:
+    """What of the groups' arguments such a file can hold."""
+    lines = []
+    for name, key in SETTINGS.items():
+        group, _dot, option = name.partition(".")
+        value = values.get(group, {}).get(option)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif option.endswith("_usecs"):
+            value = f"{value}us"
+        lines.append(f"{key}={value}")
+    return lines
+
+
+def render(address: str, source: str, earlier: list[str], added: list[str]) -> str:
+    """A file for the device with this address. As one file only counts, it says what the one before it says."""
+    keys = {line.partition("=")[0] for line in added}
+    kept = [line for line in earlier if line.partition("=")[0].strip() not in keys]
+    origin = [f"# In place of {source}"] if source else []
+    lines = ["# Made by lbops.xdp.nic_profile", *origin, "[Match]", f"PermanentMACAddress={address}", "", "[Link]"]
+    return "\n".join([*lines, *kept, *added]) + "\n"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _source(device: str) -> str:
+    """The file that names the device without ours; nothing if none does."""
+    ours = _SOURCE.search(_read(path_of(device)))
+    if ours:
+        return ours[1]
+    command = ["udevadm", "info", "--query=property", f"--path=/sys/class/net/{device}"]
+    output = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    found = re.search(r"^ID_NET_LINK_FILE=(.+)$", output, re.MULTILINE)
+    return found[1] if found and found[1] != str(path_of(device)) else ""
+
+
+def desired(device: Device, values: dict[str, dict[str, Any]]) -> str:
+    """What the file should say; nothing for devices that udev does not set up, or cannot tell from others."""
+    added, address = settings(values), device.link().permanent_address
+    if not (added and address and device.driver() and UDEV.exists()):
+        return ""
+    source = _source(device.name)
+    # Ours goes on naming the device when the one before it has gone.
+    earlier = (_read(Path(source)) if source else "") or _read(path_of(device.name))
+    return render(address, source, section(earlier, "Link"), added)
+
+
+def differs(device: str, text: str) -> bool:
+    return _read(path_of(device)) != text

@@ -1,0 +1,282 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Profiles: from what a network device is to what it should be set to, each value with the reason. Pure functions.
+
+Facts are those of device_info.of_device(). Groups are named after the modules that set them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from . import cpus, rss_table
+from .errors import EngineError
+from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
+from .tuners import FEATURES
+
+PROFILES = ("throughput", "latency", "custom")
+
+# Options of each group and their types; None is checked by the group itself.
+_COALESCE = {name: int for name in ("rx_usecs", "rx_frames", "tx_usecs", "tx_frames")}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "channels": {name: int for name in ("combined", "rx", "tx", "other")},
+    "features": {name: bool for name in FEATURES},
+    "rings": {"rx": int, "tx": int},
+    "coalesce": {**_COALESCE, "adaptive_rx": bool, "adaptive_tx": bool},
+    "rss": {"queues": int, "weights": list, "table": list, "key": str, "hash_function": str, "hash_fields": dict},
+    "irq_affinity": {"vectors": None, "xps": None, "rps": None, "rfs": None, "irqbalance_ban": bool},
+}
+# Of these, one given by hand leaves no place for the computed others.
+_EXCLUSIVE = (
+    ("coalesce", {"adaptive_rx", "rx_usecs"}),
+    ("coalesce", {"adaptive_tx", "tx_usecs"}),
+    ("rss", {"queues", "weights", "table"}),
+    ("channels", {"combined", "rx"}),
+)
+
+# Tables, keys and lists of CPUs can be said in many ways; the same again is recognized by what came of it.
+RECOGNIZED_BY_RESULT = frozenset(
+    f"{group}.{option}"
+    for group, options in (("rss", ("weights", "table", "key", "hash_function")), ("irq_affinity", ("rps", "rfs")))
+    for option in options
+)
+
+# Drivers that take as many transmit queues for XDP as they have channels, from the same pool, and refuse a program when
+# there are too few: ena_xdp_legal_queue_count(), gve's verify_xdp_configuration(), bnxt_xdp_set().
+HALF_FOR_XDP = ("ena", "gve", "bnxt_en")
+# Its transmit queues for XDP are one for each CPU, or shared with locks (virtnet_xdp_set()).
+ONE_FOR_EACH_CPU = "virtio_net"
+
+# What a ring must hold: packets of 64 bytes, with preamble and gap, at line rate while the CPU is busy elsewhere.
+_PACKET_BITS = (64 + 20) * 8
+_ABSENCE = {"throughput": 500, "latency": 250}  # microseconds
+# Below, bursts get lost; above, the buffers (2 KiB each) leave the cache, and delay grows but not throughput.
+_RING_BOUNDS = {"throughput": (512, 2048), "latency": (256, 1024)}
+# The shortest delay that igb and e1000e take as it is; 3 and less are modes to them.
+_LATENCY_USECS = 10
+_PORTS = ["ip_src", "ip_dst", "port_src", "port_dst"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    group: str
+    option: str
+    value: Any
+    why: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}.{self.option}"
+
+
+def check_overrides(overrides: dict[str, Any]) -> None:
+    """Raises EngineError for what no module has."""
+    for group, options in overrides.items():
+        if group not in OPTIONS:
+            raise EngineError(f"overrides: there is no {group!r}; there are {', '.join(OPTIONS)}")
+        if not isinstance(options, dict):
+            raise EngineError(f"overrides.{group} is {options!r}, not a dictionary of {', '.join(OPTIONS[group])}")
+        for option, value in options.items():
+            if option not in OPTIONS[group]:
+                raise EngineError(f"overrides.{group}: there is no {option!r}; there are {', '.join(OPTIONS[group])}")
+            kind = OPTIONS[group][option]
+            # True is an int to Python.
+            if kind and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+                raise EngineError(f"overrides.{group}.{option}={value!r} is not of type {kind.__name__}")
+
+
+def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> list[Choice]:
+    """What to set, in the order of the groups. Raises EngineError for overrides that make no sense."""
+    check_overrides(overrides)
+    computed: list[Choice] = []
+    if profile != "custom":
+        channels = _channels(facts)
+        asked = overrides.get("channels", {}).get("combined")
+        current = facts.get("channels", {}).get("combined")
+        receiving = [queue for queue in facts.get("queues", {}).get("vectors", {}) if not queue.startswith("tx")]
+        queues = asked or (channels[0].value if channels else current)
+        computed = [
+            *channels,
+            *_features(facts),
+            *_rings(facts, profile, queues or len(receiving) or 1),
+            *_coalesce(facts, profile),
+            *_rss(facts, queues),
+            *_irq_affinity(facts),
+        ]
+    given = [
+        Choice(group, option, value, "as the overrides say")
+        for group, options in overrides.items()
+        for option, value in options.items()
+    ]
+    replaced = {choice.name for choice in given}
+    for group, options in _EXCLUSIVE:
+        if not options.isdisjoint(overrides.get(group, {})):
+            replaced |= {f"{group}.{option}" for option in options}
+    order = list(OPTIONS)
+    chosen = [choice for choice in computed if choice.name not in replaced] + given
+    return sorted(chosen, key=lambda choice: order.index(choice.group))
+
+
+def arguments(choices: list[Choice]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for choice in choices:
+        found.setdefault(choice.group, {})[choice.option] = choice.value
+    return found
+
+
+def _channels(facts: dict[str, Any]) -> list[Choice]:
+    maximum = facts.get("channels_maximum", {}).get("combined")
+    if not maximum:
+        return []
+    current, driver = facts["channels"]["combined"], facts["driver"]
+    if driver == ONE_FOR_EACH_CPU and facts["xdp"]["hook"] in ("native", "several"):
+        why = "virtio_net changes no channels while an XDP program is attached"
+        return [Choice("channels", "combined", current, why)]
+    cores = len(facts["cpus"]["cores"])
+    node = facts["numa_node"]
+    why = f"{cores} physical cores" + (f" of NUMA node {node}" if node is not None else "")
+    value = cores
+    if value > maximum:
+        value, why = maximum, f"{why}, of which the device serves {maximum}"
+    limit, reason = _xdp_limit(driver, maximum, len(cpus.parse_list(facts["cpus"]["possible"])), value)
+    if reason:
+        why = f"{why}; {reason}"
+    return [Choice("channels", "combined", min(value, limit), why)]
+
+
+def _xdp_limit(driver: str, maximum: int, possible: int, wanted: int) -> tuple[int, str]:
+    """How many channels leave the driver transmit queues for XDP, and how so."""
+    if driver in HALF_FOR_XDP:
+        limit = max(maximum // 2, 1)
+        return limit, f"{driver} takes half of {maximum} for what XDP sends" if wanted > limit else ""
+    if driver == ONE_FOR_EACH_CPU and wanted + possible > maximum:
+        limit = maximum - possible
+        # A lock around sending costs less than half of the receiving CPUs.
+        if 2 * limit >= wanted:
+            return limit, f"{possible} of {maximum} are for what XDP sends, one for each CPU"
+        return maximum, f"{maximum} are too few for a transmit queue for each of {possible} CPUs, so XDP locks them"
+    return maximum, ""
+
+
+def _features(facts: dict[str, Any]) -> list[Choice]:
+    reasons = {
+        "lro": "XDP needs packets as they came, and must not get several merged into one",
+        "gro_hw": "packets that the device merges are too long for XDP",
+    }
+    present = facts.get("features", {})
+    return [Choice("features", name, False, why) for name, why in reasons.items() if name in present]
+
+
+def _rings(facts: dict[str, Any], profile: str, queues: int) -> list[Choice]:
+    maxima = facts.get("rings_maximum", {})
+    least, most = _RING_BOUNDS[profile]
+    speed = facts["link"]["speed"]
+    if speed:
+        absence = _ABSENCE[profile]
+        needed = speed * absence // _PACKET_BITS // queues
+        size = min(max(1 << max(needed - 1, 0).bit_length(), least), most)
+        why = f"{needed} small packets come to a queue, of {queues}, in {absence} us at {speed} Mbit/s"
+        if needed < least or needed > most:
+            why += f"; between {least} and {most} it is neither bursts that get lost nor buffers that leave the cache"
+    else:
+        size = 2 * least
+        why = "what a queue of 10 Gbit/s needs; the device tells no speed"
+    found = []
+    for name in ("rx", "tx"):
+        if name in maxima:
+            value = min(size, maxima[name])
+            found.append(Choice("rings", name, value, why if value == size else f"the device's maximum, below {size}"))
+    return found
+
+
+def _coalesce(facts: dict[str, Any], profile: str) -> list[Choice]:
+    present = facts.get("coalesce", {})
+    if profile == "throughput":
+        why = "the driver waits longer under load, so that an interrupt serves many packets"
+        return [Choice("coalesce", name, True, why) for name in ("adaptive_rx", "adaptive_tx") if name in present]
+    found = []
+    if "adaptive_rx" in present:
+        found.append(Choice("coalesce", "adaptive_rx", False, "the delay is to be the same at any load"))
+    if "rx_usecs" in present:
+        why = f"no packet waits more than {_LATENCY_USECS} us for its interrupt, and a CPU gets no more than 100,000/s"
+        found.append(Choice("coalesce", "rx_usecs", _LATENCY_USECS, why))
+    return found
+
+
+def _rss(facts: dict[str, Any], queues: int | None) -> list[Choice]:
+    present = facts.get("rss", {})
+    found = []
+    if "table" in present and queues:
+        found.append(Choice("rss", "queues", queues, "as many as channels, so that every CPU has work"))
+    fields = {name: _PORTS for name in ("udp4", "udp6") if name in present.get("hash_fields", {})}
+    if fields:
+        why = "without the ports all UDP between two hosts is one queue's"
+        found.append(Choice("rss", "hash_fields", fields, why))
+    return found
+
+
+def _irq_affinity(facts: dict[str, Any]) -> list[Choice]:
+    present = facts.get("queues", {})
+    if not present.get("vectors"):
+        return []
+    near = cpus.format_list(facts["cpus"]["cores"])
+    found = [Choice("irq_affinity", "vectors", near, "one physical core for each queue, near the device")]
+    if present.get("xps"):
+        found.append(Choice("irq_affinity", "xps", MATCH, "a CPU sends through the queue whose interrupts it gets"))
+    if "irqbalance_ban" in present:
+        found.append(Choice("irq_affinity", "irqbalance_ban", True, "irqbalance would move them elsewhere"))
+    return found
+
+
+def current(facts: dict[str, Any], choice: Choice) -> Any:
+    """The value that the option has now: one like the choice's own, or a text that differs from any."""
+    group, option, value = choice.group, choice.option, choice.value
+    present = facts.get("queues" if group == "irq_affinity" else group, {})
+    if group == "rss" and option == "queues":
+        table = tuple(present.get("table", ()))
+        spread = max(table, default=0) + 1
+        return spread if table and table == rss_table.equal(len(table), spread) else f"table {_text(table)}"
+    if group == "rss" and option == "hash_fields":
+        known = present.get("hash_fields", {})
+        return {name: known.get(name) for name in value}
+    if group == "irq_affinity" and option in ("vectors", "xps"):
+        return value if _as_chosen(facts, choice) else _text(present.get(option, {}))
+    if choice.name in RECOGNIZED_BY_RESULT:
+        return _text(present.get("table" if option == "weights" else option))
+    return present.get(option)
+
+
+def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
+    present = facts.get("queues", {})
+    vectors = present.get("vectors", {})
+    if choice.value == KEEP:
+        return True
+    if choice.option == "xps":
+        # Queues without a vector get the CPUs of the vectors, or those that are near.
+        orders = [tuple(facts["cpus"][name]) for name in ("cores", "preferred")]
+        xps = present.get("xps", {})
+        return choice.value == MATCH and any(xps == match_xps(xps, vectors, order) for order in orders)
+    if isinstance(choice.value, dict):
+        return False
+    order = tuple(facts["cpus"]["preferred"])
+    return vectors == assign(vectors, order if choice.value == AUTO else cpus.parse_list(str(choice.value)))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def mtu_problem(facts: dict[str, Any]) -> str:
+    """Why a native program without multi_buffer would be refused; nothing if it would not."""
+    limit, mtu = facts["xdp"]["mtu_limit"], facts["mtu"]
+    # Of veth it is the other end's that counts.
+    if facts["driver"] == "veth" or mtu <= limit:
+        return ""
+    certainly = "takes" if facts["xdp"]["mtu_limit_measured"] else "most likely takes"
+    return (
+        f"{facts['interface']}: native XDP {certainly} an MTU of {limit} at most, it has {mtu}; lower it where the "
+        "host's network is configured, or let the program be one for long frames (multi_buffer)"
+    )

@@ -1,0 +1,183 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an interface was set to before it was tuned, and what it is to be set to at boot.
+
+/var/lib/lbops/nic-<interface>.json, replaced atomically. Of a bond it holds the members.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import cpus, state, tuning
+from .channels import Channels
+from .device import Device
+from .errors import EngineError
+from .irq_affinity import NONE, IrqAffinity
+from .nic import Rules, Tuner
+from .rss import Rss
+from .tuners import Coalesce, Features, Rings
+
+SCHEMA = 1
+STATE, RUN = state.HOST_PATHS.state, Path("/run")
+# In this order: queues first, since the rest is about them.
+TUNERS: dict[str, type[Tuner]] = {
+    "channels": Channels,
+    "features": Features,
+    "rings": Rings,
+    "coalesce": Coalesce,
+    "rss": Rss,
+    "irq_affinity": IrqAffinity,
+}
+# By group, arguments of its module.
+Image = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Tuned:
+    """One device."""
+
+    # Before it was tuned at all.
+    before: Image
+    # What is applied at boot, once it was confirmed.
+    saved: Image | None = None
+    # What was applied but not confirmed yet, and what to go back to if it never is.
+    pending: Image | None = None
+    previous: Image | None = None
+    # By option, what was asked for and what came of it where that is not the same: not to be tried again.
+    settled: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Tuning:
+    """One interface, as the operator names it."""
+
+    interface: str
+    devices: dict[str, Tuned] = field(default_factory=dict)
+    # The last change was taken back by the timer.
+    reverted: bool = False
+
+    @property
+    def pending(self) -> bool:
+        return any(tuned.pending is not None for tuned in self.devices.values())
+
+
+def path_of(interface: str) -> Path:
+    return STATE / f"{state.NIC_PREFIX}{interface}.json"
+
+
+def load(interface: str) -> Tuning | None:
+    """None if there is none. Raises EngineError for what this engine cannot read."""
+    path = path_of(interface)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise EngineError(f"{path} has schema {document['schema']!r}, this engine reads {SCHEMA}; remove it")
+        devices = {name: Tuned(**tuned) for name, tuned in document["devices"].items()}
+        return Tuning(interface, devices, document["reverted"])
+    except FileNotFoundError:
+        return None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and apply again") from None
+
+
+def save(tuning_state: Tuning) -> None:
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    document = {"schema": SCHEMA, **asdict(tuning_state)}
+    state.write(path_of(tuning_state.interface), json.dumps(document, indent=1) + "\n")
+
+
+def remove(interface: str) -> None:
+    state.remove(path_of(interface))
+
+
+@contextmanager
+def locked(interface: str, check: bool = False) -> Iterator[None]:
+    """One at a time: a timer may run out while a change is still under way. Check mode leaves no file behind."""
+    if check:
+        yield
+        return
+    path = RUN / f"lbops-nic-{interface}.lock"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def image(facts: dict[str, Any]) -> Image:
+    """Arguments of the modules that bring back what device_info.of_device() found."""
+    found = {group: dict(facts.get(group, {})) for group in ("channels", "rings")}
+    found["features"] = {name: value for name, value in facts.get("features", {}).items() if value is not None}
+    found["coalesce"] = dict(facts.get("coalesce", {}))
+    for direction in ("rx", "tx"):
+        # The driver changes that delay all the time.
+        if found["coalesce"].get(f"adaptive_{direction}"):
+            found["coalesce"].pop(f"{direction}_usecs", None)
+    # A flow type without any fields is what the device does by itself.
+    rss = facts.get("rss", {})
+    found["rss"] = {name: value for name, value in rss.items() if value}
+    fields = {name: value for name, value in rss.get("hash_fields", {}).items() if value}
+    if fields:
+        found["rss"]["hash_fields"] = fields
+    else:
+        found["rss"].pop("hash_fields", None)
+    found["irq_affinity"] = _queues(facts)
+    return {group: found[group] for group in TUNERS if found[group]}
+
+
+def _queues(facts: dict[str, Any]) -> dict[str, Any]:
+    queues = facts.get("queues", {})
+    found: dict[str, Any] = {name: queues[name] for name in ("rfs", "irqbalance_ban") if name in queues}
+    for group in ("vectors", "xps", "rps"):
+        if queues.get(group):
+            found[group] = {queue: listed or NONE for queue, listed in queues[group].items()}
+    return found
+
+
+def apply(device: Device, values: Image) -> list[tuple[str, EngineError]]:
+    """Set a device up as far as it goes; what did not work, by group."""
+    failures = []
+    for group, options in values.items():
+        try:
+            _apply_group(device, group, options)
+        except EngineError as error:
+            failures.append((group, error))
+        except OSError as error:
+            failures.append((group, EngineError(f"{device.name}: {group}: the kernel refused an operation: {error}")))
+    return failures
+
+
+def usable(options: dict[str, Any], online: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of nic_irq_affinity without CPUs that are offline, which a list may well have named before."""
+
+    def left(listed: Any) -> str:
+        try:
+            return cpus.format_list(set(cpus.parse_list(str(listed))) & set(online))
+        except ValueError:
+            return str(listed)
+
+    found = dict(options)
+    for name in ("vectors", "xps", "rps"):
+        value = options.get(name)
+        if isinstance(value, dict):
+            found[name] = {queue: left(listed) for queue, listed in value.items() if left(listed)}
+        elif value is not None:
+            found[name] = left(value)
+    return {name: value for name, value in found.items() if value not in ("", {})}
+
+
+def _apply_group(device: Device, group: str, options: dict[str, Any]) -> None:
+    if group == "irq_affinity":
+        options = usable(options, cpus.topology().online)
+    # A device of the same name may have other queues after a reboot.
+    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True), check=False)

@@ -1,0 +1,256 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way back: images of a device, the state file, files for udev, and what happens to changes nobody confirms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import (
+    link_file,
+    nic_profile,
+    nic_service,
+    revert_timer,
+    state,
+    tuned,
+)
+from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.tuned import Tuned, Tuning
+
+FACTS = {
+    "driver": "igb",
+    "mtu": 1500,
+    "xdp": {"hook": None, "mtu_limit": 3506, "mtu_limit_measured": True},
+    "channels": {"combined": 4},
+    "rings": {"rx": 256, "tx": 256},
+    "coalesce": {"rx_usecs": 3, "tx_usecs": 3, "adaptive_rx": True},
+    "features": {"lro": False, "tx_checksum": None},
+    "rss": {"table": [0, 1], "key": "", "hash_fields": {"udp4": ["ip_src"], "ip6": []}},
+    "queues": {"vectors": {"rx-0": "0-3"}, "xps": {"tx-0": ""}, "rfs": {"rx-0": 0}},
+}
+
+
+def test_an_image_has_arguments_that_the_modules_take():
+    image = tuned.image(FACTS)
+    assert image == {
+        "channels": {"combined": 4},
+        "features": {"lro": False},
+        "rings": {"rx": 256, "tx": 256},
+        "coalesce": {"tx_usecs": 3, "adaptive_rx": True},
+        "rss": {"table": [0, 1], "hash_fields": {"udp4": ["ip_src"]}},
+        "irq_affinity": {"vectors": {"rx-0": "0-3"}, "xps": {"tx-0": "none"}, "rfs": {"rx-0": 0}},
+    }
+    assert list(image) == list(tuned.TUNERS)
+    assert tuned.image({"rss": {}, "queues": {}}) == {}
+    for group, options in image.items():
+        if group != "irq_affinity":
+            tuned.TUNERS[group](options)
+
+
+def test_cpus_that_are_offline_get_no_interrupts():
+    options = {"vectors": {"rx-0": "0-7", "rx-1": "6"}, "xps": {"tx-0": "none"}, "rps": "4-9", "rfs": {"rx-0": 0}}
+    assert tuned.usable(options, (0, 1, 4)) == {
+        "vectors": {"rx-0": "0-1,4"},
+        "xps": {"tx-0": "none"},
+        "rps": "4",
+        "rfs": {"rx-0": 0},
+    }
+    assert tuned.usable({"vectors": "auto", "xps": "match"}, (0,)) == {"vectors": "auto", "xps": "match"}
+
+
+# --- files for udev
+
+
+def test_a_link_file_says_what_the_one_before_it_says():
+    base = "[Match]\nOriginalName=*\n\n[Link]\n# Names\nNamePolicy=keep\nRxBufferSize=9\n[Other]\nX=1\n"
+    added = link_file.settings(
+        {"rings": {"rx": 512}, "features": {"lro": False}, "coalesce": {"rx_usecs": 10}, "rss": {"queues": 4}}
+    )
+    assert added == ["RxBufferSize=512", "LargeReceiveOffload=no", "RxCoalesceSec=10us"]
+    text = link_file.render("52:54:00:12:34:56", "/usr/lib/base.link", link_file.section(base, "Link"), added)
+    assert text.splitlines() == [
+        "# Made by lbops.xdp.nic_profile",
+        "# In place of /usr/lib/base.link",
+        "[Match]",
+        "PermanentMACAddress=52:54:00:12:34:56",
+        "",
+        "[Link]",
+        "NamePolicy=keep",
+        "RxBufferSize=512",
+        "LargeReceiveOffload=no",
+        "RxCoalesceSec=10us",
+    ]
+
+
+def test_a_link_file_of_our_own_is_not_its_own_base(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(link_file, "DIRECTORY", tmp_path)
+    link_file.path_of("eth0").write_text(link_file.render("52:54:00:12:34:56", "/usr/lib/base.link", [], ["A=1"]))
+    assert link_file._source("eth0") == "/usr/lib/base.link"
+
+
+# --- the timer
+
+
+def test_the_timer_runs_the_engine_and_names_the_interface(monkeypatch):
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(revert_timer, "_run", lambda *command: commands.append(command))
+    monkeypatch.setattr(revert_timer, "SYSTEMD", Path("/nonexistent"))
+    revert_timer.arm("en-p1", 90)
+    [command] = commands
+    assert command[0] == "systemd-run" and "--on-active=90s" in command
+    assert "--unit=lbops-nic-revert-en\\x2dp1" in command
+    assert command[-3:] == ("engine.nic_service", "revert", "en-p1")
+
+
+def test_without_systemd_there_is_no_timer(monkeypatch):
+    monkeypatch.setattr(revert_timer, "SYSTEMD", Path("/nonexistent"))
+    with pytest.raises(EngineError, match="needs systemd.*set it to 0"):
+        revert_timer.check()
+
+
+# --- changes, confirmed or not
+
+
+class Host:
+    """One device whose knobs are a dictionary, and a timer that only remembers whether it is armed."""
+
+    def __init__(self) -> None:
+        self.rings = {"rx": 256, "tx": 256}
+        self.armed = 0
+        self.failing = ""
+
+    def facts(self, device: Device) -> dict[str, Any]:
+        return {"interface": device.name, **FACTS, "rings": dict(self.rings)}
+
+    def apply(self, device: Device, values: tuned.Image) -> list[tuple[str, EngineError]]:
+        for key, value in values["rings"].items():
+            # A device that rounds.
+            self.rings[key] = value // 8 * 8
+        failing, self.failing = self.failing, ""
+        return [("rings", EngineError(failing))] if failing else []
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch) -> Host:
+    made = Host()
+    device = Device(7, "eth0")
+    monkeypatch.setattr(tuned, "STATE", tmp_path)
+    monkeypatch.setattr(tuned, "RUN", tmp_path)
+    monkeypatch.setattr(tuned, "apply", made.apply)
+    monkeypatch.setattr(nic_profile, "of_device", made.facts)
+    monkeypatch.setattr(nic_profile, "find", lambda interface: device)
+    monkeypatch.setattr(nic_service, "_wait_for", lambda interface: device)
+    monkeypatch.setattr(nic_profile.socket, "if_nameindex", lambda: [(7, "eth0")])
+    monkeypatch.setattr(Device, "members", lambda device: [device])
+    monkeypatch.setattr(link_file, "desired", lambda device, values: "")
+    monkeypatch.setattr(link_file, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(revert_timer, "check", lambda: None)
+    monkeypatch.setattr(revert_timer, "arm", lambda interface, seconds: setattr(made, "armed", seconds))
+    monkeypatch.setattr(revert_timer, "disarm", lambda interface: setattr(made, "armed", 0))
+    return made
+
+
+def tune(rx: int, check: bool = False):
+    return nic_profile.apply("eth0", "custom", {"rings": {"rx": rx}}, 60, check)
+
+
+def test_check_real_again_check(host: Host):
+    assert tune(512, check=True).changed and host.rings["rx"] == 256 and not tuned.load("eth0")
+    first = tune(512)
+    assert first.changed and first.details["pending"] and host.rings["rx"] == 512 and host.armed == 60
+    assert nic_profile.confirm("eth0", check=False).changed and not host.armed
+    again = tune(512)
+    assert not again.changed and not again.details["pending"] and not host.armed
+    assert not tune(512, check=True).changed
+    assert not nic_profile.confirm("eth0", check=False).changed
+
+
+def test_what_nobody_confirms_is_taken_back_and_cannot_be_confirmed_later(host: Host):
+    tune(512)
+    assert nic_profile.revert("eth0") == (True, [])
+    assert host.rings["rx"] == 256 and tuned.load("eth0") is None
+    with pytest.raises(EngineError, match="eth0: there is nothing to confirm: the change was taken back"):
+        nic_profile.confirm("eth0", check=False)
+    assert nic_profile.revert("eth0") == (False, [])
+
+
+def test_a_second_change_is_taken_back_to_the_first(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    tune(1024)
+    assert nic_profile.revert("eth0") == (True, [])
+    assert host.rings["rx"] == 512
+    with pytest.raises(EngineError, match="nothing to confirm"):
+        nic_profile.confirm("eth0", check=False)
+    assert tuned.load("eth0").devices["eth0"].saved == {"rings": {"rx": 512}}
+    tune(1024)
+    assert nic_profile.confirm("eth0", check=False).changed
+    assert nic_profile.restore("eth0", check=False).changed
+    assert host.rings["rx"] == 256 and tuned.load("eth0") is None
+    assert not nic_profile.restore("eth0", check=False).changed
+
+
+def test_a_confirmed_change_is_not_taken_back(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    assert nic_profile.revert("eth0") == (False, []) and host.rings["rx"] == 512
+
+
+def test_a_change_that_fails_is_taken_back_at_once(host: Host):
+    host.failing = "the link of eth0 did not come up"
+    with pytest.raises(EngineError, match=r"did not come up \(all of the change was taken back\)"):
+        tune(512)
+    assert host.rings["rx"] == 256 and not host.armed and tuned.load("eth0") is None
+
+
+def test_a_device_that_goes_away_meanwhile_fails_the_change(host: Host, monkeypatch):
+    def facts(device: Device) -> dict[str, Any]:
+        if host.rings["rx"] == 512:
+            raise EngineError("eth0 went away while it was worked on")
+        return host.facts(device)
+
+    monkeypatch.setattr(nic_profile, "of_device", facts)
+    with pytest.raises(EngineError, match=r"went away .* \(all of the change was taken back\)"):
+        tune(512)
+    assert host.rings["rx"] == 256 and tuned.load("eth0") is None
+
+
+def test_drift_is_the_same_in_check_mode(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    host.rings["rx"] = 256
+    expected = tune(512, check=True)
+    real = tune(512)
+    assert (expected.changed, expected.diff, expected.after) == (real.changed, real.diff, real.after)
+    assert list(real.diff[0]) == ["rings.rx"]
+
+
+def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host):
+    assert tune(500).warnings == ["eth0: rings.rx=500 was asked for, and 496 is what the device makes of it"]
+    nic_profile.confirm("eth0", check=False)
+    again = tune(500)
+    assert not again.changed and again.after == again.before == {"eth0": {"rings.rx": 496}}
+    assert "496  # as the overrides say; the device makes that of 500" in again.diff[1]["rings.rx"]
+    host.rings["rx"] = 256
+    assert tune(500).changed and host.rings["rx"] == 496
+
+
+def test_boot_applies_what_was_confirmed_and_only_that(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    tune(1024)
+    host.rings["rx"] = 256
+    assert nic_service.apply("eth0") == [] and host.rings["rx"] == 512
+
+
+def test_the_state_file_is_kept_apart_from_balancers(tmp_path: Path, host: Host):
+    tuned.save(Tuning("eth0", {"eth0": Tuned(before={})}))
+    assert (tmp_path / "nic-eth0.json").stat().st_mode & 0o777 == 0o600
+    assert state.interfaces(state.Paths(tmp_path, tmp_path)) == []
+    (tmp_path / "nic-eth0.json").write_text("{")
+    with pytest.raises(EngineError, match="nic-eth0.json is damaged .*; remove it and apply again"):
+        tuned.load("eth0")
