@@ -25,10 +25,12 @@ class Knob:
 
 @dataclass(frozen=True)
 class Rules:
-    """What to do about values beyond the maximum, and about knobs that a device lacks or fixes."""
+    """What to do about values beyond the maximum, about knobs that a device lacks or fixes, and about values that it
+    makes something else of without an objection."""
 
     clamp: bool = False
     skip: bool = False
+    settle: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def revert(interface: str) -> tuple[bool, list[str]]:
 
 def _tune(work: Work) -> tuple[list[str], dict[str, list[Any]]]:
     """What did not work, and what the device made something else of."""
-    failures = tuned.apply(work.device, work.values) if work.differing else []
+    failures = tuned.apply(work.device, work.values, settle=True) if work.differing else []
     if failures:
         return [str(error) for _group, error in failures], {}
     try:

@@ -144,12 +144,13 @@ def _queues(facts: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def apply(device: Device, values: Image) -> list[tuple[str, EngineError]]:
-    """Set a device up as far as it goes; what did not work, by group."""
+def apply(device: Device, values: Image, settle: bool = False) -> list[tuple[str, EngineError]]:
+    """Set a device up as far as it goes; what did not work, by group. With `settle`, what the device makes something
+    else of did."""
     failures = []
     for group, options in values.items():
         try:
-            _apply_group(device, group, options)
+            _apply_group(device, group, options, settle)
         except EngineError as error:
             failures.append((group, error))
         except OSError as error:
@@ -176,8 +177,8 @@ def usable(options: dict[str, Any], online: tuple[int, ...]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in ("", {})}
 
 
-def _apply_group(device: Device, group: str, options: dict[str, Any]) -> None:
+def _apply_group(device: Device, group: str, options: dict[str, Any], settle: bool) -> None:
     if group == "irq_affinity":
         options = usable(options, cpus.topology().online)
     # A device of the same name may have other queues after a reboot.
-    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True), check=False)
+    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True, settle=settle), check=False)

@@ -31,6 +31,7 @@ class Lab:
 
     def __init__(self, inventory: Path) -> None:
         self.inventory = inventory
+        self.scratch = inventory.parent
 
     def ansible(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [Path(sys.executable).with_name(program), "-i", self.inventory, *arguments]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.batch import Task, run, shell
+from tests.support.batch import Task, run, shell
 
 T0 = {"interface": "t0"}
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53}

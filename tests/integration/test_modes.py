@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.batch import Task, run
+from tests.support.batch import Task, run
 from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab
 from tests.support.client import Client
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.integration.batch import Task, run, shell
+from tests.support.batch import Task, run, shell
 from tests.integration.conftest import DIRECTORY
 
 T0 = {"interface": "t0", "max_services": 16, "max_backends": 64, "max_endpoints": 256}

@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import LAYOUT_VERSION
 from ansible_collections.lbops.xdp.plugins.module_utils.state import SCHEMA
 
-from tests.integration.batch import Task, run, shell
+from tests.support.batch import Task, run, shell
 from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
 
 VIP, PORT = "10.77.0.10", 7

@@ -1,0 +1,91 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The virtual machines of tests/vm, which molecule's scenario vm starts: everything is done on all of them at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import batch
+from tests.support.batch import Task
+from tests.vm import access, image, network
+from tests.vm.common import CHECKOUT, RUN
+
+GUESTS = os.environ.get("VM_GUESTS", " ".join(image.SUITES)).split()
+INVENTORY = CHECKOUT / "extensions" / "molecule" / "vm" / "inventory"
+BOOT_SECONDS = 300
+
+
+class Guests:
+    """What tests do to the guests."""
+
+    scratch = RUN
+
+    def ansible(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name(program), "-i", INVENTORY, "--limit", ",".join(GUESTS), *arguments]
+        environment = {**os.environ, "MOLECULE_PROJECT_DIRECTORY": str(CHECKOUT), "ANSIBLE_TIMEOUT": "60"}
+        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env=environment)
+
+    def run(self, *tasks: Task) -> dict[str, list[dict]]:
+        """The results of modules, by guest."""
+        return batch.run_on(self, GUESTS, list(tasks))
+
+    def try_playbook(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        options = ("-e", f"balancers_at_once={len(GUESTS)}", *arguments)
+        return self.ansible("ansible-playbook", str(CHECKOUT / "playbooks" / name), *options)
+
+    def playbook(self, name: str, *arguments: str) -> tuple[dict[str, int], str]:
+        """How many tasks changed something on each guest, and the output."""
+        result = self.try_playbook(name, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        recap = re.findall(r"^(\w+) +: ok=\d+ +changed=(\d+)", result.stdout, re.MULTILINE)
+        return {guest: int(changed) for guest, changed in recap}, result.stdout
+
+    def ssh(self, guest: str, command: str, check: bool = True) -> str:
+        result = subprocess.run(
+            ["ssh", "-F", access.CONFIG, guest, command], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert not check or result.returncode == 0, f"{guest}: {command}: {result.stderr}"
+        return result.stdout.strip()
+
+    def each(self, command: str) -> dict[str, str]:
+        """What a command prints on each guest."""
+        return {guest: self.ssh(guest, command) for guest in GUESTS}
+
+    def client(self, guest: str, *command: str) -> str:
+        """What a program prints on the client beside the guest."""
+        inside = network.inside(RUN / guest / "net", "client")
+        return subprocess.run([*inside, *command], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    def reboot(self) -> None:
+        booted = self.each("cat /proc/sys/kernel/random/boot_id")
+        for guest in GUESTS:
+            self.ssh(guest, "systemctl reboot", check=False)
+            access.close(guest)
+        deadline = time.monotonic() + BOOT_SECONDS
+        for guest in GUESTS:
+            while self.ssh(guest, "cat /proc/sys/kernel/random/boot_id", check=False) in ("", booted[guest]):
+                assert time.monotonic() < deadline, f"{guest} does not come up again"
+                time.sleep(1)
+            # "degraded" is the business of the tests.
+            self.ssh(guest, "systemctl is-system-running --wait", check=False)
+
+
+@pytest.fixture(scope="session")
+def guests() -> Guests:
+    if not access.CONFIG.exists():
+        pytest.exit("tests/guests needs guests: python3 -m tests.vm.guest start", returncode=1)
+    return Guests()
+
+
+@pytest.fixture(params=GUESTS)
+def guest(request: pytest.FixtureRequest) -> str:
+    return request.param
