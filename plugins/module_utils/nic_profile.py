@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import link_file, profiles, revert_timer, state, tuned
+from . import link, link_file, profiles, revert_timer, state, tuned
 from .device import Device, find
 from .device_info import of_device
 from .errors import EngineError
@@ -267,7 +266,7 @@ def restore(interface: str, check: bool) -> Outcome:
             if check:
                 continue
             link_file.path_of(name).unlink(missing_ok=True)
-            if name in (known for _index, known in socket.if_nameindex()):
+            if link.exists(name):
                 failures += [str(error) for _group, error in tuned.apply(find(name), entry.before)]
         if not check:
             revert_timer.disarm(interface)
