@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineError
+from .errors import EngineError, errno_name
 
 # include/uapi/linux/if_link.h
 FLAG_IF_NOEXIST = 1 << 0
@@ -99,8 +99,7 @@ def attached(interface: str) -> Attached | None:
 
 def kernel_words(error: Any) -> str:
     """What the kernel said against a request."""
-    # 95 has two names, of which Python gives the one that the kernel does not use.
-    name = errno.errorcode.get(error.code, str(error.code)).replace("ENOTSUP", "EOPNOTSUPP")
+    name = errno_name(error.code)
     words = error.args[1] if len(error.args) > 1 else name
     return f"{words} ({name})"
 

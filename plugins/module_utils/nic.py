@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .device import Device
-from .errors import EngineError
+from .errors import EngineError, errno_name
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,11 @@ def supported(call: Any) -> Any:
         raise
 
 
-# The kernel's name of a number that has two.
-_ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP"}
-
-
 def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any] | None = None) -> EngineError:
     """What the kernel's error means, and the remedy."""
     if error.errno == errno.ENODEV or (error.errno == errno.ENOENT and not device.exists()):
         return device.gone()
-    words = f"{error.strerror} ({_ERRNO_NAMES.get(error.errno) or errno.errorcode.get(error.errno, error.errno)})"
+    words = f"{error.strerror} ({errno_name(error.errno)})"
     what = f"{device.name}: {subject}"
     if changes:
         what += " " + " ".join(f"{key}={text_of(value)}" for key, value in changes.items())
