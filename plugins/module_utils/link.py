@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .device import missing
 from .errors import EngineError, errno_name
 
 # include/uapi/linux/if_link.h
@@ -67,8 +68,7 @@ def interface_index(interface: str) -> int:
     try:
         return socket.if_nametoindex(interface)
     except (OSError, ValueError):
-        known = ", ".join(name for _index, name in socket.if_nameindex())
-        raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None
+        raise missing(interface) from None
 
 
 def exists(interface: str) -> bool:
