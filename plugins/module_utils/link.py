@@ -10,10 +10,9 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .device import missing
+from .device import find, missing
 from .errors import EngineError, errno_name
 
 # include/uapi/linux/if_link.h
@@ -77,9 +76,8 @@ def exists(interface: str) -> bool:
 
 
 def driver(interface: str) -> str:
-    """The name of the interface's driver; virtual interfaces have none in sysfs."""
-    link = Path("/sys/class/net") / interface / "device" / "driver"
-    return link.resolve().name if link.exists() else "virtual"
+    """For messages: the name of the interface's driver."""
+    return find(interface).driver() or "virtual"
 
 
 def attached(interface: str) -> Attached | None:

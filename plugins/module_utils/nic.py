@@ -12,6 +12,7 @@ import errno
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import outcome
 from .device import Device
 from .errors import EngineError, errno_name
 
@@ -89,7 +90,8 @@ def _alternatives(key: str, knobs: dict[str, Knob]) -> str:
 
 
 def text_of(value: Any) -> str:
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else str(value)
+    """Switches as ethtool shows them."""
+    return ("on" if value else "off") if isinstance(value, bool) else outcome.text_of(value)
 
 
 def nest(values: dict[str, Any]) -> dict[str, Any]:
