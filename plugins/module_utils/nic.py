@@ -146,9 +146,14 @@ class Tuner:
     def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
         return []
 
+    @staticmethod
+    def options(found: dict[str, Any]) -> dict[str, Any]:
+        """What was read, as the module's options that bring it back."""
+        return {name: value for name, value in found.items() if value is not None}
+
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """Values by knob as arguments of the module."""
-        return nest(values)
+        return self.options(nest(values))
 
 
 def supported(call: Any) -> Any:
