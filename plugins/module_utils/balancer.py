@@ -354,13 +354,12 @@ class Balancer:
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
         code = compiler.compile_program(build)
-        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
         try:
             return bpf.program_load(
                 PROGRAM_NAME,
                 bpf.relocate(code, list(live_maps.descriptors.values())),
-                program_type=bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP,
-                flags=flags,
+                program_type=build.program_type,
+                flags=build.load_flags,
             )
         except bpf.VerifierError as error:
             raise EngineError(

@@ -95,9 +95,7 @@ def write_tree(tree: Path) -> None:
             types, functions = btf.describe(starts)
             (tree / f"{name}.bpf.btf").write_bytes(types)
             (tree / f"{name}.bpf.functions").write_bytes(functions)
-        kind = bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP
-        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
-        programs.append(f"{name} /{name}.bpf {kind} {flags}")
+        programs.append(f"{name} /{name}.bpf {build.program_type} {build.load_flags}")
     (tree / "programs").write_text("\n".join(programs) + "\n", encoding="ascii")
     source = fuzz.Frames(1)
     frames = [source.good()[:1500].ljust(60, b"\0") for _frame in range(FRAMES)]
