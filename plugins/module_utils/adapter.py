@@ -11,7 +11,7 @@ from typing import Any, Callable
 from ansible.module_utils.basic import AnsibleModule
 
 from .errors import EngineError
-from .outcome import Outcome
+from .outcome import Outcome, text_of
 
 INTERFACE_ARGUMENT = {"type": "str", "required": True}
 
@@ -20,13 +20,9 @@ def _lines(content: Any) -> str:
     """One line an entry, so that a difference shows entries and not braces."""
     entries = content if isinstance(content, list) else [{key: value} for key, value in content.items()]
     return "".join(
-        " ".join(f"{key}={_text(value)}" for key, value in entry.items() if value is not None) + "\n"
+        " ".join(f"{key}={text_of(value)}" for key, value in entry.items() if value is not None) + "\n"
         for entry in entries
     )
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def run(

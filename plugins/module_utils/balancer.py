@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -354,13 +354,12 @@ class Balancer:
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
         code = compiler.compile_program(build)
-        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
         try:
             return bpf.program_load(
                 PROGRAM_NAME,
                 bpf.relocate(code, list(live_maps.descriptors.values())),
-                program_type=bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP,
-                flags=flags,
+                program_type=build.program_type,
+                flags=build.load_flags,
             )
         except bpf.VerifierError as error:
             raise EngineError(
@@ -526,12 +525,12 @@ class Balancer:
             if not purge:
                 # The merged list is checked as a whole, ports that clash included.
                 services = model.parse_services([service.as_dict() for service in services.values()])
-            model.check(model.Config(services, {}))
-            self._require(used_features(model.Config(services, {})), current, features if check else None)
             kept = {key: backend for key, backend in current.config.backends.items() if key.service in services}
             unfit = _unfit(current.config.services, services, kept)
             desired = model.Config(services, {key: backend for key, backend in kept.items() if key not in unfit})
-            outcome = self._apply(current, desired, check, "services")
+            model.check(desired)
+            self._require(used_features(desired), current, features if check else None)
+            outcome = self._apply(current, desired, check, "services", next_hops.Ways())
             return replace(outcome, warnings=[*outcome.warnings, *unfit.values()])
 
     def _require(self, used: frozenset[str], current: state.State, planned: list[str] | None) -> None:
@@ -577,21 +576,25 @@ class Balancer:
             kept = {
                 key: backend
                 for key, backend in current.config.backends.items()
-                if not purge or (service is not None and key.service != service)
+                if key.service in known_services and (not purge or (service is not None and key.service != service))
             }
-            kept = {key: backend for key, backend in kept.items() if key.service in known_services}
             desired = model.Config(known_services, {**kept, **declared})
+            model.check(desired)
             created = [backend for key, backend in declared.items() if key not in current.config.backends]
-            for backend in created:
-                if backend.interface:
-                    link.interface_index(backend.interface)
-            self._refuse_lost_ways(created, current.program.hook)
-            return self._apply(current, desired, check, "backends", only=service)
+            ways = next_hops.ways(_addresses_of_kernel(created))
+            self._refuse_lost_ways(created, ways, current.program.hook)
+            return self._apply(current, desired, check, "backends", ways, only=service)
 
     def _apply(
-        self, current: state.State, desired: model.Config, check: bool, what: str, only: str | None = None
+        self,
+        current: state.State,
+        desired: model.Config,
+        check: bool,
+        what: str,
+        ways: next_hops.Ways,
+        only: str | None = None,
     ) -> Outcome:
-        model.check(desired)
+        """Make a checked configuration the live one; `ways` are those to the backends that are new."""
         sizes = current.program.sizes
         with maps.open_pinned(self.maps_directory, sizes) as live_maps:
             drift = self._drift(current, live_maps)
@@ -605,7 +608,9 @@ class Balancer:
                 live_maps.zero_counters("service_counters", planned.zero_service_counters)
                 live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
                 self._save_intent(current, planned)
-                warnings = self._resolve(planned)
+                # Before a packet needs them.
+                problems = next_hops.resolve(ways, RESOLVE_TIMEOUT)
+                warnings = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
                 written = self._write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
                 self._save_result(current, planned, written)
@@ -655,24 +660,19 @@ class Balancer:
         settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
         state.save(self.state_file, replace(current, config=planned.desired, allocation=settled, tables=written))
 
-    def _resolve(self, planned: plan.Plan) -> list[str]:
-        """Neighbours of new backends, before a packet needs them."""
-        backends = planned.desired.backends
-        created = [backends[key] for key in planned.backends.created]
-        addresses = {backend.address for backend in created if backend.address and not backend.mac}
-        problems = next_hops.resolve(sorted(addresses), RESOLVE_TIMEOUT) if addresses else {}
-        return [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
+    def _refuse_lost_ways(self, created: list[model.Backend], ways: next_hops.Ways, hook: str) -> None:
+        """Raises EngineError for an interface that is not there, or that takes no packets.
 
-    def _refuse_lost_ways(self, backends: list[model.Backend], hook: str) -> None:
-        """A frame that native XDP sends to a device without ndo_xdp_xmit, such as a bridge or a VLAN, is lost."""
+        A frame that native XDP sends to a device without ndo_xdp_xmit, such as a bridge or a VLAN, is lost.
+        """
+        reached_over = {link.interface_index(backend.interface): backend for backend in created if backend.interface}
         if hook != "native":
             return
-        ways = {link.interface_index(backend.interface): backend for backend in backends if backend.interface}
-        resolved_by_kernel = {backend.address: backend for backend in backends if backend.address and not backend.mac}
-        for index, address in next_hops.interfaces(resolved_by_kernel).items():
-            ways.setdefault(index, resolved_by_kernel[address])
-        ways.pop(link.interface_index(self.interface), None)
-        for index, backend in sorted(ways.items()):
+        by_address = {backend.address: backend for backend in created if not backend.mac}
+        for neighbour, address in ways.neighbours.items():
+            reached_over.setdefault(neighbour.interface, by_address[address])
+        reached_over.pop(link.interface_index(self.interface), None)
+        for index, backend in sorted(reached_over.items()):
             features = xdp_features(index)
             if features is not None and "ndo_xmit" not in features:
                 name = socket.if_indextoname(index)
@@ -835,8 +835,7 @@ class Balancer:
         current = state.load(self.state_file)
         if current is None:
             return []
-        backends = current.config.backends.values()
-        return sorted({backend.address for backend in backends if backend.address and not backend.mac})
+        return _addresses_of_kernel(current.config.backends.values())
 
     def forget_next_hops(self) -> None:
         """Routes, links or neighbours changed: the program asks the kernel's tables again."""
@@ -877,13 +876,21 @@ def _index_or_0(interface: str | None) -> int:
     return link.interface_index(interface) if interface and link.exists(interface) else 0
 
 
+def _addresses_of_kernel(backends: Iterable[model.Backend]) -> list[str]:
+    """Those whose next hop the kernel's tables decide."""
+    return sorted({backend.address for backend in backends if backend.address and not backend.mac})
+
+
 def _renumbered_interfaces(entries: bytes, current: state.State) -> bool:
     """Whether an interface of redirect was made anew since its backend was written."""
+    indexes = {interface: _index_or_0(interface) for interface in _redirect_interfaces(current.config)}
+    if not indexes:
+        return False
     place_in_entry = BACKEND_FIELDS.index("interface")
     for key, backend in current.config.backends.items():
         if backend.interface:
             entry = BACKEND.unpack_from(entries, current.allocation.backends[key] * BACKEND.size)
-            if entry[place_in_entry] != _index_or_0(backend.interface):
+            if entry[place_in_entry] != indexes[backend.interface]:
                 return True
     return False
 
@@ -893,6 +900,8 @@ def _unfit(
 ) -> dict[model.BackendKey, str]:
     """Backends that a changed service can no longer have, with the reason."""
     changed = {name for name, service in before.items() if after.get(name, service) != service}
+    if not changed:
+        return {}
     # Where two are in each other's way, it is that of the changed service that goes.
     ordered = sorted(backends, key=lambda key: key.service in changed)
     problems = model.backend_problems(model.Config(after, {key: backends[key] for key in ordered}))

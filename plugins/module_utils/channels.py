@@ -11,9 +11,9 @@ from . import ethtool_ioctl, rss_table
 from .device import Device
 from .errors import EngineError
 from .ethtool import Ethtool
-from .nic import Knob, Plan, check_range, supported
+from .nic import Knob, Plan, supported
 from .rss_table import Table
-from .tuners import Plain, amount_knobs
+from .tuners import Amounts
 
 # IFLA_XDP_ATTACHED: in the driver, and in several places
 _NATIVE = (1, 4)
@@ -40,21 +40,19 @@ def _receiving(counts: dict[str, Any]) -> int:
     return counts.get("combined", 0) + counts.get("rx", 0)
 
 
-class Channels(Plain):
+class Channels(Amounts):
     subject = "channels"
     bounces_link = True
+    getter, setter = staticmethod(Ethtool.channels), staticmethod(Ethtool.set_channels)
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        for name, value in self._wanted.items():
-            check_range(name, value, 0)
         if self._wanted.get("combined") == 0 and not self._wanted.get("rx"):
             raise EngineError("combined=0 leaves no receive queue; ask for 1 or more, or for rx and tx as well")
 
-    @staticmethod
-    def read(device: Device) -> dict[str, Knob]:
-        with Ethtool(device.index) as ethtool:
-            knobs = amount_knobs(supported(ethtool.channels))
+    @classmethod
+    def read(cls, device: Device) -> dict[str, Knob]:
+        knobs = super().read(device)
         pairs = _virtio_pairs(device)
         if pairs and "combined" in knobs:
             knobs["combined"] = Knob(pairs, knobs["combined"].maximum)
@@ -96,8 +94,7 @@ class Channels(Plain):
             # Where nobody can set a table, nobody has.
             supported(lambda: ethtool_ioctl.set_rss(device.index, table=()))
         try:
-            with Ethtool(device.index) as ethtool:
-                ethtool.set_channels(changes)
+            super().write(device, changes, before)
         except OSError:
             if in_the_way:
                 supported(lambda: ethtool_ioctl.set_rss(device.index, table=table))

@@ -57,6 +57,7 @@ class Build:
 
     @property
     def flags(self) -> list[str]:
+        """For the compiler."""
         sizes = self.sizes
         numbers = {
             "MAX_SESSIONS": sizes.max_sessions,
@@ -72,6 +73,15 @@ class Build:
             *(f"-D{FEATURES[feature]}" for feature in sorted(self.features)),
             *(["-DHOOK_TC"] if self.tc else []),
         ]
+
+    @property
+    def program_type(self) -> int:
+        return bpf.PROG_TYPE_SCHED_CLS if self.tc else bpf.PROG_TYPE_XDP
+
+    @property
+    def load_flags(self) -> int:
+        """For the kernel."""
+        return bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in self.features and not self.tc else 0
 
     def digest(self) -> str:
         """Changes with source, features, sizes and kernel, and only with them."""

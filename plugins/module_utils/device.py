@@ -169,6 +169,11 @@ class Device:
             time.sleep(0.1)
 
 
+def missing(interface: str) -> EngineError:
+    known = ", ".join(name for _index, name in socket.if_nameindex())
+    return EngineError(f"interface {interface!r} does not exist; this host has {known}")
+
+
 def find(interface: str) -> Device:
     """By name or alternative name. Raises EngineError if there is no such device."""
     # A request by name also finds alternative ones, unless they are too long for it.
@@ -179,5 +184,4 @@ def find(interface: str) -> Device:
             link = parse_link(route.request(RTM_GETLINK, request)[0])
         return Device(link.index, link.name)
     except OSError:
-        known = ", ".join(name for _index, name in socket.if_nameindex())
-        raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None
+        raise missing(interface) from None

@@ -24,15 +24,20 @@ PAGE_OVERHEAD = 256 + 320 + 14
 # What some drivers keep free besides, in bytes; found by attaching a program at every MTU.
 DRIVER_OVERHEAD = {"virtio_net": 0, "veth": 0, "vmxnet3": 12}
 
-# In the order in which they are set up.
-READERS: dict[str, type[Tuner]] = {
-    "rings": Rings,
+# In the order in which they are set up: queues first, since the rest is about them.
+TUNERS: dict[str, type[Tuner]] = {
     "channels": Channels,
-    "rss": Rss,
-    "coalesce": Coalesce,
     "features": Features,
-    "queues": IrqAffinity,
+    "rings": Rings,
+    "coalesce": Coalesce,
+    "rss": Rss,
+    "irq_affinity": IrqAffinity,
 }
+
+
+def fact_of(group: str) -> str:
+    """Where the facts have what the module of this group sets."""
+    return "queues" if group == "irq_affinity" else group
 
 
 def xdp_mtu_limit(driver: str, page_size: int) -> tuple[int, bool]:
@@ -90,12 +95,12 @@ def _cpus(device: Device) -> dict[str, Any]:
 
 def _knobs(device: Device) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for group, reader in READERS.items():
-        knobs = reader.read(device)
-        found[group] = nest({key: knob.value for key, knob in knobs.items()})
+    for group, tuner in TUNERS.items():
+        knobs, fact = tuner.read(device), fact_of(group)
+        found[fact] = nest({key: knob.value for key, knob in knobs.items()})
         maxima = {key: knob.maximum for key, knob in knobs.items() if knob.maximum is not None}
         if maxima:
-            found[f"{group}_maximum"] = maxima
+            found[f"{fact}_maximum"] = maxima
     return found
 
 

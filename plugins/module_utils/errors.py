@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+
+# 95 has two names, of which Python gives the one that the kernel does not use.
+_ERRNO_NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
+def errno_name(number: int | None) -> str:
+    return _ERRNO_NAMES.get(number, str(number))
 
 
 class EngineError(Exception):

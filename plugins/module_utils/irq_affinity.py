@@ -21,7 +21,7 @@ from . import cpus, irqbalance, irqs
 from .device import Device
 from .errors import EngineError
 from .irqs import Vector
-from .nic import Knob, Plan, Rules, Tuner, check_range, nest
+from .nic import Knob, Plan, Rules, Tuner, check_range
 from .tuners import given
 
 KEEP, NONE, AUTO, MATCH = "keep", "none", "auto", "match"
@@ -247,10 +247,18 @@ class IrqAffinity(Tuner):
         except ValueError as error:
             raise EngineError(f"{device.name}: {error}") from None
 
+    @staticmethod
+    def options(found: dict[str, Any]) -> dict[str, Any]:
+        lists = {
+            group: {queue: listed or NONE for queue, listed in found[group].items()}
+            for group in ("vectors", "xps", "rps")
+            if group in found
+        }
+        return {**found, **lists}
+
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
-        arguments = nest({key: NONE if value == "" else value for key, value in values.items()})
         # What was not asked for is to stay.
-        return {"vectors": KEEP, "xps": KEEP, **arguments}
+        return {"vectors": KEEP, "xps": KEEP, **super().arguments(values)}
 
 
 def members_of(values: dict[str, Any], group: str) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .errors import EngineError
+from .device import find, missing
+from .errors import EngineError, errno_name
 
 # include/uapi/linux/if_link.h
 FLAG_IF_NOEXIST = 1 << 0
@@ -67,8 +67,7 @@ def interface_index(interface: str) -> int:
     try:
         return socket.if_nametoindex(interface)
     except (OSError, ValueError):
-        known = ", ".join(name for _index, name in socket.if_nameindex())
-        raise EngineError(f"interface {interface!r} does not exist; this host has {known}") from None
+        raise missing(interface) from None
 
 
 def exists(interface: str) -> bool:
@@ -77,9 +76,8 @@ def exists(interface: str) -> bool:
 
 
 def driver(interface: str) -> str:
-    """The name of the interface's driver; virtual interfaces have none in sysfs."""
-    link = Path("/sys/class/net") / interface / "device" / "driver"
-    return link.resolve().name if link.exists() else "virtual"
+    """For messages: the name of the interface's driver."""
+    return find(interface).driver() or "virtual"
 
 
 def attached(interface: str) -> Attached | None:
@@ -99,8 +97,7 @@ def attached(interface: str) -> Attached | None:
 
 def kernel_words(error: Any) -> str:
     """What the kernel said against a request."""
-    # 95 has two names, of which Python gives the one that the kernel does not use.
-    name = errno.errorcode.get(error.code, str(error.code)).replace("ENOTSUP", "EOPNOTSUPP")
+    name = errno_name(error.code)
     words = error.args[1] if len(error.args) > 1 else name
     return f"{words} ({name})"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +131,10 @@ class Maps:
                 self["backends"], b"".join(map(index, backends)), b"".join(backends.values()), len(backends)
             )
 
-    def retire_backends(self, places: Iterable[int]) -> None:
+    def retire_backends(self, places: Collection[int]) -> None:
         """Flows that are remembered with these are chosen anew; nothing else of the entries changes."""
+        if not places:
+            return
         entries = self.read_backends()
         retired = {}
         for place in places:

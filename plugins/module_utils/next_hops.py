@@ -9,8 +9,8 @@ The program forwards without the kernel, so the kernel would never look at these
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from .link import import_pyroute2
@@ -31,6 +31,14 @@ class Neighbour:
     address: str
 
 
+@dataclass(frozen=True)
+class Ways:
+    """The neighbours on the way to addresses, each with one of them, and why others have none."""
+
+    neighbours: dict[Neighbour, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
 def neighbours(route: Any, addresses: Iterable[str]) -> tuple[dict[Neighbour, str], dict[str, str]]:
     """The neighbours on the way to these addresses, each with one of them, and why others have none."""
     pyroute2 = import_pyroute2()
@@ -47,11 +55,11 @@ def neighbours(route: Any, addresses: Iterable[str]) -> tuple[dict[Neighbour, st
     return found, problems
 
 
-def interfaces(addresses: Iterable[str]) -> dict[int, str]:
-    """The indexes of the interfaces on the way to these addresses, each with one of them."""
+def ways(addresses: Collection[str]) -> Ways:
+    if not addresses:
+        return Ways()
     with import_pyroute2().IPRoute() as route:
-        found, _problems = neighbours(route, addresses)
-    return {neighbour.interface: address for neighbour, address in found.items()}
+        return Ways(*neighbours(route, addresses))
 
 
 def use(route: Any, neighbour: Neighbour) -> None:
@@ -69,17 +77,20 @@ def resolved(route: Any) -> dict[Neighbour, str]:
     }
 
 
-def resolve(addresses: Iterable[str], timeout: float) -> dict[str, str]:
-    """Wait until all neighbours on the way are resolved; what is wrong with those that are not after `timeout` s."""
+def resolve(found: Ways, timeout: float) -> dict[str, str]:
+    """Wait until all neighbours are resolved; what is wrong with the others after `timeout` seconds."""
+    problems = dict(found.problems)
+    if not found.neighbours:
+        return problems
     with import_pyroute2().IPRoute() as route:
-        wanted, problems = neighbours(route, addresses)
         deadline = time.monotonic() + timeout
-        missing = wanted.keys() - resolved(route).keys()
+        missing = found.neighbours.keys() - resolved(route).keys()
         for neighbour in missing:
             use(route, neighbour)
         while missing and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL)
             missing = missing - resolved(route).keys()
     for neighbour in missing:
-        problems[wanted[neighbour]] = f"neighbour {neighbour.address} does not answer ARP or neighbour discovery"
+        address = found.neighbours[neighbour]
+        problems[address] = f"neighbour {neighbour.address} does not answer ARP or neighbour discovery"
     return problems

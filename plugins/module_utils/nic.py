@@ -12,8 +12,9 @@ import errno
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import outcome
 from .device import Device
-from .errors import EngineError
+from .errors import EngineError, errno_name
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def _alternatives(key: str, knobs: dict[str, Knob]) -> str:
 
 
 def text_of(value: Any) -> str:
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else str(value)
+    """Switches as ethtool shows them."""
+    return ("on" if value else "off") if isinstance(value, bool) else outcome.text_of(value)
 
 
 def nest(values: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +148,14 @@ class Tuner:
     def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
         return []
 
+    @staticmethod
+    def options(found: dict[str, Any]) -> dict[str, Any]:
+        """What was read, as the module's options that bring it back."""
+        return {name: value for name, value in found.items() if value is not None}
+
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """Values by knob as arguments of the module."""
-        return nest(values)
+        return self.options(nest(values))
 
 
 def supported(call: Any) -> Any:
@@ -161,15 +168,11 @@ def supported(call: Any) -> Any:
         raise
 
 
-# The kernel's name of a number that has two.
-_ERRNO_NAMES = {errno.EOPNOTSUPP: "EOPNOTSUPP"}
-
-
 def refusal(device: Device, subject: str, error: OSError, changes: dict[str, Any] | None = None) -> EngineError:
     """What the kernel's error means, and the remedy."""
     if error.errno == errno.ENODEV or (error.errno == errno.ENOENT and not device.exists()):
         return device.gone()
-    words = f"{error.strerror} ({_ERRNO_NAMES.get(error.errno) or errno.errorcode.get(error.errno, error.errno)})"
+    words = f"{error.strerror} ({errno_name(error.errno)})"
     what = f"{device.name}: {subject}"
     if changes:
         what += " " + " ".join(f"{key}={text_of(value)}" for key, value in changes.items())

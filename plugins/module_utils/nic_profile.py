@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import link_file, profiles, revert_timer, state, tuned
+from . import link, link_file, profiles, revert_timer, state, tuned
 from .device import Device, find
 from .device_info import of_device
 from .errors import EngineError
 from .nic import check_range
-from .outcome import Outcome
+from .outcome import Outcome, text_of
 from .profiles import Choice
 from .tuned import Image, Tuned, Tuning
 
@@ -55,7 +54,7 @@ class Work:
         elif choice.name in profiles.RECOGNIZED_BY_RESULT:
             before = after = choice.value
         if after != choice.value:
-            why += f"; the device makes that of {_text(choice.value)}"
+            why += f"; the device makes that of {text_of(choice.value)}"
         return {"option": choice.name, "before": before, "after": after, "changes": before != after, "why": why}
 
     def plan(self) -> list[dict[str, Any]]:
@@ -67,15 +66,9 @@ def lines(plan: list[dict[str, Any]], prefix: str = "") -> tuple[dict[str, str],
     before, after = {}, {}
     for entry in plan:
         key, reason = prefix + entry["option"], f"  # {entry['why']}"
-        after[key] = f"{_text(entry['after'])}{reason}"
-        before[key] = _text(entry["before"]) if entry["changes"] else after[key]
+        after[key] = f"{text_of(entry['after'])}{reason}"
+        before[key] = text_of(entry["before"]) if entry["changes"] else after[key]
     return before, after
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key}:{_text(entry)}" for key, entry in value.items())
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _settled(work: Work, facts: dict[str, Any]) -> dict[str, list[Any]]:
@@ -171,8 +164,8 @@ def _change(current: Tuning, works: list[Work]) -> list[str]:
             if name in profiles.RECOGNIZED_BY_RESULT:
                 continue
             work.unmet[name] = now
-            option = f"{work.device.name}: {name}={_text(asked)}"
-            unmet.append(f"{option} was asked for, and {_text(now)} is what the device makes of it")
+            option = f"{work.device.name}: {name}={text_of(asked)}"
+            unmet.append(f"{option} was asked for, and {text_of(now)} is what the device makes of it")
     tuned.save(current)
     return unmet
 
@@ -267,7 +260,7 @@ def restore(interface: str, check: bool) -> Outcome:
             if check:
                 continue
             link_file.path_of(name).unlink(missing_ok=True)
-            if name in (known for _index, known in socket.if_nameindex()):
+            if link.exists(name):
                 failures += [str(error) for _group, error in tuned.apply(find(name), entry.before)]
         if not check:
             revert_timer.disarm(interface)
@@ -279,7 +272,7 @@ def restore(interface: str, check: bool) -> Outcome:
 
 def _options(devices: dict[str, Image]) -> dict[str, str]:
     return {
-        f"{name} {group}.{option}": _text(value)
+        f"{name} {group}.{option}": text_of(value)
         for name, values in devices.items()
         for group, options in values.items()
         for option, value in options.items()

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def text_of(value: Any) -> str:
+    """In one line, for people."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}:{text_of(entry)}" for key, entry in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 @dataclass(frozen=True)
 class Outcome:
     changed: bool

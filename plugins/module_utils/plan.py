@@ -138,14 +138,12 @@ def _same_ring(old: Service | None, new: Service) -> bool:
     return old is not None and (old.address, old.protocol, old.ports) == (new.address, new.protocol, new.ports)
 
 
-def _same_entry(old: Backend | None, new: Backend, old_service: Service | None, new_service: Service) -> bool:
+def _same_entries(old: Service | None, new: Service) -> bool:
+    """Whether what its backends' entries say of the service stays."""
     return (
         old is not None
-        and (old.mac, old.interface) == (new.mac, new.interface)
-        and _same_ring(old_service, new_service)
-        and old_service is not None
-        and (old_service.forwarding, old_service.source, old_service.source_ports)
-        == (new_service.forwarding, new_service.source, new_service.source_ports)
+        and _same_ring(old, new)
+        and (old.forwarding, old.source, old.source_ports) == (new.forwarding, new.source, new.source_ports)
     )
 
 
@@ -211,13 +209,13 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
         _Places("services", "max_services", 0, sizes.max_services, allocation.service_counters.values()),
     )
 
+    same_services = {
+        name for name, service in desired.services.items() if _same_entries(current.services.get(name), service)
+    }
+
     def kept_backend(key: BackendKey) -> int | None:
-        same = _same_entry(
-            current.backends.get(key),
-            desired.backends[key],
-            current.services.get(key.service),
-            desired.services[key.service],
-        )
+        old, new = current.backends.get(key), desired.backends[key]
+        same = old is not None and (old.mac, old.interface) == (new.mac, new.interface) and key.service in same_services
         return allocation.backends.get(key) if same else None
 
     backends = _assign(
@@ -251,7 +249,12 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
 
     service_changes = compare(current.services, desired.services)
     backend_changes = compare(current.backends, desired.backends)
-    new_rings, swapped_rings = _rings_to_write(current, allocation, desired, planned, drift)
+    written_backends = [
+        key for key, place in backends.items() if drift.backends or allocation.backends.get(key) != place
+    ]
+    # Those that are new are among those that are written.
+    touched = {key.service for key in (*written_backends, *backend_changes.modified, *backend_changes.removed)}
+    new_rings, swapped_rings = _rings_to_write(current, allocation, desired, planned, drift, touched)
 
     endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
     final = endpoints(desired, rings, backends, pools) if endpoints_change else None
@@ -272,9 +275,7 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
         zero_backend_counters=[
             place for key, place in backend_counters.items() if key not in allocation.backend_counters
         ],
-        written_backends=[
-            key for key, place in backends.items() if drift.backends or allocation.backends.get(key) != place
-        ],
+        written_backends=written_backends,
         written_pools=[pool for pool, place in pools.items() if drift.backends or allocation.pools.get(pool) != place],
         new_rings=new_rings,
         interim_endpoints=interim,
@@ -309,9 +310,12 @@ def assign_filters(desired: Filters, current: dict[FilterKey, int], sizes: Sizes
 
 
 def _rings_to_write(
-    current: Config, allocation: Allocation, desired: Config, planned: Allocation, drift: Drift
+    current: Config, allocation: Allocation, desired: Config, planned: Allocation, drift: Drift, touched: set[str]
 ) -> tuple[list[str], list[str]]:
-    """Services that get a ring in a new place, and services whose ring is replaced where it is."""
+    """Services that get a ring in a new place, and services whose ring is replaced where it is.
+
+    Only those in `touched` may have other members than before.
+    """
     new, swapped = [], []
     members_before, members_after = current.backends_of(), desired.backends_of()
     for name, service in desired.services.items():
@@ -319,9 +323,12 @@ def _rings_to_write(
         if allocation.rings.get(name) != place:
             new.append(name)
             continue
-        before = _shares(members_before[name], allocation.backends)
-        after = _shares(members_after[name], planned.backends)
-        if place in drift.rings or not _same_rules(current.services[name], service) or before != after:
+        if (
+            place in drift.rings
+            or not _same_rules(current.services[name], service)
+            or name in touched
+            and _shares(members_before[name], allocation.backends) != _shares(members_after[name], planned.backends)
+        ):
             swapped.append(name)
     return new, swapped
 

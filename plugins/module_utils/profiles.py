@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import cpus, rss_table
+from .device_info import fact_of
 from .errors import EngineError
 from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
 from .tuners import FEATURES
@@ -234,7 +235,7 @@ def _irq_affinity(facts: dict[str, Any]) -> list[Choice]:
 def current(facts: dict[str, Any], choice: Choice) -> Any:
     """The value that the option has now: one like the choice's own, or a text that differs from any."""
     group, option, value = choice.group, choice.option, choice.value
-    present = facts.get("queues" if group == "irq_affinity" else group, {})
+    present = facts.get(fact_of(group), {})
     if group == "rss" and option == "queues":
         table = tuple(present.get("table", ()))
         spread = max(table, default=0) + 1

@@ -15,7 +15,7 @@ from .channels import rx_queues
 from .device import Device
 from .errors import EngineError
 from .ethtool_ioctl import FLOW_TYPES, HASH_FIELDS
-from .nic import Knob, Plan, Rules, Tuner, clamp, nest, plan, supported
+from .nic import Knob, Plan, Rules, Tuner, clamp, plan, supported
 from .tuners import given
 
 # The two bytes, repeated, make Toeplitz give the same for both directions of a flow (Woo and Park, 2012).
@@ -189,6 +189,8 @@ class Rss(Tuner):
             # How drivers say that they do not hash this type of flow, or not by these fields.
             raise OSError(errno.EOPNOTSUPP, "Not a way in which the driver hashes such flows") from None
 
-    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def options(found: dict[str, Any]) -> dict[str, Any]:
         # A flow type without any fields is what the device does by itself, and nothing that one may ask for.
-        return nest({key: value for key, value in values.items() if value})
+        fields = {name: value for name, value in found.get("hash_fields", {}).items() if value}
+        return {name: value for name, value in {**found, "hash_fields": fields}.items() if value}

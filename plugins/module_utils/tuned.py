@@ -18,25 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from . import cpus, state, tuning
-from .channels import Channels
 from .device import Device
+from .device_info import TUNERS, fact_of
 from .errors import EngineError
-from .irq_affinity import NONE, IrqAffinity
-from .nic import Rules, Tuner
-from .rss import Rss
-from .tuners import Coalesce, Features, Rings
+from .nic import Rules
 
 SCHEMA = 1
 STATE, RUN = state.HOST_PATHS.state, Path("/run")
-# In this order: queues first, since the rest is about them.
-TUNERS: dict[str, type[Tuner]] = {
-    "channels": Channels,
-    "features": Features,
-    "rings": Rings,
-    "coalesce": Coalesce,
-    "rss": Rss,
-    "irq_affinity": IrqAffinity,
-}
 # By group, arguments of its module.
 Image = dict[str, dict[str, Any]]
 
@@ -116,32 +104,8 @@ def locked(interface: str, check: bool = False) -> Iterator[None]:
 
 def image(facts: dict[str, Any]) -> Image:
     """Arguments of the modules that bring back what device_info.of_device() found."""
-    found = {group: dict(facts.get(group, {})) for group in ("channels", "rings")}
-    found["features"] = {name: value for name, value in facts.get("features", {}).items() if value is not None}
-    found["coalesce"] = dict(facts.get("coalesce", {}))
-    for direction in ("rx", "tx"):
-        # The driver changes that delay all the time.
-        if found["coalesce"].get(f"adaptive_{direction}"):
-            found["coalesce"].pop(f"{direction}_usecs", None)
-    # A flow type without any fields is what the device does by itself.
-    rss = facts.get("rss", {})
-    found["rss"] = {name: value for name, value in rss.items() if value}
-    fields = {name: value for name, value in rss.get("hash_fields", {}).items() if value}
-    if fields:
-        found["rss"]["hash_fields"] = fields
-    else:
-        found["rss"].pop("hash_fields", None)
-    found["irq_affinity"] = _queues(facts)
-    return {group: found[group] for group in TUNERS if found[group]}
-
-
-def _queues(facts: dict[str, Any]) -> dict[str, Any]:
-    queues = facts.get("queues", {})
-    found: dict[str, Any] = {name: queues[name] for name in ("rfs", "irqbalance_ban") if name in queues}
-    for group in ("vectors", "xps", "rps"):
-        if queues.get(group):
-            found[group] = {queue: listed or NONE for queue, listed in queues[group].items()}
-    return found
+    found = {group: tuner.options(facts.get(fact_of(group), {})) for group, tuner in TUNERS.items()}
+    return {group: options for group, options in found.items() if options}
 
 
 def apply(device: Device, values: Image, settle: bool = False) -> list[tuple[str, EngineError]]:

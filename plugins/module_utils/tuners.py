@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from .device import Device
 from .errors import EngineError
@@ -33,10 +33,6 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def amount_knobs(amounts: dict[str, Amount] | None) -> dict[str, Knob]:
-    return {name: Knob(amount.value, amount.maximum) for name, amount in (amounts or {}).items()}
-
-
 class Plain(Tuner):
     """Knobs whose wanted values are the module's options."""
 
@@ -47,33 +43,43 @@ class Plain(Tuner):
         return self._wanted
 
 
-class Rings(Plain):
-    subject = "ring sizes"
-    bounces_link = True
+class Amounts(Plain):
+    """Numbers that one request of ethtool's reads and another one sets."""
+
+    least = 0
+    getter: Callable[[Ethtool], dict[str, Amount]]
+    setter: Callable[[Ethtool, dict[str, Any]], None]
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
         for name, value in self._wanted.items():
-            check_range(name, value, 1)
+            check_range(name, value, self.least)
 
-    @staticmethod
-    def read(device: Device) -> dict[str, Knob]:
+    @classmethod
+    def read(cls, device: Device) -> dict[str, Knob]:
         with Ethtool(device.index) as ethtool:
-            return amount_knobs(supported(ethtool.rings))
+            amounts = supported(lambda: cls.getter(ethtool)) or {}
+        return {name: Knob(amount.value, amount.maximum) for name, amount in amounts.items()}
 
     def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
         with Ethtool(device.index) as ethtool:
-            ethtool.set_rings(changes)
+            self.setter(ethtool, changes)
         return {}
 
 
-class Coalesce(Plain):
+class Rings(Amounts):
+    subject = "ring sizes"
+    bounces_link = True
+    least = 1
+    getter, setter = staticmethod(Ethtool.rings), staticmethod(Ethtool.set_rings)
+
+
+class Coalesce(Amounts):
     subject = "interrupt coalescing"
+    getter, setter = staticmethod(Ethtool.coalesce), staticmethod(Ethtool.set_coalesce)
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        for name, value in self._wanted.items():
-            check_range(name, value, 0)
         for direction in ("rx", "tx"):
             usecs = self._wanted.get(f"{direction}_usecs")
             if self._wanted.get(f"adaptive_{direction}") and usecs is not None:
@@ -83,14 +89,10 @@ class Coalesce(Plain):
                 )
 
     @staticmethod
-    def read(device: Device) -> dict[str, Knob]:
-        with Ethtool(device.index) as ethtool:
-            return amount_knobs(supported(ethtool.coalesce))
-
-    def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
-        with Ethtool(device.index) as ethtool:
-            ethtool.set_coalesce(changes)
-        return {}
+    def options(found: dict[str, Any]) -> dict[str, Any]:
+        # The driver changes that delay all the time.
+        adaptive = {f"{direction}_usecs" for direction in ("rx", "tx") if found.get(f"adaptive_{direction}")}
+        return {name: value for name, value in found.items() if name not in adaptive}
 
 
 def feature_knob(features: list[Feature]) -> Knob | None:

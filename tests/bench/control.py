@@ -9,16 +9,18 @@ runs against a host of the lab.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.bench import report
+from tests.support import namespace
 
 METHOD = """\
 {services} services with {backends} backends in all; each module run timed from start to end, a process of its own on \
@@ -29,7 +31,6 @@ ansible-playbook site.yml against one host of the lab, nothing to change.\
 SERVICES, BACKENDS = 100, 10_000
 ROUNDS = 5
 INTERFACE = "bench0"
-CLONE_NEWNET = 0x40000000
 PINS = Path("/sys/fs/bpf/lbops") / INTERFACE
 AIMS = {
     "apply_10k_unchanged": report.Aim(1.0),
@@ -56,15 +57,16 @@ def module(name: str, **arguments: Any) -> tuple[float, dict[str, Any]]:
     return seconds, result
 
 
-def private_network() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "a network namespace of its own needs root")
-    for command in (
-        f"ip link add {INTERFACE} type veth peer name peer0",
-        f"ip link set {INTERFACE} up",
-        "ip link set peer0 up",
-    ):
-        subprocess.run(command.split(), check=True)
+@contextmanager
+def private_network() -> Iterator[None]:
+    with namespace.private("net"):
+        for command in (
+            f"ip link add {INTERFACE} type veth peer name peer0",
+            f"ip link set {INTERFACE} up",
+            "ip link set peer0 up",
+        ):
+            subprocess.run(command.split(), check=True)
+        yield
 
 
 def configuration() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -147,9 +149,8 @@ def main() -> int:
     samples: dict[str, list[float]] = {}
     try:
         site(samples)
-        # Last, because this process leaves the network of the lab.
-        private_network()
-        modules(samples)
+        with private_network():
+            modules(samples)
     except (OSError, RuntimeError) as error:
         print(f"control: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,6 @@ Needs root. It measures in a network namespace of its own; nothing of the host c
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import socket
 import struct
@@ -29,6 +28,7 @@ from scapy.layers.inet6 import IPv6
 from tests.bench import report, scenes
 from tests.bench.scenes import Case, Scene, mac_of, mac_of6
 from tests.packet import reference
+from tests.support import namespace
 from tests.support.program import Program
 
 METHOD = """\
@@ -45,7 +45,6 @@ filters_100k: dnat with 100,000 prefixes that do not hold the client. direct_net
 that leave the next repeat the same work. floor: an empty program alone; wrapped_floor: what was subtracted.\
 """
 
-CLONE_NEWNET = 0x40000000
 MAP_TYPE_PROG_ARRAY = 3
 MOV_IMMEDIATE, CALL, EXIT = 0xB7, 0x85, 0x95
 ADJUST_HEAD = 44  # BPF_FUNC_xdp_adjust_head
@@ -222,18 +221,11 @@ def private_network(attach: bool = True) -> Iterator[int]:
 
     A veth registers its receive queues only while it carries an XDP program; with `attach` it gets one.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net", encoding="ascii") as before:
-        if libc.unshare(CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
-        try:
-            _fill_network()
-            if attach:
-                _attach_pass()
-            yield socket.if_nametoindex(INTERFACE)
-        finally:
-            if libc.setns(before.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns(CLONE_NEWNET)")
+    with namespace.private("net"):
+        _fill_network()
+        if attach:
+            _attach_pass()
+        yield socket.if_nametoindex(INTERFACE)
 
 
 def _fill_network() -> None:

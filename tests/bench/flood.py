@@ -9,7 +9,6 @@ Needs root. It measures in network namespaces of its own; nothing of the host ch
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils import bpf, link
 
 from tests.bench import dataplane, forwarding, report, scenes
 from tests.bench.scenes import BALANCER
+from tests.support import namespace
 from tests.support.program import Program
 
 METHOD = """\
@@ -139,10 +139,7 @@ class Flood:
 
     def _run(self) -> None:
         os.sched_setaffinity(0, {self.cpu})
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open(f"/proc/{self.pid}/ns/net", encoding="ascii") as namespace:
-            if libc.setns(namespace.fileno(), dataplane.CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns(CLONE_NEWNET)")
+        namespace.enter(self.pid, "net")
         with closing(forwarding.Wire(self.code, "let_in")) as sender:
             sender.start(forwarding.MANY, BALANCER)
             started = time.monotonic()

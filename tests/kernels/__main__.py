@@ -22,6 +22,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils import bpf, btf, compile
 
 from tests.packet import fuzz
 from tests.support.program import SOURCE
+from tests.vm import image
+from tests.vm.qemu import EMULATION, KVM
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "cache" / "kernels"
@@ -50,7 +52,7 @@ def kernels() -> dict[str, str]:
     return found
 
 
-def image(package: str) -> Path:
+def kernel_image(package: str) -> Path:
     """The kernel's image, downloaded once."""
     directory = CACHE / package
     if not directory.exists():
@@ -95,20 +97,12 @@ def write_tree(tree: Path) -> None:
             types, functions = btf.describe(starts)
             (tree / f"{name}.bpf.btf").write_bytes(types)
             (tree / f"{name}.bpf.functions").write_bytes(functions)
-        kind = bpf.PROG_TYPE_SCHED_CLS if build.tc else bpf.PROG_TYPE_XDP
-        flags = bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in build.features and not build.tc else 0
-        programs.append(f"{name} /{name}.bpf {kind} {flags}")
+        programs.append(f"{name} /{name}.bpf {build.program_type} {build.load_flags}")
     (tree / "programs").write_text("\n".join(programs) + "\n", encoding="ascii")
     source = fuzz.Frames(1)
     frames = [source.good()[:1500].ljust(60, b"\0") for _frame in range(FRAMES)]
     (tree / "frames").write_bytes(b"".join(struct.pack("<H", len(frame)) + frame for frame in frames))
     (tree / "proc").mkdir()
-
-
-def pack(tree: Path, archive: Path) -> None:
-    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
-    with archive.open("wb") as file:
-        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=tree, input=names.encode(), stdout=file, check=True)
 
 
 def boot(kernel: Path, archive: Path) -> str:
@@ -117,11 +111,10 @@ def boot(kernel: Path, archive: Path) -> str:
     command += ["-m", "2G", "-smp", str(bpf.possible_cpus()), "-kernel", str(kernel), "-initrd", str(archive)]
     command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
     # KVM does not run everywhere where it is there.
-    for accelerator, timeout in (("kvm", KVM_TIMEOUT), ("tcg,thread=multi", TIMEOUT)):
-        options = ["-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"]
+    for accelerator, timeout in ((KVM, KVM_TIMEOUT), (EMULATION, TIMEOUT)):
         try:
             result = subprocess.run(
-                command + options, check=False, capture_output=True, text=True, timeout=timeout, errors="replace"
+                [*command, *accelerator], check=False, capture_output=True, text=True, timeout=timeout, errors="replace"
             )
         except subprocess.TimeoutExpired:
             continue
@@ -138,10 +131,10 @@ def main() -> int:
         tree, archive = Path(scratch) / "tree", Path(scratch) / "initramfs"
         tree.mkdir()
         write_tree(tree)
-        pack(tree, archive)
+        image.pack(tree, archive)
         verdicts: dict[str, str] = {}
         for release, package in kernels().items():
-            output = boot(image(package), archive)
+            output = boot(kernel_image(package), archive)
             rows = re.findall(r"^PROGRAM (\S+) loaded (\d+) (\d+) (\S*)\r?$", output, re.MULTILINE)
             print(f"=== {release} ({package})")
             for name, instructions, milliseconds, frames in rows:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -16,21 +15,14 @@ from typing import Any
 
 import pytest
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+from tests.support.namespace import private
+
 MODULES = "ansible_collections.lbops.xdp.plugins.modules"
 Module = Callable[..., dict[str, Any]]
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _check(result: int) -> None:
-    if result:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,18 +42,13 @@ def python_path() -> Iterator[None]:
 @pytest.fixture
 def namespace() -> Iterator[None]:
     """This thread in new network and mount namespaces, so that /sys shows the devices made here."""
-    kinds = {"net": CLONE_NEWNET, "mnt": CLONE_NEWNS}
-    home = {kind: os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds}
     directory = os.getcwd()
     try:
-        _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET))
-        run("mount", "--make-rprivate", "/")
-        run("mount", "-t", "sysfs", "sysfs", "/sys")
-        yield
+        with private("net"), private("mnt"):
+            run("mount", "--make-rprivate", "/")
+            run("mount", "-t", "sysfs", "sysfs", "/sys")
+            yield
     finally:
-        for kind, flag in kinds.items():
-            _check(_libc.setns(home[kind], flag))
-            os.close(home[kind])
         os.chdir(directory)
 
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +15,7 @@ from pathlib import Path
 
 from tests.packet import reference
 from tests.packet.reference import Hop
-
-CLONE_NEWNET = 0x40000000
+from tests.support import namespace
 
 # The interface that frames arrive on, and another one that some backends are behind.
 FRONT, BACK = "front", "back"
@@ -41,8 +38,6 @@ REFUSED6 = {PROHIBITED6: "prohibit", BLACKHOLE6: "blackhole"}
 # Behind the router, where the path is narrow.
 NARROW, NARROW6, NARROW_MTU = "172.16.9.1", "2001:db8:9::1", 1400
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
@@ -50,26 +45,6 @@ def mac(text: str) -> bytes:
 
 def neighbour_mac(network: int, host: int) -> str:
     return f"02:00:00:00:{network:02x}:{host:02x}"
-
-
-def _check(result: int) -> None:
-    if result:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-
-
-@contextmanager
-def private_namespace() -> Iterator[None]:
-    """This thread in a new network namespace, which vanishes with everything in it on return."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _check(_libc.unshare(CLONE_NEWNET))
-        try:
-            yield
-        finally:
-            _check(_libc.setns(home, CLONE_NEWNET))
-    finally:
-        os.close(home)
 
 
 def ip(*commands: str) -> None:
@@ -139,7 +114,7 @@ _ANYCAST = [network + bytes(8) for network in _NETWORKS6]
 
 @contextmanager
 def network() -> Iterator[Network]:
-    with private_namespace():
+    with namespace.private("net"):
         for name in ("default", "all"):
             write_setting(f"ipv6/conf/{name}/accept_dad", 0)
             write_setting(f"ipv6/conf/{name}/router_solicitations", 0)

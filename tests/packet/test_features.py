@@ -84,6 +84,6 @@ def test_balancers_with_other_features_choose_the_same_backend(rig, request, mak
 @pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])
 def test_the_verifier_takes_all_features_for_a_machine_of_many_cpus(tc):
     features = ALL_FEATURES - (compiler.NOT_ON_TC if tc else frozenset())
-    code = compiler.compile_program(compiler.Build(SOURCE, features, SIZES, tc, cpus=512))
+    build = compiler.Build(SOURCE, features, SIZES, tc, cpus=512)
     with maps.create(SIZES) as created:
-        os.close(load(code, list(created.descriptors.values()), features, tc))
+        os.close(load(build, list(created.descriptors.values())))

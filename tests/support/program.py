@@ -23,18 +23,16 @@ SIZES = Sizes(
 )
 
 
-@cache
-def _code(features: frozenset[str], sizes: Sizes, tc: bool) -> bytes:
-    return compiler.compile_program(compiler.Build(SOURCE, features, sizes, tc))
+_code = cache(compiler.compile_program)
 
 
-def load(code: bytes, descriptors: list[int], features: frozenset[str], tc: bool = False) -> int:
-    """Load compiled code over these maps."""
+def load(build: compiler.Build, descriptors: list[int]) -> int:
+    """Load a program over these maps."""
     return bpf.program_load(
         "balancer",
-        bpf.relocate(code, descriptors),
-        program_type=bpf.PROG_TYPE_SCHED_CLS if tc else bpf.PROG_TYPE_XDP,
-        flags=bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in features and not tc else 0,
+        bpf.relocate(_code(build), descriptors),
+        program_type=build.program_type,
+        flags=build.load_flags,
     )
 
 
@@ -52,7 +50,6 @@ class Program:
         tc: bool = False,
     ) -> None:
         """Features None: what the configuration needs, no more."""
-        self.type = bpf.PROG_TYPE_SCHED_CLS if tc else bpf.PROG_TYPE_XDP
         self.config = model.Config(model.parse_services(services), model.parse_backends(backends))
         model.check(self.config)
         self.filters = filters.parse_filters(list(declared_filters))
@@ -68,7 +65,9 @@ class Program:
         self._fill_filters(sizes)
         if features & {"flow_table", "full_nat"}:
             self.maps.create_flow_tables()
-        self.fd = load(_code(features, sizes, tc), list(self.maps.descriptors.values()), features, tc)
+        build = compiler.Build(SOURCE, features, sizes, tc)
+        self.type = build.program_type
+        self.fd = load(build, list(self.maps.descriptors.values()))
 
     def _fill(self, sizes: Sizes) -> None:
         config, allocation = self.config, self.plan.allocation

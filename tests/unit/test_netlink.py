@@ -154,4 +154,4 @@ def test_neighbours_on_the_way_are_named_once_each():
 
 
 def test_nothing_to_resolve_is_resolved_at_once():
-    assert next_hops.resolve([], 60) == {}
+    assert next_hops.resolve(next_hops.Ways(), 60) == {}

@@ -192,3 +192,8 @@ def test_rollback_leaves_out_fields_that_nobody_may_ask_for():
     assert tuner.arguments({"hash_fields.udp4": [], "hash_fields.tcp4": ["ip_src"]}) == {
         "hash_fields": {"tcp4": ["ip_src"]}
     }
+
+
+def test_rollback_leaves_out_a_delay_that_the_driver_changes():
+    tuner = tuners.Coalesce({"rx_usecs": 8, "adaptive_rx": False})
+    assert tuner.arguments({"rx_usecs": 3, "adaptive_rx": True}) == {"adaptive_rx": True}

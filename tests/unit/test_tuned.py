@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import (
+    link,
     link_file,
     nic_profile,
     nic_service,
@@ -144,7 +145,7 @@ def host(tmp_path: Path, monkeypatch) -> Host:
     monkeypatch.setattr(nic_profile, "of_device", made.facts)
     monkeypatch.setattr(nic_profile, "find", lambda interface: device)
     monkeypatch.setattr(nic_service, "_wait_for", lambda interface: device)
-    monkeypatch.setattr(nic_profile.socket, "if_nameindex", lambda: [(7, "eth0")])
+    monkeypatch.setattr(link, "exists", lambda interface: interface == "eth0")
     monkeypatch.setattr(Device, "members", lambda device: [device])
     monkeypatch.setattr(link_file, "desired", lambda device, values: "")
     monkeypatch.setattr(link_file, "DIRECTORY", tmp_path)

@@ -16,29 +16,33 @@ from engine import bpf, compiler, layout, maps  # noqa: E402
 
 SOURCE = Path("/usr/lib/lbops/bpf")
 EVERY = frozenset(compiler.FEATURES)
-BUILDS = {"all": (EVERY, False), "tc": (EVERY - compiler.NOT_ON_TC, True), "none": (frozenset(), False)}
+SIZES = layout.Sizes()
+BUILDS = {
+    "all": compiler.Build(SOURCE, EVERY, SIZES),
+    "tc": compiler.Build(SOURCE, EVERY - compiler.NOT_ON_TC, SIZES, tc=True),
+    "none": compiler.Build(SOURCE, frozenset(), SIZES),
+}
 
 
-def load(features: frozenset[str], for_tc: bool, sizes: layout.Sizes, live: maps.Maps) -> None:
-    code = compiler.compile_program(compiler.Build(SOURCE, features, sizes, for_tc))
+def load(build: compiler.Build, live: maps.Maps) -> None:
+    code = compiler.compile_program(build)
     os.close(
         bpf.program_load(
             "test",
             bpf.relocate(code, list(live.descriptors.values())),
-            program_type=bpf.PROG_TYPE_SCHED_CLS if for_tc else bpf.PROG_TYPE_XDP,
-            flags=bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in features and not for_tc else 0,
+            program_type=build.program_type,
+            flags=build.load_flags,
         )
     )
 
 
 def main() -> int:
-    sizes = layout.Sizes()
     failed = False
-    with maps.create(sizes, 1500) as live:
-        for name, (features, for_tc) in BUILDS.items():
+    with maps.create(SIZES, 1500) as live:
+        for name, build in BUILDS.items():
             start = time.monotonic()
             try:
-                load(features, for_tc, sizes, live)
+                load(build, live)
             except bpf.VerifierError as error:
                 print(f"{name}: {error}\n{error.log[-3000:]}")
                 failed = True
