@@ -122,8 +122,10 @@ test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's ke
 
 # Mitogen keeps Python running on the guests: starting it for every module is most of the time under emulation.
 .PHONY: test-vm
+VM_GUESTS ?= bookworm,trixie
+test-vm: export VM_GUESTS := $(VM_GUESTS)
 test-vm: export ANSIBLE_STRATEGY := mitogen_linear
-test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real virtual machines
+test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real virtual machines: VM_GUESTS=bookworm for one
 	$(need_root)
 	$(call headline,molecule vm)
 	@tests/tools/install-packages tests/vm/debian-packages.txt

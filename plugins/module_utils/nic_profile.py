@@ -95,6 +95,20 @@ def _works(interface: str, profile: str, overrides: dict[str, Any], known: Tunin
     return works
 
 
+def _put_back(device: Device, earlier: Image) -> tuple[list[str], list[str]]:
+    """What did not work, and what the device made something else of, in sentences."""
+    failures = [str(error) for _group, error in tuned.apply(device, earlier)]
+    now = tuned.image(of_device(device))
+    unmet = [
+        f"{device.name}: {group}.{option} was {text_of(value)}, and {text_of(now[group][option])} is what the device "
+        "makes of that now"
+        for group, options in earlier.items()
+        for option, value in options.items()
+        if now.get(group, {}).get(option, value) != value
+    ]
+    return failures, unmet
+
+
 def _take_back(current: Tuning) -> list[str]:
     """Every pending change, as far as it goes; what did not work, in sentences."""
     failures = []
@@ -102,7 +116,8 @@ def _take_back(current: Tuning) -> list[str]:
         if entry.pending is None:
             continue
         try:
-            failures += [str(error) for _group, error in tuned.apply(find(name), entry.previous or entry.before)]
+            failed, unmet = _put_back(find(name), entry.previous or entry.before)
+            failures += failed + unmet
         except EngineError as error:
             failures.append(str(error))
         entry.pending = entry.previous = None
@@ -131,7 +146,7 @@ def revert(interface: str) -> tuple[bool, list[str]]:
 
 def _tune(work: Work) -> tuple[list[str], dict[str, list[Any]]]:
     """What did not work, and what the device made something else of."""
-    failures = tuned.apply(work.device, work.values, settle=True) if work.differing else []
+    failures = tuned.apply(work.device, work.values) if work.differing else []
     if failures:
         return [str(error) for _group, error in failures], {}
     try:
@@ -254,20 +269,22 @@ def restore(interface: str, check: bool) -> Outcome:
         return Outcome(False, {}, {}, {}, [])
     with tuned.locked(interface, check):
         current = tuned.load(interface) or Tuning(interface)
-        before, after, failures = {}, {}, []
+        before, after, failures, warnings = {}, {}, [], []
         for name, entry in current.devices.items():
             before[name], after[name] = entry.saved or entry.pending or {}, entry.before
             if check:
                 continue
             link_file.path_of(name).unlink(missing_ok=True)
             if link.exists(name):
-                failures += [str(error) for _group, error in tuned.apply(find(name), entry.before)]
+                failed, unmet = _put_back(find(name), entry.before)
+                failures += failed
+                warnings += unmet
         if not check:
             revert_timer.disarm(interface)
             if failures:
                 raise EngineError(f"not all could be put back, so the earlier values are kept: {'; '.join(failures)}")
             tuned.remove(interface)
-        return Outcome(True, before, after, {}, [], diff=(_options(before), _options(after)))
+        return Outcome(True, before, after, {}, warnings, diff=(_options(before), _options(after)))
 
 
 def _options(devices: dict[str, Image]) -> dict[str, str]:

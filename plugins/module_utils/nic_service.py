@@ -43,7 +43,7 @@ def apply(interface: str) -> list[str]:
             if entry.saved is None:
                 continue
             try:
-                failures += [str(error) for _group, error in tuned.apply(_wait_for(name), entry.saved, settle=True)]
+                failures += [str(error) for _group, error in tuned.apply(_wait_for(name), entry.saved)]
             except EngineError as error:
                 failures.append(str(error))
     return failures

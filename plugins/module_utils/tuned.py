@@ -108,13 +108,12 @@ def image(facts: dict[str, Any]) -> Image:
     return {group: options for group, options in found.items() if options}
 
 
-def apply(device: Device, values: Image, settle: bool = False) -> list[tuple[str, EngineError]]:
-    """Set a device up as far as it goes; what did not work, by group. With `settle`, what the device makes something
-    else of did."""
+def apply(device: Device, values: Image) -> list[tuple[str, EngineError]]:
+    """Set a device up as far as it goes; what did not work, by group. What it makes something else of did work."""
     failures = []
     for group, options in values.items():
         try:
-            _apply_group(device, group, options, settle)
+            _apply_group(device, group, options)
         except EngineError as error:
             failures.append((group, error))
         except OSError as error:
@@ -141,8 +140,8 @@ def usable(options: dict[str, Any], online: tuple[int, ...]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in ("", {})}
 
 
-def _apply_group(device: Device, group: str, options: dict[str, Any], settle: bool) -> None:
+def _apply_group(device: Device, group: str, options: dict[str, Any]) -> None:
     if group == "irq_affinity":
         options = usable(options, cpus.topology().online)
     # A device of the same name may have other queues after a reboot.
-    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True, settle=settle), check=False)
+    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True, settle=True), check=False)

@@ -19,7 +19,7 @@ from tests.support.batch import Task
 from tests.vm import access, image, network
 from tests.vm.common import CHECKOUT, RUN
 
-GUESTS = os.environ.get("VM_GUESTS", " ".join(image.SUITES)).split()
+GUESTS = os.environ.get("VM_GUESTS", ",".join(image.SUITES)).split(",")
 INVENTORY = CHECKOUT / "extensions" / "molecule" / "vm" / "inventory"
 BOOT_SECONDS = 300
 
@@ -31,7 +31,13 @@ class Guests:
 
     def ansible(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [Path(sys.executable).with_name(program), "-i", INVENTORY, "--limit", ",".join(GUESTS), *arguments]
-        environment = {**os.environ, "MOLECULE_PROJECT_DIRECTORY": str(CHECKOUT), "ANSIBLE_TIMEOUT": "60"}
+        # Ansible wraps warnings to the terminal's width.
+        environment = {
+            **os.environ,
+            "MOLECULE_PROJECT_DIRECTORY": str(CHECKOUT),
+            "ANSIBLE_TIMEOUT": "60",
+            "COLUMNS": "1000",
+        }
         return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env=environment)
 
     def run(self, *tasks: Task) -> dict[str, list[dict]]:
@@ -47,7 +53,7 @@ class Guests:
         result = self.try_playbook(name, *arguments)
         assert result.returncode == 0, result.stdout + result.stderr
         recap = re.findall(r"^(\w+) +: ok=\d+ +changed=(\d+)", result.stdout, re.MULTILINE)
-        return {guest: int(changed) for guest, changed in recap}, result.stdout
+        return {guest: int(changed) for guest, changed in recap}, result.stdout + result.stderr
 
     def ssh(self, guest: str, command: str, check: bool = True) -> str:
         result = subprocess.run(

@@ -123,13 +123,14 @@ def test_a_host_that_cannot_be_reached(guests: Guests, earlier: dict):
 
 
 def test_restoring(guests: Guests):
-    for options in ((), MGMT):
-        guests.playbook("nic_restore.yml", *options)
+    _changed, output = guests.playbook("nic_restore.yml")
+    # virtio_net has none while a program is attached; it comes back with the program's end.
+    assert output.count("features.gro_hw was True, and False is what the device makes of that now") == len(GUESTS)
+    guests.playbook("nic_restore.yml", *MGMT)
     for guest in GUESTS:
         found = state(guests, guest)
         # As test_untuned.py had spoilt it.
         assert re.search(r"(?s)Current.*RX:\s+256\n", found["rings"])
-        assert "rx-gro-hw: on" in found["features"]
         assert not re.search(r"[1-9](?!.*:)", found["table"])
         assert set(found["vectors"].split()[:4]) == {"0"}
         assert found["sysctl"].split()[:2] == ["300", "0"]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.batch import Task, run
 from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab
+from tests.support.batch import Task, run
 from tests.support.client import Client
 
 VIP, VIP6 = "10.77.0.20", "fd77::20"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.support.batch import Task, run, shell
 from tests.integration.conftest import DIRECTORY
+from tests.support.batch import Task, run, shell
 
 T0 = {"interface": "t0", "max_services": 16, "max_backends": 64, "max_endpoints": 256}
 BOTH = Task("xdp_program", {**T0, "features": ["dnat", "dsr"]})

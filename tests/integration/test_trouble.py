@@ -15,8 +15,8 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import LAYOUT_VERSION
 from ansible_collections.lbops.xdp.plugins.module_utils.state import SCHEMA
 
-from tests.support.batch import Task, run, shell
 from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
+from tests.support.batch import Task, run, shell
 
 VIP, PORT = "10.77.0.10", 7
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}

@@ -240,6 +240,17 @@ def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host
     assert tune(500).changed and host.rings["rx"] == 496
 
 
+def test_what_cannot_be_put_back_is_said(host: Host):
+    tune(512)
+    nic_profile.confirm("eth0", check=False)
+    document = tuned.load("eth0")
+    document.devices["eth0"].before["rings"]["rx"] = 300
+    tuned.save(document)
+    warnings = nic_profile.restore("eth0", check=False).warnings
+    assert warnings == ["eth0: rings.rx was 300, and 296 is what the device makes of that now"]
+    assert host.rings["rx"] == 296 and tuned.load("eth0") is None
+
+
 def test_boot_applies_what_was_confirmed_and_only_that(host: Host):
     tune(512)
     nic_profile.confirm("eth0", check=False)
