@@ -31,8 +31,8 @@ _REFUSED_WITH = {"mlx5_core": ("lro", "gro_hw"), "gve": ("lro",), "hv_netvsc": (
 # They switch it off: virtnet_xdp_set(), vmxnet3_xdp_set(), bnxt_set_rx_skb_mode(), aq_ndo_fix_features().
 _SWITCH_OFF = ("virtio_net", "vmxnet3", "bnxt_en", "atlantic")
 
-# Kernels before 6.3 do not say what a driver can do.
-_NATIVE_XDP = {
+# Kernels before 6.3 do not say what a driver can do; of these it is known that they can do nothing there.
+_LATER_OR_NEVER = {
     "vmxnet3": "vmxnet3 has native XDP from Linux 6.6 on",
     "e1000": "e1000 has no native XDP",
     "e1000e": "e1000e has no native XDP",
@@ -86,10 +86,13 @@ def problems(facts: dict[str, Any], multi_buffer: bool) -> list[Problem]:
     explained = facts["driver"] == "veth" or any(problem.blocks for problem in merging)
     if features is not None and "basic" not in features and not explained:
         return [_problem(facts, "the driver does not support XDP in native mode", _OTHER_MODES)]
+    if features is None and facts["driver"] in _LATER_OR_NEVER:
+        return [_problem(facts, _LATER_OR_NEVER[facts["driver"]], _OTHER_MODES, certain=False)]
     others = [_offloads(facts), mtu_problem(facts, multi_buffer), _half(facts), _veth_queues(facts), _locks(facts)]
     found = merging + [problem for problem in others if problem]
     if features is None and not any(problem.refuses for problem in found):
-        found.append(_unknown(facts))
+        words = "whether the driver has native XDP is what this kernel does not say, as Linux does from 6.3 on"
+        found.append(_problem(facts, words, _OTHER_MODES, certain=False))
     return found
 
 
@@ -100,13 +103,6 @@ def _problem(facts: dict[str, Any], found: str, remedy: str, **more: Any) -> Pro
 def _change(facts: dict[str, Any], group: str, **after: Any) -> Change:
     before = {option: facts[group][option] for option in after}
     return Change(facts["interface"], group, before, after)
-
-
-def _unknown(facts: dict[str, Any]) -> Problem:
-    found = _NATIVE_XDP.get(
-        facts["driver"], "whether the driver has native XDP is what this kernel does not say, as Linux does from 6.3 on"
-    )
-    return _problem(facts, found, _OTHER_MODES, certain=False)
 
 
 def mtu_problem(facts: dict[str, Any], multi_buffer: bool = False) -> Problem | None:

@@ -117,8 +117,8 @@ xdp:
       type: bool
     peer:
       description:
-        - Of C(veth) the other end, with C(interface), C(mtu) and the number of transmit queues, C(tx). In another network
-          namespace only the MTU can be known, and not always.
+        - Of C(veth) the other end, with C(interface), C(mtu) and the number of transmit queues, C(tx). Of one in
+          another network namespace only the MTU can be known, and not always.
       type: dict
     fixed_offloads:
       description: Of C(virtio_net), what the hypervisor does and the guest cannot switch off, so that XDP is refused.

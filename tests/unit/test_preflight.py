@@ -175,10 +175,11 @@ TABLE: dict[str, tuple[dict[str, Any], bool, list[tuple[str, bool, Change | None
     "no native XDP, nor a driver": (facts(None, features=[]), False, [("refuse", True, None)]),
     "an old kernel does not say": (facts("e1000e", features=None), False, [("refuse", False, None)]),
     "an old kernel, and something that is known": (
-        facts("vmxnet3", 9000),
+        facts("virtio_net", 9000),
         False,
-        [("refuse", True, change("mtu", {"mtu": 9000}, {"mtu": 3494}))],
+        [("refuse", True, change("mtu", {"mtu": 9000}, {"mtu": 3506}))],
     ),
+    "a driver that had nothing then is not prepared": (facts("vmxnet3", 9000), False, [("refuse", False, None)]),
 }
 
 
@@ -233,6 +234,7 @@ def test_device(name: str):
         ),
         (facts("dummy", features=[]), "the driver does not support XDP in native mode; use mode auto, tc or generic"),
         (facts("vmxnet3"), "vmxnet3 has native XDP from Linux 6.6 on; use mode auto, tc or generic"),
+        (facts("igb"), "whether the driver has native XDP is what this kernel does not say, as Linux does from 6.3 on"),
     ],
 )
 def test_words(device: dict[str, Any], words: str):
