@@ -185,8 +185,9 @@ def _half(facts: dict[str, Any]) -> Problem | None:
     certain = driver != _MAY_HAVE_MORE
     return _problem(
         facts,
-        f"it has channels {_options(now)}, and beside more than {limit} of {maximum}, or unlike ones, the driver "
-        f"{'has' if certain else 'most likely has'} no room for the transmit queues of XDP, and refuses programs",
+        f"it has channels {_options(now)}, and XDP needs as many transmit queues again, of {maximum} in all"
+        f"{', and as many tx as rx' if len(names) > 1 else ''}, so the driver "
+        f"{'refuses' if certain else 'most likely refuses'} programs",
         f"have fewer (nic_channels {_options(wanted)})",
         certain=certain,
         change=_change(facts, "channels", **wanted),

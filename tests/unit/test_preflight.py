@@ -224,8 +224,8 @@ def test_device(name: str):
         ),
         (
             facts("ena", features=NATIVE, channels={"combined": 8}, maximum={"combined": 8}),
-            "it has channels combined=8, and beside more than 4 of 8, or unlike ones, the driver has no room for the "
-            "transmit queues of XDP, and refuses programs; have fewer (nic_channels combined=4)",
+            "it has channels combined=8, and XDP needs as many transmit queues again, of 8 in all, so the driver "
+            "refuses programs; have fewer (nic_channels combined=4)",
         ),
         (
             facts("virtio_net", features=NATIVE, channels={"combined": 6}, maximum={"combined": 8}),
