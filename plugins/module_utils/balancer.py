@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
+from .native import NativeHook, examine
 from .outcome import Outcome
 from .xdp_features import xdp_features
 
@@ -65,6 +66,8 @@ class ProgramRequest:
     source: Path
     attached: bool = True
     force: bool = False
+    # Change what is in the way of a native program.
+    prepare: bool = False
 
 
 def used_features(config: model.Config, declared: filters.Filters | None = None) -> frozenset[str]:
@@ -144,6 +147,7 @@ class Balancer:
                 "mode": request.mode,
                 "features": sorted(features),
                 "digest": digest,
+                "prepare": request.prepare,
             }
             live = {name: before.get(name) for name in wanted}
             if live == wanted and self._pinned_maps_fit(request.sizes):
@@ -153,10 +157,40 @@ class Balancer:
             _endpoint_tables(planned, request.sizes)
             if current and current.filters:
                 filters.pack_filter_table(current.filters, current.filter_ids, request.sizes)
+            native = self._examine(request, features, current)
             if check:
-                return Outcome(True, before, {**before, **wanted}, {}, [])
-            after, details = self._put_program(current, request, build, digest)
-            return Outcome(True, before, after, details, [])
+                native.plan()
+                after, details = {**before, **wanted}, {}
+            else:
+                after, details = self._put_program(current, request, build, digest, native)
+            details["prepared"] = native.prepared
+            return Outcome(True, before, after, details, native.warnings, _with_prepared(before, after, native))
+
+    def _hooks(self, request: ProgramRequest, current: state.State | None) -> tuple[str, ...]:
+        """Those to try, in this order."""
+        attached, known = self._attached(), current.program if current else None
+        if known and attached and (attached.hook, request.mode) == (known.hook, known.mode):
+            # This hook was the best that there was; trying another would take the program off this one first.
+            if attached.hook == "native" or known.prepare or not request.prepare:
+                return (attached.hook,)
+        return HOOKS_OF_MODE[request.mode]
+
+    def _examine(self, request: ProgramRequest, features: frozenset[str], current: state.State | None) -> NativeHook:
+        """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
+        hooks = self._hooks(request, current) if request.attached else ()
+        if "native" not in hooks:
+            return NativeHook(self.interface, [], request.prepare)
+        found = examine(self.interface, "multi_buffer" in features)
+        attached = self._attached()
+        if attached and attached.hook == "native" and self._is_ours(attached):
+            # With what is in the way of the program that is there the kernel can live.
+            running = current.program.features if current else features
+            accepted = examine(self.interface, "multi_buffer" in running)
+            found = [problem for problem in found if problem not in accepted]
+        native = NativeHook(self.interface, found, request.prepare)
+        if native.refusal and hooks == ("native",):
+            raise EngineError(native.refusal)
+        return native
 
     def _finish_replacement(self) -> None:
         """A run may have been killed, or have failed, before its new program was in place."""
@@ -224,7 +258,12 @@ class Balancer:
         return True
 
     def _put_program(
-        self, current: state.State | None, request: ProgramRequest, build: compiler.Build, digest: str
+        self,
+        current: state.State | None,
+        request: ProgramRequest,
+        build: compiler.Build,
+        digest: str,
+        native: NativeHook,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         details = {"compiled": False, "new_maps": False}
         known = current and current.program.digest == digest and self.program_pin.exists()
@@ -232,14 +271,14 @@ class Balancer:
         if known and self._pinned_maps_fit(request.sizes):
             pinned = bpf.object_get(str(self.program_pin))
             try:
-                hook, why = self._put_on_hook({build.tc: pinned}.get, request, current)
+                hook, why = self._put_on_hook({build.tc: pinned}.get, request, current, native)
             finally:
                 os.close(pinned)
         if not hook and (request.attached or not known):
             replaced = _pinned_program_id(self.program_pin)
             self._save_program_intent(current, build)
             try:
-                current, hook, why, details["new_maps"] = self._replace_program(current, request, build)
+                current, hook, why, details["new_maps"] = self._replace_program(current, request, build, native)
             except (EngineError, OSError):
                 self._finish_replacement()
                 if current and _pinned_program_id(self.program_pin) == replaced:
@@ -257,7 +296,11 @@ class Balancer:
             source=str(request.source),
             digest=digest,
             sizes=request.sizes,
+            prepare=request.prepare,
         )
+        if native.changed:
+            with maps.open_pinned(self.maps_directory, request.sizes) as live_maps:
+                live_maps.update_control(link.mtu(self.interface))
         after = replace(current, program=program_state) if current else state.State(program_state)
         state.save(self.state_file, after)
         return self._program_facts(after), details
@@ -270,7 +313,7 @@ class Balancer:
             state.save(self.state_file, replace(current, program=unsure))
 
     def _replace_program(
-        self, current: state.State | None, request: ProgramRequest, build: compiler.Build
+        self, current: state.State | None, request: ProgramRequest, build: compiler.Build, native: NativeHook
     ) -> tuple[state.State | None, str, str, bool]:
         """Load and attach new code: the state with its places in the maps, hook, why, whether the maps are new."""
         _make_private(self.paths.pins)
@@ -289,7 +332,7 @@ class Balancer:
                 live_maps.create_flow_tables()
             pending = self.pins / "program_new"
             with _Programs(self, build, live_maps, pending) as programs:
-                hook, why = self._put_on_hook(programs.program, request, current)
+                hook, why = self._put_on_hook(programs.program, request, current, native)
                 if not hook:
                     # Detached, but ready to be attached.
                     programs.program(build.tc)
@@ -367,7 +410,11 @@ class Balancer:
             ) from None
 
     def _put_on_hook(
-        self, program_for: Callable[[bool], int | None], request: ProgramRequest, current: state.State | None
+        self,
+        program_for: Callable[[bool], int | None],
+        request: ProgramRequest,
+        current: state.State | None,
+        native: NativeHook,
     ) -> tuple[str, str]:
         """Which hook the program is on, and why; no hook if `program_for` has no program of the kind it takes."""
         attached = self._attached()
@@ -375,23 +422,20 @@ class Balancer:
             if attached:
                 self._detach(attached)
             return "", "detached as asked for"
-        hooks = HOOKS_OF_MODE[request.mode]
-        if current and attached and (attached.hook, request.mode) == (current.program.hook, current.program.mode):
-            # This hook was the best that there was; trying another would take the program off this one first.
-            hooks = (attached.hook,)
+        hooks = self._hooks(request, current)
         refusals = []
         with _kept(attached) as previous:
             on_hook = attached
             for hook in hooks:
                 try:
-                    program = self._program_for(hook, program_for, request)
+                    program = self._program_for(hook, program_for, request, native)
                     if program is None:
                         return "", ""
                     if on_hook and on_hook.hook != hook and "tc" not in (on_hook.hook, hook):
                         # XDP on two hooks at once is not allowed, so this switch cannot be seamless.
                         self._detach(on_hook)
                         on_hook = None
-                    self._attach(program, hook, on_hook if on_hook and on_hook.hook == hook else None)
+                    self._attach(program, hook, on_hook if on_hook and on_hook.hook == hook else None, native)
                 except link.HookRefused as error:
                     refusals.append(str(error))
                     continue
@@ -406,8 +450,12 @@ class Balancer:
                 link.attach(self.interface, previous, attached.hook, None)
         raise EngineError("; ".join(refusals))
 
-    def _program_for(self, hook: str, program_for: Callable[[bool], int | None], request: ProgramRequest) -> int | None:
+    def _program_for(
+        self, hook: str, program_for: Callable[[bool], int | None], request: ProgramRequest, native: NativeHook
+    ) -> int | None:
         """Raises HookRefused for what the hook cannot do."""
+        if hook == "native" and native.refusal:
+            raise link.HookRefused(native.refusal)
         missing = sorted(request.features & compiler.NOT_ON_TC)
         if hook == "tc" and missing:
             raise link.HookRefused(f"tc ingress on {self.interface}: {', '.join(missing)} is possible with XDP only")
@@ -434,18 +482,15 @@ class Balancer:
             "the kernel passes no maps of maps to hardware, and the balancer needs them; use mode: native"
         )
 
-    def _attach(self, program: int, hook: str, attached: link.Attached | None) -> None:
+    def _attach(self, program: int, hook: str, attached: link.Attached | None, native: NativeHook) -> None:
         if hook == "tc":
             tc.attach(self.interface, program)
             return
-        if attached is None:
-            link.attach(self.interface, program, hook, None)
-            return
-        replaced = bpf.program_fd(attached.program_id)
-        try:
-            link.attach(self.interface, program, hook, replaced)
-        finally:
-            os.close(replaced)
+        with _kept(attached) as replaced:
+            if hook == "native":
+                native.attach(lambda: link.attach(self.interface, program, hook, replaced))
+            else:
+                link.attach(self.interface, program, hook, replaced)
 
     def _detach(self, attached: link.Attached) -> None:
         if attached.hook == "tc":
@@ -504,6 +549,7 @@ class Balancer:
                 why=known.why,
                 features=known.features,
                 digest=known.digest,
+                prepare=known.prepare,
                 program_id=ours,
                 **asdict(known.sizes),
             )
@@ -860,6 +906,7 @@ class Balancer:
                 sizes=known.sizes,
                 source=Path(known.source),
                 attached=known.attached,
+                prepare=known.prepare,
             ),
             check=False,
         )
@@ -869,6 +916,15 @@ def _check_sizes(sizes: Sizes) -> None:
     for option, limit in SIZE_LIMITS.items():
         if not 1 <= getattr(sizes, option) <= limit:
             raise EngineError(f"{option} {getattr(sizes, option)} is not between 1 and {limit}")
+
+
+def _with_prepared(before: dict[str, Any], after: dict[str, Any], native: NativeHook) -> tuple[Any, Any]:
+    """A line for each value that is changed for the program's sake, in the difference."""
+    found = dict(before), dict(after)
+    for entry in native.prepared:
+        for values, key in zip(found, ("before", "after")):
+            values.update({f"{entry['interface']} {name}": value for name, value in entry[key].items()})
+    return found
 
 
 def _index_or_0(interface: str | None) -> int:

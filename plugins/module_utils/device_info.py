@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from . import cpus, ethtool_ioctl, irqs
@@ -17,12 +18,27 @@ from .link import HOOKS
 from .nic import Tuner, nest, refusal, supported
 from .rss import Rss
 from .tuners import Coalesce, Features, Rings
+from .veth import other_end
 from .xdp_features import xdp_features
 
 # What a page holds besides a packet's payload: XDP_PACKET_HEADROOM, struct skb_shared_info, the Ethernet header.
 PAGE_OVERHEAD = 256 + 320 + 14
 # What some drivers keep free besides, in bytes; found by attaching a program at every MTU.
 DRIVER_OVERHEAD = {"virtio_net": 0, "veth": 0, "vmxnet3": 12}
+# igb's receive buffers are smaller (igb_xdp_setup(): IGB_RXBUFFER_3072, IGB_ETH_PKT_HDR_PAD).
+BUFFERS = {"igb": 3072 - 26}
+
+# include/uapi/linux/virtio_net.h; names as hypervisors have them
+VIRTIO_CTRL_GUEST_OFFLOADS = 2
+VIRTIO_GUEST_OFFLOADS = {
+    1: "guest_csum",
+    7: "guest_tso4",
+    8: "guest_tso6",
+    9: "guest_ecn",
+    10: "guest_ufo",
+    54: "guest_uso4",
+    55: "guest_uso6",
+}
 
 # In the order in which they are set up: queues first, since the rest is about them.
 TUNERS: dict[str, type[Tuner]] = {
@@ -42,7 +58,8 @@ def fact_of(group: str) -> str:
 
 def xdp_mtu_limit(driver: str, page_size: int) -> tuple[int, bool]:
     """The largest MTU at which a program without multi_buffer can be attached, and whether that was measured."""
-    return page_size - PAGE_OVERHEAD - DRIVER_OVERHEAD.get(driver, 0), driver in DRIVER_OVERHEAD
+    limit = page_size - PAGE_OVERHEAD - DRIVER_OVERHEAD.get(driver, 0)
+    return min(limit, BUFFERS.get(driver, limit)), driver in DRIVER_OVERHEAD
 
 
 def _identity(device: Device) -> dict[str, Any]:
@@ -76,7 +93,22 @@ def _xdp(device: Device, driver: str) -> dict[str, Any]:
         "features": xdp_features(device.index),
         "mtu_limit": limit,
         "mtu_limit_measured": measured,
+        "peer": other_end(device) if driver == "veth" else None,
+        "fixed_offloads": _fixed_offloads(device) if driver == "virtio_net" else [],
     }
+
+
+def fixed_offloads(bits: str) -> list[str]:
+    """Of a virtio device's features, those that the guest cannot switch off."""
+    if bits[VIRTIO_CTRL_GUEST_OFFLOADS] == "1":
+        return []
+    return [name for bit, name in VIRTIO_GUEST_OFFLOADS.items() if bits[bit] == "1"]
+
+
+def _fixed_offloads(device: Device) -> list[str]:
+    directory = device.sysfs()
+    path = directory / "device" / "features" if directory else None
+    return fixed_offloads(path.read_text(encoding="ascii")) if path and path.exists() else []
 
 
 def _cpus(device: Device) -> dict[str, Any]:
@@ -93,10 +125,10 @@ def _cpus(device: Device) -> dict[str, Any]:
     }
 
 
-def _knobs(device: Device) -> dict[str, Any]:
+def _knobs(device: Device, groups: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for group, tuner in TUNERS.items():
-        knobs, fact = tuner.read(device), fact_of(group)
+    for group in groups:
+        knobs, fact = TUNERS[group].read(device), fact_of(group)
         found[fact] = nest({key: knob.value for key, knob in knobs.items()})
         maxima = {key: knob.maximum for key, knob in knobs.items() if knob.maximum is not None}
         if maxima:
@@ -104,7 +136,8 @@ def _knobs(device: Device) -> dict[str, Any]:
     return found
 
 
-def of_device(device: Device) -> dict[str, Any]:
+def for_xdp(device: Device, groups: Iterable[str] = ("channels", "features")) -> dict[str, Any]:
+    """What decides whether the driver takes a program."""
     identity = _identity(device)
     try:
         return {
@@ -113,9 +146,16 @@ def of_device(device: Device) -> dict[str, Any]:
             **_link(device),
             **_cpus(device),
             "xdp": _xdp(device, identity["driver"] or ""),
-            **_knobs(device),
-            "irqs": {vector.queue: vector.irq for vector in irqs.vectors(device)},
+            **_knobs(device, groups),
         }
+    except OSError as error:
+        raise refusal(device, "reading", error) from None
+
+
+def of_device(device: Device) -> dict[str, Any]:
+    facts = for_xdp(device, TUNERS)
+    try:
+        return {**facts, "irqs": {vector.queue: vector.irq for vector in irqs.vectors(device)}}
     except OSError as error:
         raise refusal(device, "reading", error) from None
 

@@ -108,6 +108,15 @@ def mtu(interface: str) -> int:
         return route.link("get", index=interface_index(interface))[0].get_attr("IFLA_MTU")
 
 
+def set_mtu(interface: str, size: int) -> None:
+    pyroute2 = import_pyroute2()
+    try:
+        with route_socket() as route:
+            route.link("set", index=interface_index(interface), mtu=size)
+    except pyroute2.NetlinkError as error:
+        raise EngineError(f"{interface}: mtu={size}: the kernel refuses: {kernel_words(error)}") from None
+
+
 def links_up(interfaces: Iterable[str]) -> set[int]:
     """The indexes of those that exist and whose link is up."""
     wanted = set(interfaces)

@@ -14,6 +14,7 @@ from .device_info import of_device
 from .errors import EngineError
 from .nic import check_range
 from .outcome import Outcome, text_of
+from .preflight import mtu_problem
 from .profiles import Choice
 from .tuned import Image, Tuned, Tuning
 
@@ -194,7 +195,7 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
         changes = any(work.differing for work in works)
         unsaved = [work for work in works if not work.saved]
         pending = bool(unsaved) or changes
-        warnings = [problem for work in works if (problem := profiles.mtu_problem(work.facts))]
+        warnings = [str(problem) for work in works if (problem := mtu_problem(work.facts))]
         if pending and not check:
             current = current or Tuning(interface)
             if changes and revert_after:

@@ -16,6 +16,7 @@ from . import cpus, rss_table
 from .device_info import fact_of
 from .errors import EngineError
 from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
+from .preflight import HALF_FOR_XDP, ONE_FOR_EACH_CPU, channels_beside_xdp
 from .tuners import FEATURES
 
 PROFILES = ("throughput", "latency", "custom")
@@ -44,12 +45,6 @@ RECOGNIZED_BY_RESULT = frozenset(
     for group, options in (("rss", ("weights", "table", "key", "hash_function")), ("irq_affinity", ("rps", "rfs")))
     for option in options
 )
-
-# Drivers that take as many transmit queues for XDP as they have channels, from the same pool, and refuse a program when
-# there are too few: ena_xdp_legal_queue_count(), gve's verify_xdp_configuration(), bnxt_xdp_set().
-HALF_FOR_XDP = ("ena", "gve", "bnxt_en")
-# Its transmit queues for XDP are one for each CPU, or shared with locks (virtnet_xdp_set()).
-ONE_FOR_EACH_CPU = "virtio_net"
 
 # What a ring must hold: packets of 64 bytes, with preamble and gap, at line rate while the CPU is busy elsewhere.
 _PACKET_BITS = (64 + 20) * 8
@@ -150,16 +145,15 @@ def _channels(facts: dict[str, Any]) -> list[Choice]:
 
 def _xdp_limit(driver: str, maximum: int, possible: int, wanted: int) -> tuple[int, str]:
     """How many channels leave the driver transmit queues for XDP, and how so."""
+    limit = channels_beside_xdp(driver, maximum, possible)
+    if wanted <= limit:
+        return limit, ""
     if driver in HALF_FOR_XDP:
-        limit = max(maximum // 2, 1)
-        return limit, f"{driver} takes half of {maximum} for what XDP sends" if wanted > limit else ""
-    if driver == ONE_FOR_EACH_CPU and wanted + possible > maximum:
-        limit = maximum - possible
-        # A lock around sending costs less than half of the receiving CPUs.
-        if 2 * limit >= wanted:
-            return limit, f"{possible} of {maximum} are for what XDP sends, one for each CPU"
-        return maximum, f"{maximum} are too few for a transmit queue for each of {possible} CPUs, so XDP locks them"
-    return maximum, ""
+        return limit, f"{driver} takes half of {maximum} for what XDP sends"
+    # A lock around sending costs less than half of the receiving CPUs.
+    if 2 * limit >= wanted:
+        return limit, f"{possible} of {maximum} are for what XDP sends, one for each CPU"
+    return maximum, f"{maximum} are too few for a transmit queue for each of {possible} CPUs, so XDP locks them"
 
 
 def _features(facts: dict[str, Any]) -> list[Choice]:
@@ -268,16 +262,3 @@ def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def mtu_problem(facts: dict[str, Any]) -> str:
-    """Why a native program without multi_buffer would be refused; nothing if it would not."""
-    limit, mtu = facts["xdp"]["mtu_limit"], facts["mtu"]
-    # Of veth it is the other end's that counts.
-    if facts["driver"] == "veth" or mtu <= limit:
-        return ""
-    certainly = "takes" if facts["xdp"]["mtu_limit_measured"] else "most likely takes"
-    return (
-        f"{facts['interface']}: native XDP {certainly} an MTU of {limit} at most, it has {mtu}; lower it where the "
-        "host's network is configured, or let the program be one for long frames (multi_buffer)"
-    )

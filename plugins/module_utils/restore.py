@@ -31,9 +31,11 @@ def main() -> int:
         sys.stderr.write(f"restore interface={interface} result=failed: {error}\n")
         return 1
     result = "restored" if outcome.changed else "unchanged"
+    entries = outcome.details.get("prepared", [])
+    prepared = ",".join(f"{name}={value}" for entry in entries for name, value in entry["after"].items())
     sys.stdout.write(
         f"restore interface={interface} result={result} hook={outcome.after.get('hook')} "
-        f"program={outcome.after.get('program_id')}\n"
+        f"program={outcome.after.get('program_id')} prepared={prepared or 'nothing'}\n"
     )
     return 0
 

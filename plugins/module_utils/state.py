@@ -56,6 +56,8 @@ class ProgramState:
     source: str
     digest: str
     sizes: Sizes
+    # Files of earlier releases do not have it.
+    prepare: bool = False
 
 
 @dataclass(frozen=True)

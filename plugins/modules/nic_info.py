@@ -115,6 +115,15 @@ xdp:
       description:
         - Whether that was measured with this driver. If not, it is what a page holds, and a driver may take less.
       type: bool
+    peer:
+      description:
+        - Of C(veth) the other end, with C(interface), C(mtu) and the number of transmit queues, C(tx). Of one in
+          another network namespace only the MTU can be known, and not always.
+      type: dict
+    fixed_offloads:
+      description: Of C(virtio_net), what the hypervisor does and the guest cannot switch off, so that XDP is refused.
+      type: list
+      elements: str
 rings:
   description: Ring sizes; their maxima are in C(rings_maximum).
   returned: success

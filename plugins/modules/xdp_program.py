@@ -38,7 +38,8 @@ options:
   mode:
     description:
       - Where the program is attached.
-      - V(native) is XDP in the driver; if the driver does not support it, the module fails and says so.
+      - V(native) is XDP in the driver; if the driver does not support it, or something is in its way, the module fails
+        and says what, and how to change that. What is known beforehand fails before anything is touched.
       - V(tc) is the ingress of clsact, which every driver has. Others' filters there stay. It has no C(redirect) and no
         C(multi_buffer).
       - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
@@ -48,6 +49,15 @@ options:
     type: str
     choices: [auto, native, generic, tc, offload]
     default: auto
+  prepare:
+    description:
+      - Change what keeps the driver from taking the program. That may be an MTU beyond what a page holds, LRO, or the
+        numbers of channels. RV(prepared) says what was changed, and how it was before.
+      - It is put back if the driver refuses the program nevertheless, but not when the program is detached later.
+      - It is done again when the program is restored after a reboot.
+      - With O(mode=auto), a program on another hook is tried on the driver's once more when this is switched on.
+    type: bool
+    default: false
   features:
     description:
       - What to compile in; the rest costs nothing. C(maglev) and C(hash) are always there.
@@ -170,9 +180,43 @@ after:
     digest:
       description: SHA-256 of source, features, sizes, kind of hook and kernel release.
       type: str
+    prepare:
+      description: Whether the interface is prepared for the program, now and after a reboot.
+      type: bool
     program_id:
       description: The kernel's id of the program.
       type: int
+prepared:
+  description: What was changed so that the driver takes the program; in check mode, what would be if it has to.
+  returned: when something was changed
+  type: list
+  elements: dict
+  contains:
+    interface:
+      description: Which interface; of a C(veth), it may be the other end.
+      type: str
+    group:
+      description: V(mtu), or the module that sets it without its C(nic_), V(features) or V(channels).
+      type: str
+    before:
+      description: Options of that module as they were found.
+      type: dict
+    after:
+      description: The same options as they are now.
+      type: dict
+    why:
+      description: What was in the way.
+      type: str
+    rollback:
+      description: Arguments of that module that bring back what was there.
+      type: dict
+  sample:
+    - interface: eth0
+      group: features
+      before: {"lro": true}
+      after: {"lro": false}
+      why: LRO is on, with which the driver refuses programs
+      rollback: {"interface": "eth0", "lro": true}
 compiled:
   description: Whether the program had to be compiled.
   returned: when something was changed
@@ -225,6 +269,7 @@ def apply(params, check):
         source=Path(params["source"]),
         attached=params["state"] == "attached",
         force=params["force"],
+        prepare=params["prepare"],
     )
     return balancer.apply_program(request, check)
 
@@ -235,6 +280,7 @@ def main():
             "interface": INTERFACE_ARGUMENT,
             "state": {"type": "str", "choices": ["attached", "detached", "absent"], "default": "attached"},
             "mode": {"type": "str", "choices": MODES, "default": "auto"},
+            "prepare": {"type": "bool", "default": False},
             "features": {
                 "type": "list",
                 "elements": "str",

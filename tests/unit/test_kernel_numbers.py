@@ -11,7 +11,7 @@ import socket
 import subprocess
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, link, next_hops, tc, watch
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, device_info, link, next_hops, tc, veth, watch
 
 HEADERS = (
     "sys/socket.h",
@@ -22,6 +22,7 @@ HEADERS = (
     "linux/neighbour.h",
     "linux/pkt_sched.h",
     "linux/rtnetlink.h",
+    "linux/virtio_net.h",
 )
 COMMANDS = [name for name in vars(bpf) if name.startswith(("MAP_", "PROG_", "OBJ_"))]
 COMMANDS = [name for name in COMMANDS if not name.startswith(("MAP_TYPE_", "MAP_FLAG_", "PROG_TYPE_", "PROG_FLAG_"))]
@@ -43,6 +44,15 @@ NUMBERS = {
     "XDP_FLAGS_DRV_MODE": link.HOOK_FLAGS["native"],
     "XDP_FLAGS_SKB_MODE": link.HOOK_FLAGS["generic"],
     "XDP_FLAGS_HW_MODE": link.HOOK_FLAGS["offload"],
+    "IFLA_LINK": veth.IFLA_LINK,
+    "IFLA_LINK_NETNSID": veth.IFLA_LINK_NETNSID,
+    "IFLA_TARGET_NETNSID": veth.IFLA_TARGET_NETNSID,
+    "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS": device_info.VIRTIO_CTRL_GUEST_OFFLOADS,
+    **{
+        f"VIRTIO_NET_F_{name.upper()}": bit
+        for bit, name in device_info.VIRTIO_GUEST_OFFLOADS.items()
+        if "uso" not in name  # Newer than the headers of Debian 12.
+    },
     "TC_H_MAKE(TC_H_CLSACT, 0)": tc.CLSACT,
     "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)": tc.INGRESS,
     "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)": tc.INGRESS + 1,

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import nic_profile, profiles
+from ansible_collections.lbops.xdp.plugins.module_utils import nic_profile, preflight, profiles
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.profiles import Choice
 
@@ -25,7 +25,7 @@ def facts(driver: str, **knobs: Any) -> dict[str, Any]:
         "link": {"speed": None},
         "numa_node": None,
         "cpus": FOUR_CPUS,
-        "xdp": {"hook": None, "mtu_limit": 3506, "mtu_limit_measured": True},
+        "xdp": {"hook": None, "features": None, "mtu_limit": 3506, "mtu_limit_measured": True},
         **copy.deepcopy(knobs),
     }
 
@@ -233,10 +233,10 @@ def test_what_can_be_said_in_many_ways_is_recognized_by_its_result():
 
 
 def test_an_mtu_that_native_xdp_does_not_take():
-    assert profiles.mtu_problem(VIRTIO) == ""
-    long = profiles.mtu_problem({**VIRTIO, "mtu": 9000})
-    assert long.startswith("eth0: native XDP takes an MTU of 3506 at most, it has 9000; lower it")
-    assert profiles.mtu_problem({**VETH, "mtu": 9000}) == ""
+    assert preflight.mtu_problem(VIRTIO) is None
+    long = str(preflight.mtu_problem({**VIRTIO, "mtu": 9000}))
+    assert long.startswith("native XDP on eth0 (driver virtio_net): its MTU is 9000, and the driver refuses more than")
+    assert preflight.mtu_problem({**VETH, "mtu": 9000}) is None
 
 
 def test_a_difference_has_each_value_with_its_reason():

@@ -55,6 +55,15 @@ def test_what_is_saved_is_loaded(tmp_path, full):
     assert [file.name for file in tmp_path.iterdir()] == ["eth0.json"]
 
 
+def test_a_file_from_before_prepare_is_read(tmp_path, full):
+    path = tmp_path / "eth0.json"
+    state.save(path, full)
+    document = json.loads(path.read_text())
+    del document["program"]["prepare"]
+    path.write_text(json.dumps(document))
+    assert state.load(path) == full
+
+
 def test_there_may_be_none(tmp_path):
     assert state.load(tmp_path / "eth0.json") is None
 

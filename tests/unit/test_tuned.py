@@ -25,7 +25,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tuned import Tuned, Tuni
 FACTS = {
     "driver": "igb",
     "mtu": 1500,
-    "xdp": {"hook": None, "mtu_limit": 3506, "mtu_limit_measured": True},
+    "xdp": {"hook": None, "features": None, "mtu_limit": 3506, "mtu_limit_measured": True},
     "channels": {"combined": 4},
     "rings": {"rx": 256, "tx": 256},
     "coalesce": {"rx_usecs": 3, "tx_usecs": 3, "adaptive_rx": True},
