@@ -221,7 +221,7 @@ REFUSED = {
     "short key": ("data0", "nic_rss", {"key": "6d:5a"}, "data0: the key has 2 bytes, the device takes 40"),
     "no key": ("igb0", "nic_rss", {"key": "symmetric"}, "igb0: the device has no key"),
     "weights": ("data0", "nic_rss", {"weights": [1] * 5}, "data0: 5 weights for 4 receive queues"),
-    "table": ("data0", "nic_rss", {"table": [0] * 127 + [4]}, "data0: the table"),
+    "table": ("data0", "nic_rss", {"table": [0] * 127 + [4]}, "data0: entry 127 of the table is queue 4"),
     "CPU": ("data0", "nic_irq_affinity", {"vectors": "2-4"}, "this host has no CPU 4"),
     "device": ("eth7", "nic_rings", {"rx": 256}, "interface 'eth7' does not exist; this host has lo, "),
 }
