@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,11 @@ from tests.vm.common import CHECKOUT, RUN
 GUESTS = os.environ.get("VM_GUESTS", ",".join(image.SUITES)).split(",")
 INVENTORY = CHECKOUT / "extensions" / "molecule" / "vm" / "inventory"
 BOOT_SECONDS = 300
+
+
+def run(command: list[Any], **options: Any) -> subprocess.CompletedProcess[str]:
+    # ssh would make the common standard input non-blocking, which Ansible refuses.
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
 
 
 class Guests:
@@ -38,7 +44,7 @@ class Guests:
             "ANSIBLE_TIMEOUT": "60",
             "COLUMNS": "1000",
         }
-        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env=environment)
+        return run(command, cwd=CHECKOUT, env=environment)
 
     def run(self, *tasks: Task) -> dict[str, list[dict]]:
         """The results of modules, by guest."""
@@ -56,9 +62,7 @@ class Guests:
         return {guest: int(changed) for guest, changed in recap}, result.stdout + result.stderr
 
     def ssh(self, guest: str, command: str, check: bool = True) -> str:
-        result = subprocess.run(
-            ["ssh", "-F", access.CONFIG, guest, command], capture_output=True, text=True, timeout=120, check=False
-        )
+        result = run(["ssh", "-F", access.CONFIG, guest, command], timeout=BOOT_SECONDS)
         assert not check or result.returncode == 0, f"{guest}: {command}: {result.stderr}"
         return result.stdout.strip()
 
@@ -69,7 +73,7 @@ class Guests:
     def client(self, guest: str, *command: str) -> str:
         """What a program prints on the client beside the guest."""
         inside = network.inside(RUN / guest / "net", "client")
-        return subprocess.run([*inside, *command], capture_output=True, text=True, check=True, timeout=120).stdout
+        return run([*inside, *command], timeout=BOOT_SECONDS).stdout
 
     def reboot(self) -> None:
         booted = self.each("cat /proc/sys/kernel/random/boot_id")
