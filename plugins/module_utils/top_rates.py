@@ -44,12 +44,11 @@ def report(interface: str, before: Snapshot | None, after: Snapshot) -> dict[str
         return {**entry, **_rates(known.get(key), entry, seconds or 0)}
 
     services = [with_rates(_service_key(entry), entry) for entry in after.info["services"]]
+    backends_of: dict[str, list[Entry]] = {service["name"]: [] for service in services}
+    for entry in after.info["backends"]:
+        backends_of[entry["service"]].append(with_rates(_backend_key(entry), entry))
     for service in services:
-        backends = [
-            with_rates(_backend_key(entry), entry)
-            for entry in after.info["backends"]
-            if entry["service"] == service["name"]
-        ]
+        backends = backends_of[service["name"]]
         total = _sum(backend["packets_per_second"] for backend in backends)
         for backend in backends:
             rate = backend["packets_per_second"]

@@ -53,7 +53,7 @@ class Terminal:
     """As a context; the terminal is as before afterwards, whatever ends it."""
 
     def __init__(self) -> None:
-        self._styles = {} if "NO_COLOR" in os.environ else STYLES
+        self._styles = {} if os.environ.get("NO_COLOR") else STYLES
 
     def __enter__(self) -> Terminal:
         self._before = termios.tcgetattr(sys.stdin)

@@ -12,8 +12,8 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import top, top_view
 from ansible_collections.lbops.xdp.plugins.module_utils.top_rates import Snapshot, report
 from ansible_collections.lbops.xdp.plugins.module_utils.top_sort import SORTS, sort_services
-from ansible_collections.lbops.xdp.plugins.module_utils.top_table import table
-from ansible_collections.lbops.xdp.plugins.module_utils.top_terminal import parse_keys
+from ansible_collections.lbops.xdp.plugins.module_utils.top_table import Line, table
+from ansible_collections.lbops.xdp.plugins.module_utils.top_terminal import Terminal, parse_keys
 from ansible_collections.lbops.xdp.plugins.module_utils.top_text import address_of, percent, quantity, state_of
 from ansible_collections.lbops.xdp.plugins.module_utils.top_view import View, plain
 
@@ -414,6 +414,15 @@ class TestView:
 
 def test_keys_are_understood_in_both_modes_of_a_terminal():
     assert parse_keys("q\x1b[A\x1bOB?\x1b[5~\x1b[1;5C \x1b") == ["q", "up", "down", "?", "page up", " "]
+
+
+@pytest.mark.parametrize(("no_color", "drawn"), [("", "\x1b[31mdown\x1b[0m"), ("1", "down")])
+def test_colours_can_be_refused(no_color, drawn, monkeypatch, capsys):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("LINES", "24")
+    Terminal().draw([Line("down", "bad"), Line("as it is")])
+    # Lines 1 and 2, each erased before it is written, and nothing below.
+    assert capsys.readouterr().out == f"\x1b[1;1H\x1b[2K{drawn}\x1b[2;1H\x1b[2Kas it is\x1b[3;1H\x1b[J"
 
 
 class TestArguments:
