@@ -49,6 +49,10 @@ def parse_keys(typed: str) -> list[str]:
     return [key for key in found if key]
 
 
+def _end(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
 class Terminal:
     """As a context; the terminal is as before afterwards, whatever ends it."""
 
@@ -62,7 +66,7 @@ class Terminal:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGWINCH, lambda *_arguments: None)
         signal.signal(signal.SIGTSTP, self._suspend)
-        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, _end)
         try:
             self._take()
         except BaseException:
