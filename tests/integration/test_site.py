@@ -41,9 +41,18 @@ def test_exporter_listens_on_loopback_only(site, lab):
 
 
 def test_status_shows_every_backend(site, lab):
-    output = lab.playbook("status.yml")[1]
+    changed, output = lab.playbook("status.yml")
+    assert changed == 0 and "PKTS/S" not in output
     for name in ("be1", "be2", "be3", "echo-udp", "echo-tcp", "echo-dsr", "on the native hook"):
         assert name in output
+    rows = [line.split() for line in output.splitlines()]
+    assert ["echo-udp", "10.77.0.10:7/udp", "dnat", "maglev"] in [row[:4] for row in rows]
+    assert ["be3", "10.77.2.13:8080", "1", "enabled"] in [row[:4] for row in rows]
+
+
+def test_status_shows_rates_on_request(site, lab):
+    changed, output = lab.playbook("status.yml", "-e", "status_interval=0.5")
+    assert changed == 0 and "PKTS/S" in output and "rates over 0." in output
 
 
 def test_an_inventory_that_makes_no_sense_is_refused_in_words(site, lab):

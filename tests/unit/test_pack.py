@@ -45,9 +45,10 @@ def names(directory: Path, *patterns: str) -> set[str]:
 
 def test_everything_has_its_place(host):
     places = {path.relative_to(host).parent.as_posix() for path in host.rglob("*") if path.is_file()}
-    assert places == {"usr/lib/lbops/engine", "usr/lib/lbops/bpf", "etc/systemd/system"}
+    assert places == {"usr/lib/lbops/engine", "usr/lib/lbops/bpf", "etc/systemd/system", "usr/sbin"}
+    assert names(host / "usr/sbin", "*") == {"lbops-top"}
     assert names(host / "usr/lib/lbops/bpf", "*") == names(ROOT / "files/bpf", "*.c", "*.h")
-    assert names(host / "etc/systemd/system", "*") == names(ROOT / "roles/balancer/files", "lbops-*")
+    assert names(host / "etc/systemd/system", "*") == names(ROOT / "roles/balancer/files", "lbops-*.service")
     engine = names(ROOT / "plugins/module_utils", "*.py")
     assert names(host / "usr/lib/lbops/engine", "*") == engine - {"adapter.py", "nic_adapter.py"}
 
@@ -69,8 +70,11 @@ def test_files_are_roots_and_nobody_elses_to_change(archive):
     with tarfile.open(archive) as tar:
         entries = tar.getmembers()
     assert entries and all(entry.isfile() for entry in entries)
-    found = {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mode, entry.mtime) for entry in entries}
-    assert found == {(0, 0, "root", "root", 0o644, 0)}
+    found = {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries}
+    assert found == {(0, 0, "root", "root", 0)}
+    modes = {entry.name: entry.mode for entry in entries}
+    assert modes.pop("usr/sbin/lbops-top") == 0o755
+    assert set(modes.values()) == {0o644}
 
 
 def test_the_same_files_give_the_same_bytes(archive, tmp_path):
@@ -124,3 +128,21 @@ def test_sources_include_what_is_there(host):
     for path in directory.iterdir():
         included = set(re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE))
         assert included <= names(directory, "*"), path.name
+
+
+def test_the_command_starts_the_engine_from_anywhere(host, tmp_path):
+    """Not from there: root may be in somebody's directory."""
+    command = (host / "usr/sbin/lbops-top").read_text().replace("/usr/lib/lbops", str(host / "usr/lib/lbops"))
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "argparse.py").write_text("raise SystemExit('not this one')")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    output = subprocess.run(
+        ["sh", "-c", command, "lbops-top", "--help"],
+        check=True,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert output.startswith("usage: lbops-top ")
+    assert not list((host / "usr/lib/lbops").rglob("*.pyc"))

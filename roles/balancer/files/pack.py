@@ -15,11 +15,12 @@ from pathlib import Path
 # Directory in the collection, directory on the host, which files, what belongs to Ansible only.
 ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"})
 SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
+COMMANDS = ("roles/balancer/files", "usr/sbin", "lbops-top", set())
 
 
 def content(role: str) -> list:
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
-    return [ENGINE, SOURCE, units] if role == "balancer" else [ENGINE, units]
+    return [ENGINE, SOURCE, units, COMMANDS] if role == "balancer" else [ENGINE, units]
 
 
 def pack(collection: Path, archive: Path, role: str) -> None:
@@ -31,7 +32,7 @@ def pack(collection: Path, archive: Path, role: str) -> None:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.mode, entry.mtime = 0o644, 0
+    entry.mode, entry.mtime = 0o755 if entry.name.startswith("usr/sbin/") else 0o644, 0
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
     return entry
