@@ -266,8 +266,8 @@ dns  192.0.2.10:53/udp  dnat maglev           200   200k           200   160k
   be2  198.51.100.2:5353       1  enabled      50  80.0k   25%       0      0
 """
 
-    def text(self, width: int, after: dict = AFTER) -> str:
-        head, rows = table(between(BEFORE, after), width, "service")
+    def text(self, width: int, after: dict | None = None) -> str:
+        head, rows = table(between(BEFORE, after or AFTER), width, "service")
         return "".join(f"{line.text.rstrip()}\n" for line in head + rows)
 
     @pytest.mark.parametrize("width", [78, 80, 140, 1000])
