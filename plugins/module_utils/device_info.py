@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from . import cpus, ethtool_ioctl, irqs
+from . import cpus, ethtool_ioctl, irq_affinity
 from .channels import Channels
 from .device import Device, find
 from .ethtool import Ethtool
@@ -155,7 +155,7 @@ def for_xdp(device: Device, groups: Iterable[str] = ("channels", "features")) ->
 def of_device(device: Device) -> dict[str, Any]:
     facts = for_xdp(device, TUNERS)
     try:
-        return {**facts, "irqs": {vector.queue: vector.irq for vector in irqs.vectors(device)}}
+        return {**facts, "irqs": {queue: vector.irq for queue, vector in irq_affinity.of_device(device).items()}}
     except OSError as error:
         raise refusal(device, "reading", error) from None
 

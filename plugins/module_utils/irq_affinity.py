@@ -47,8 +47,16 @@ def parse_cpus(what: str, value: Any) -> str:
         raise EngineError(f"{what}: {text!r} {error}") from None
 
 
-def by_queue(device: Device) -> dict[str, Vector]:
-    return {vector.queue: vector for vector in irqs.vectors(device)}
+def by_queue(found: Iterable[Vector]) -> dict[str, Vector]:
+    """The first one of each queue; there should be no others."""
+    vectors: dict[str, Vector] = {}
+    for vector in found:
+        vectors.setdefault(vector.queue, vector)
+    return vectors
+
+
+def of_device(device: Device) -> dict[str, Vector]:
+    return by_queue(irqs.vectors(device))
 
 
 def assign(queues: Iterable[str], order: tuple[int, ...]) -> dict[str, str]:
@@ -113,7 +121,7 @@ class IrqAffinity(Tuner):
     @staticmethod
     def read(device: Device) -> dict[str, Knob]:
         knobs: dict[str, Knob] = {}
-        vectors = by_queue(device)
+        vectors = of_device(device)
         for queue, vector in vectors.items():
             knobs[f"vectors.{queue}"] = Knob(irqs.affinity(vector))
         directory = device.sysfs()
@@ -188,7 +196,7 @@ class IrqAffinity(Tuner):
                 "sysfs of this one"
             )
         planned = super().plan(device, rules)
-        vectors = self._vectors[device.index] = by_queue(device)
+        vectors = self._vectors[device.index] = of_device(device)
         refused = {}
         for key in planned.changes:
             group, _dot, queue = key.partition(".")
@@ -206,6 +214,15 @@ class IrqAffinity(Tuner):
                     "owns it"
                 )
         return {}
+
+    def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
+        taken = self._vectors[device.index]
+        return [
+            f"{device.name}: interrupt {vector.irq} has a name like that of {vector.queue}, which is interrupt "
+            f"{taken[vector.queue].irq}; it is left alone"
+            for vector in irqs.vectors(device)
+            if vector.queue in taken and vector != taken[vector.queue]
+        ]
 
     def _path(self, device: Device, key: str) -> Path | None:
         group, _dot, queue = key.partition(".")

@@ -98,6 +98,8 @@ def test_the_topology_of_this_host():
         ("eth0-q1", "combined-1"),
         ("eth0-4", "combined-4"),
         ("ena-mgmnt@pci:0000:00:05.0", None),
+        ("i40e-0000:18:00.0:fdir-TxRx-0", None),
+        ("ice-0000:18:00.0:ctrl-TxRx-0", None),
     ],
 )
 def test_queues_of_vectors(name: str, queue: str | None):
@@ -107,6 +109,29 @@ def test_queues_of_vectors(name: str, queue: str | None):
 def test_a_device_with_one_interrupt_has_it_for_everything():
     assert irqs.assign_queues({40: "eth0"}, "eth0") == [irqs.Vector(40, "combined-0")]
     assert irqs.assign_queues({40: "eth0", 41: "eth0-rx-0"}, "eth0") == [irqs.Vector(41, "rx-0")]
+
+
+def test_a_vector_that_names_the_interface_is_the_queues():
+    names = {40: "i40e-0000:18:00.0:misc", 41: "i40e-eth0-TxRx-0", 42: "i40e-eth1-TxRx-0", 43: "x-0000:18:00.0-rx-1"}
+    assert irqs.assign_queues(names, "eth0") == [irqs.Vector(41, "combined-0"), irqs.Vector(43, "rx-1")]
+
+
+def test_vectors_that_are_numbered_as_the_driver_likes():
+    gve = {50 + number: f"gve-ntfy-blk{number}@pci:0000:00:04.0" for number in range(4)}
+    gve[54] = "gve-mgmnt@pci:0000:00:04.0"
+    assert [vector.queue for vector in irqs.assign_queues(gve, "eth0")] == ["tx-0", "tx-1", "rx-0", "rx-1"]
+    mlx4 = {60: "mlx4-async@pci:0000:03:00.0", 61: "mlx4-10@0000:03:00.0", 62: "mlx4-2@0000:03:00.0"}
+    assert irqs.assign_queues(mlx4, "eth0") == [irqs.Vector(61, "combined-1"), irqs.Vector(62, "combined-0")]
+
+
+def test_two_vectors_of_a_queue_are_told_of(monkeypatch):
+    found = [irqs.Vector(40, "rx-0"), irqs.Vector(41, "rx-1"), irqs.Vector(44, "rx-0")]
+    assert irq_affinity.by_queue(found)["rx-0"].irq == 40
+    monkeypatch.setattr(irqs, "vectors", lambda _device: found)
+    tuner = irq_affinity.IrqAffinity({"vectors": "0"})
+    tuner._vectors[7] = irq_affinity.by_queue(found)
+    [warning] = tuner.warnings(Device(7, "eth0"), {})
+    assert warning == "eth0: interrupt 44 has a name like that of rx-0, which is interrupt 40; it is left alone"
 
 
 def test_queues_of_a_number_share_a_cpu_and_too_many_start_over():
