@@ -155,7 +155,9 @@ def for_xdp(device: Device, groups: Iterable[str] = ("channels", "features")) ->
 def of_device(device: Device) -> dict[str, Any]:
     facts = for_xdp(device, TUNERS)
     try:
-        return {**facts, "irqs": {queue: vector.irq for queue, vector in irq_affinity.of_device(device).items()}}
+        vectors = irq_affinity.of_device(device)
+        irqs = {queue: vector.irq for queue, vector in vectors.items()}
+        return {**facts, "irqs": irqs, "irqbalance_fits": not irqs or irq_affinity.bans_fit(vectors.values())}
     except OSError as error:
         raise refusal(device, "reading", error) from None
 

@@ -24,6 +24,7 @@ from .irqs import Vector
 from .nic import Knob, Plan, Rules, Tuner, check_range
 from .tuners import given
 
+TOO_MANY_BANS = "irqbalance takes no list of so many interrupts; start it with a --policyscript that leaves them alone"
 KEEP, NONE, AUTO, MATCH = "keep", "none", "auto", "match"
 STEERING = {"xps": ("tx", "xps_cpus"), "rps": ("rx", "rps_cpus"), "rfs": ("rx", "rps_flow_cnt")}
 # Writing the affinity of an interrupt fails so if the kernel manages it, if its controller cannot move it, or if the
@@ -202,6 +203,12 @@ class IrqAffinity(Tuner):
             group, _dot, queue = key.partition(".")
             if group == "vectors" and not irqs.movable(vectors[queue]):
                 refused[key] = f"the kernel manages interrupt {vectors[queue].irq} itself"
+        # Those of a bond's members that were planned for before count, too.
+        together = [vector for found in self._vectors.values() for vector in found.values()]
+        if planned.changes.get("irqbalance_ban") and not bans_fit(together):
+            if not rules.skip:
+                raise EngineError(f"{device.name}: {TOO_MANY_BANS}, and set irqbalance_ban=false")
+            refused["irqbalance_ban"] = TOO_MANY_BANS
         changes = {key: value for key, value in planned.changes.items() if key not in refused}
         return replace(planned, changes=changes, refused=refused)
 
@@ -259,10 +266,7 @@ class IrqAffinity(Tuner):
             return
         own = {vector.irq for vector in self._vectors[device.index].values()}
         left_alone = irqbalance.banned(daemon)
-        try:
-            irqbalance.ban(daemon, left_alone | own if ban else left_alone - own)
-        except ValueError as error:
-            raise EngineError(f"{device.name}: {error}") from None
+        irqbalance.ban(daemon, left_alone | own if ban else left_alone - own)
 
     @staticmethod
     def options(found: dict[str, Any]) -> dict[str, Any]:
@@ -276,6 +280,12 @@ class IrqAffinity(Tuner):
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         # What was not asked for is to stay.
         return {"vectors": KEEP, "xps": KEEP, **super().arguments(values)}
+
+
+def bans_fit(vectors: Iterable[Vector]) -> bool:
+    """Whether a running irqbalance can be told of these besides those that it knows."""
+    daemon = irqbalance.running()
+    return daemon is None or irqbalance.fits(irqbalance.banned(daemon).union(vector.irq for vector in vectors))
 
 
 def members_of(values: dict[str, Any], group: str) -> dict[str, Any]:

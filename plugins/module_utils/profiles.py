@@ -15,7 +15,7 @@ from typing import Any
 from . import cpus, rss_table
 from .device_info import fact_of
 from .errors import EngineError
-from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
+from .irq_affinity import AUTO, KEEP, MATCH, TOO_MANY_BANS, assign, match_xps
 from .preflight import HALF_FOR_XDP, ONE_FOR_EACH_CPU, channels_beside_xdp
 from .tuners import FEATURES
 
@@ -222,7 +222,9 @@ def _irq_affinity(facts: dict[str, Any]) -> list[Choice]:
     if present.get("xps"):
         found.append(Choice("irq_affinity", "xps", MATCH, "a CPU sends through the queue whose interrupts it gets"))
     if "irqbalance_ban" in present:
-        found.append(Choice("irq_affinity", "irqbalance_ban", True, "irqbalance would move them elsewhere"))
+        fits = present["irqbalance_ban"] or facts["irqbalance_fits"]
+        why = "irqbalance would move them elsewhere" if fits else TOO_MANY_BANS
+        found.append(Choice("irq_affinity", "irqbalance_ban", fits, why))
     return found
 
 

@@ -195,8 +195,25 @@ def test_irqbalance():
     assert irqbalance.parse_setup(answer) == {33, 40}
     assert irqbalance.ban_request({40, 33}) == "settings ban irqs 33 40"
     assert irqbalance.ban_request(()) == "settings ban irqs NONE"
-    with pytest.raises(ValueError, match="policyscript"):
-        irqbalance.ban_request(range(1000, 1100))
+    assert irqbalance.fits(range(1000, 1048)) and not irqbalance.fits(range(1000, 1049))
+
+
+def test_more_than_irqbalance_takes_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    """A bond's members together; each of them would fit."""
+    monkeypatch.setattr(irqbalance, "running", lambda: tmp_path)
+    monkeypatch.setattr(irqbalance, "banned", lambda _daemon: {999})
+    monkeypatch.setattr(irqs, "movable", lambda _vector: True)
+    monkeypatch.setattr(Device, "sysfs", lambda _device: tmp_path)
+    monkeypatch.setattr(
+        irqs, "vectors", lambda device: [irqs.Vector(1000 * device.index + n, f"rx-{n}") for n in range(30)]
+    )
+    monkeypatch.setattr(irq_affinity.IrqAffinity, "read", lambda *_arguments: {"irqbalance_ban": Knob(False)})
+    tuner = irq_affinity.IrqAffinity({"irqbalance_ban": True})
+    assert tuner.plan(Device(1, "eth1"), Rules()).changes == {"irqbalance_ban": True}
+    with pytest.raises(EngineError, match="eth2: irqbalance takes no list .* --policyscript .* irqbalance_ban=false"):
+        tuner.plan(Device(2, "eth2"), Rules())
+    planned = tuner.plan(Device(2, "eth2"), Rules(skip=True))
+    assert not planned.changes and list(planned.refused) == ["irqbalance_ban"]
 
 
 def test_only_an_irqbalance_that_runs_is_asked(tmp_path, monkeypatch):

@@ -136,6 +136,13 @@ def test_what_a_device_does_not_have_is_left_out():
     assert set(values(VETH)) == {"features.lro", "features.gro_hw"}
 
 
+def test_irqbalance_is_left_alone_where_it_takes_no_list_of_so_many():
+    for banned, fits, wanted in ((False, True, True), (False, False, False), (True, False, True)):
+        device = {**VIRTIO, "queues": {**VIRTIO["queues"], "irqbalance_ban": banned}, "irqbalance_fits": fits}
+        assert values(device)["irq_affinity.irqbalance_ban"] is wanted
+        assert ("policyscript" in why(device, "irq_affinity.irqbalance_ban")) is not wanted
+
+
 def test_faster_devices_get_longer_rings_up_to_the_knee():
     sizes = {
         speed: values({**IGB, "link": {"speed": speed}})["rings.rx"] for speed in (1000, 10000, 25000, 100000, 400000)
