@@ -72,7 +72,7 @@ TABLE: dict[str, tuple[dict[str, Any], bool, list[tuple[str, bool, Change | None
         [("refuse", False, change("mtu", {"mtu": 3047}, {"mtu": 3046}))],
     ),
     "another driver's limit is that of a page at the most": (
-        facts("mlx5_core", 9000, NATIVE),
+        facts("nfp", 9000, NATIVE),
         False,
         [("refuse", False, change("mtu", {"mtu": 9000}, {"mtu": 3506}))],
     ),
@@ -240,6 +240,17 @@ def test_device(name: str):
 def test_words(device: dict[str, Any], words: str):
     [problem] = problems(device, False)
     assert words in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("driver", "limit"),
+    [
+        *(("i40e", 3046), ("ice", 3046), ("igb", 3046), ("ixgbe", 3050), ("mlx5_core", 3498), ("ena", 3498)),
+        *(("bnxt_en", 3502), ("gve", 2032), ("igc", 1500)),
+    ],
+)
+def test_limits_from_drivers_sources(driver: str, limit: int):
+    assert device_info.xdp_mtu_limit(driver, 4096) == (limit, False)
 
 
 def test_a_virtual_machine_with_few_queue_pairs_is_not_told_to_have_none():
