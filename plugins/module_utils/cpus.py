@@ -78,6 +78,13 @@ class Topology:
             if cpu not in self.online:
                 raise EngineError(f"{what}: CPU {cpu} is offline; bring it online or leave it out")
 
+    def check_mask(self, what: str, cpus: Iterable[int]) -> None:
+        """As check(), of an interrupt's mask: the kernel's own has all possible CPUs, and needs one that is online."""
+        named = set(cpus)
+        if named.isdisjoint(self.online):
+            self.check(what, sorted(named))
+        self.check(what, sorted(named - set(self.possible)))
+
     def preferred(self, node: int | None) -> tuple[int, ...]:
         """CPUs for a device's queues: online, not isolated, those of the device's NUMA node first, then the nearest."""
         usable = [cpu for cpu in self.online if cpu not in self.isolated] or list(self.online)

@@ -110,12 +110,13 @@ class IrqAffinity(Tuner):
             raise EngineError(f"rfs={value!r} is neither a number of flows nor such a number for each queue") from None
 
     def _check_entry(self, what: str, value: Any) -> None:
-        """Every CPU that is named must exist and be online."""
+        """Every CPU that is named must exist and be online; a mask of one vector may have others beside one that is."""
         if value in (KEEP, AUTO, MATCH):
             return
         listed = parse_cpus(what, value)
         if listed:
-            self._topology.check(what, cpus.parse_list(listed))
+            check = self._topology.check_mask if what.startswith("vectors.") else self._topology.check
+            check(what, cpus.parse_list(listed))
         elif what.startswith("vectors"):
             raise EngineError(f"{what}: an interrupt needs at least one CPU")
 

@@ -34,7 +34,7 @@ options:
         starts over.
       - A CPU list such as V(0-3,8), or a YAML list of CPUs, does the same with these, isolated or not.
       - A dictionary of a CPU list for each queue, such as C(rx-0), C(tx-0), or C(combined-0) for a vector that serves
-        both directions.
+        both directions. At least one CPU of each list must be online; the others may be offline.
       - V(keep) leaves them as they are.
     type: raw
     default: auto

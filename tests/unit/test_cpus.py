@@ -62,6 +62,20 @@ def test_lists_may_have_holes_but_not_reach_beyond_the_host():
         TWO_NODES.check("vectors", (0, 99))
 
 
+def test_a_vectors_mask_may_have_cpus_that_are_offline(monkeypatch):
+    """The kernel's default has all possible CPUs, and a rollback brings it back."""
+    monkeypatch.setattr(cpus, "topology", lambda _sys: TWO_NODES)
+    irq_affinity.IrqAffinity({"vectors": {"rx-0": "0-15", "rx-1": "5-6"}})
+    for options, words in (
+        ({"vectors": {"rx-0": "8-15"}}, "vectors.rx-0: CPU 8 is offline"),
+        ({"vectors": {"rx-0": "0,16"}}, "vectors.rx-0: this host has no CPU 16"),
+        ({"vectors": "0-15"}, "vectors: CPU 5 is offline"),
+        ({"xps": {"tx-0": "0-15"}}, "xps.tx-0: CPU 5 is offline"),
+    ):
+        with pytest.raises(EngineError, match=words):
+            irq_affinity.IrqAffinity(options)
+
+
 def test_near_cpus_come_first_and_isolated_or_offline_ones_never():
     assert TWO_NODES.preferred(1) == (4, 6, 7, 0, 2, 3)
     assert TWO_NODES.preferred(0) == (0, 2, 3, 4, 6, 7)
