@@ -17,6 +17,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from . import rss_table
+
 SIOCETHTOOL = 0x8946
 
 GDRVINFO = 0x03
@@ -136,4 +138,14 @@ def rss_request(
 def set_rss(
     index: int, table: tuple[int, ...] | None = None, key: bytes = b"", hash_function: str | None = None
 ) -> None:
-    call(index, rss_request(rss(index), table, key, hash_function))
+    """An empty table is the default, and so is one that is equal to it.
+
+    One that is written counts as somebody's (IFF_RXFH_CONFIGURED): with that set, no driver spreads packets over new
+    channels, and mlx5e_ethtool_set_channels() and bnxt_set_channels() refuse any other number of them.
+    """
+    current = rss(index)
+    if table and table == rss_table.equal(len(table), rx_rings(index)):
+        call(index, rss_request(current, (), key, hash_function))
+        if rss(index).table == table:
+            return
+    call(index, rss_request(current, table, key, hash_function))

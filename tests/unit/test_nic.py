@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import nic, rss, rss_table, tuners
+from ansible_collections.lbops.xdp.plugins.module_utils import channels, ethtool_ioctl, nic, rss, rss_table, tuners
 from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.ethtool import Feature
@@ -134,13 +135,85 @@ def test_weights_fill_the_table_in_proportion(size: int, weights: list[int]):
         assert abs(table.count(queue) - size * weight / sum(weights)) < 1
 
 
-def test_a_table_after_a_change_of_the_number_of_queues():
-    assert rss_table.following((0, 1, 0, 1), 2, 4) == (0, 1, 2, 3)
-    assert rss_table.following((0, 1, 2, 3), 4, 2) == (0, 1, 0, 1)
-    assert rss_table.following((0, 0, 1, 1), 2, 4) == (0, 1, 2, 3)
-    assert rss_table.following((0, 0, 1, 1, 2, 2, 3, 3), 4, 2) == (0, 0, 0, 0, 1, 1, 1, 1)
-    assert rss_table.following((0, 0, 0, 1), 4, 2) == (0, 0, 0, 1)
-    assert rss_table.following((0, 0, 0, 3), 4, 2) is None
+def test_tables_that_nobody_made():
+    assert rss_table.is_default((0, 1, 0, 1), 2)
+    assert rss_table.is_default((0, 0, 1, 1), 2)
+    assert not rss_table.is_default((0, 1, 0, 1), 4)
+    assert not rss_table.is_default((0, 0, 0, 1), 2)
+
+
+class Card:
+    """Receive-side scaling as the kernel keeps it; a strict driver changes no channels while a table is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, table: tuple[int, ...], queues: int, **quirks: bool) -> None:
+        self.table, self.queues, self.quirks = table, queues, quirks
+        self.configured = False
+        monkeypatch.setattr(ethtool_ioctl, "rss", lambda _index: ethtool_ioctl.Rss(self.table, b"", None, 0))
+        monkeypatch.setattr(ethtool_ioctl, "rx_rings", lambda _index: self.queues)
+        monkeypatch.setattr(ethtool_ioctl, "call", self.set_rxfh)
+        monkeypatch.setattr(tuners.Amounts, "write", self.set_channels)
+        monkeypatch.setattr(Device, "driver", lambda _device: "virtio_net" if quirks.get("forgets") else "x")
+
+    def set_rxfh(self, _index: int, request: bytes) -> None:
+        entries = ethtool_ioctl.RXFH.unpack_from(request)[2]
+        self.configured = entries > 0
+        table = struct.unpack_from(f"={entries}I", request, ethtool_ioctl.RXFH.size)
+        self.table = table or rss_table.equal(len(self.table), self.queues)
+
+    def set_channels(self, _device, changes: dict, _before: dict) -> None:
+        new = changes["combined"]
+        if self.configured and (self.quirks.get("strict") or max(self.table) >= new):
+            raise OSError(errno.EINVAL, "configured")
+        if new > 8:
+            raise OSError(errno.ENOMEM, "too many")
+        self.queues = new
+        if self.quirks.get("blocks"):
+            self.table = rss_table.blocks(len(self.table), new)
+        elif not self.configured and not self.quirks.get("forgets"):
+            self.table = rss_table.equal(len(self.table), new)
+
+    def write(self, **options) -> None:
+        rss.Rss(options).write(DEVICE, options, {})
+
+    def channels(self, new: int) -> None:
+        channels.Channels({"combined": new}).write(DEVICE, {"combined": new}, {"combined": self.queues})
+
+
+DEFAULT = (0, 1, 2, 3, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("quirk", ["none", "strict", "forgets"])
+def test_a_table_that_is_the_default_again_is_nobodys(monkeypatch, quirk: str):
+    card = Card(monkeypatch, DEFAULT, 4, **{quirk: True})
+    card.write(table=[0] * 8)
+    assert card.configured
+    card.write(table=list(DEFAULT))
+    assert (card.table, card.configured) == (DEFAULT, False)
+    for new in (8, 2, 4):
+        card.channels(new)
+        assert (card.table, card.configured) == (rss_table.equal(8, new), False)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_default_that_somebody_wrote_does_not_keep_channels_from_changing(monkeypatch, blocks: bool):
+    default = rss_table.blocks if blocks else rss_table.equal
+    card = Card(monkeypatch, default(8, 4), 4, blocks=blocks, strict=True)
+    for new in (8, 2):
+        card.configured = True
+        card.channels(new)
+        assert (card.table, card.configured) == (default(8, new), False)
+    with pytest.raises(OSError, match="too many"):
+        card.channels(16)
+    assert card.table == default(8, 2)
+
+
+def test_a_table_that_somebody_made_stays_while_it_fits(monkeypatch):
+    card = Card(monkeypatch, (0, 0, 0, 1, 0, 0, 0, 1), 4, forgets=True)
+    card.configured = True
+    card.channels(2)
+    assert (card.table, card.configured) == ((0, 0, 0, 1, 0, 0, 0, 1), True)
+    card.channels(1)
+    assert (card.table, card.configured) == ((0,) * 8, False)
 
 
 def table(options: dict, rules: Rules = FAIL) -> tuple[int, ...]:
