@@ -20,7 +20,7 @@ _MOST = 1 << 16
 def parse_list(text: str) -> tuple[int, ...]:
     """The CPUs of a list such as 0-3,8 in ascending order. Raises ValueError that completes a sentence about it."""
     found: set[int] = set()
-    for part in text.replace(" ", "").split(","):
+    for part in map(str.strip, text.split(",")):
         match = _PART.fullmatch(part)
         if not match:
             raise ValueError(f"is not a CPU list such as 0-3,8: {part!r} is neither a CPU nor a range")

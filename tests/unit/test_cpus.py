@@ -36,6 +36,7 @@ def test_forms_of_the_kernel():
     assert cpus.format_mask([0, 33]) == "00000002,00000001"
     assert cpus.parse_mask("ff,00000000\n") == tuple(range(32, 40))
     assert cpus.format_mask([]) == "00000000"
+    assert cpus.parse_list(" 0-1, 3 ") == (0, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_forms_of_the_kernel():
         ("3-1", "runs backwards"),
         ("0,,1", "neither a CPU nor a range"),
         ("-1", "neither a CPU nor a range"),
+        ("2 3", "'2 3' is neither a CPU nor a range"),
         ("99999999", "no host has a CPU"),
     ],
 )
