@@ -181,6 +181,16 @@ def test_channels_leave_the_driver_queues_for_xdp(driver: str, maximum: int, cor
     assert words in why(device, "channels.combined")
 
 
+def test_packets_are_spread_over_as_many_queues_as_the_hardware_does():
+    many = {"cpus": {**FOUR_CPUS, "cores": list(range(24))}, "channels_maximum": {"combined": 63}}
+    device = {**IGB, **many, "driver": "ixgbe"}
+    assert (values(device)["channels.combined"], values(device)["rss.queues"]) == (24, 16)
+    assert why(device, "rss.queues") == "the device's table names no more, of 24 channels"
+    x550 = {**device, "rss": {"table": [0] * 512}}
+    assert values(x550)["rss.queues"] == 24
+    assert values({**device, "driver": "ice"})["rss.queues"] == 24
+
+
 def test_virtio_with_a_program_keeps_its_channels():
     attached = {**VIRTIO, "channels": {"combined": 2}, "xdp": {**VIRTIO["xdp"], "hook": "native"}}
     assert values(attached)["channels.combined"] == 2
