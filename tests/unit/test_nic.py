@@ -267,6 +267,15 @@ def test_rollback_leaves_out_fields_that_nobody_may_ask_for():
     }
 
 
+def test_a_delay_needs_adaptive_coalescing_off():
+    knobs = {"rx_usecs": Knob(3), "adaptive_rx": Knob(True), "tx_usecs": Knob(3), "adaptive_tx": Knob(False)}
+    with pytest.raises(EngineError, match="eth0: rx_usecs=8: .* while adaptive_rx is on; set adaptive_rx=false as"):
+        tuners.Coalesce({"rx_usecs": 8}).wanted(DEVICE, knobs, FAIL)
+    for options in ({"rx_usecs": 8, "adaptive_rx": False}, {"tx_usecs": 8}):
+        assert tuners.Coalesce(options).wanted(DEVICE, knobs, FAIL) == options
+    assert tuners.Coalesce({"rx_usecs": 8}).wanted(DEVICE, {"rx_usecs": Knob(3)}, FAIL)
+
+
 def test_rollback_leaves_out_a_delay_that_the_driver_changes():
     tuner = tuners.Coalesce({"rx_usecs": 8, "adaptive_rx": False})
     assert tuner.arguments({"rx_usecs": 3, "adaptive_rx": True}) == {"adaptive_rx": True}
