@@ -36,6 +36,12 @@ def rx_queues(device: Device) -> int:
     return _virtio_pairs(device) or ethtool_ioctl.rx_rings(device.index)
 
 
+def most_rx_queues(device: Device) -> int:
+    """Those that there would be with as many channels as the device can have."""
+    knobs = Channels.read(device)
+    return max(rx_queues(device), *(knobs[name].maximum or 0 for name in ("combined", "rx") if name in knobs), 0)
+
+
 def _receiving(counts: dict[str, Any]) -> int:
     return counts.get("combined", 0) + counts.get("rx", 0)
 

@@ -152,6 +152,7 @@ class Card:
         monkeypatch.setattr(ethtool_ioctl, "rx_rings", lambda _index: self.queues)
         monkeypatch.setattr(ethtool_ioctl, "call", self.set_rxfh)
         monkeypatch.setattr(tuners.Amounts, "write", self.set_channels)
+        monkeypatch.setattr(Device, "sysfs", lambda _device: None)
         monkeypatch.setattr(Device, "driver", lambda _device: "virtio_net" if quirks.get("forgets") else "x")
 
     def set_rxfh(self, _index: int, request: bytes) -> None:
@@ -240,6 +241,23 @@ def test_tables():
 def test_tables_that_do_not_fit(options: dict, words: str):
     with pytest.raises(EngineError, match=words):
         table(options)
+
+
+def test_check_mode_reckons_with_queues_that_are_yet_to_be_made(monkeypatch):
+    """A task before, which changed nothing in check mode either, may have been to make them."""
+    Card(monkeypatch, DEFAULT, 4)
+    knobs = {"table": Knob(list(DEFAULT))}
+    monkeypatch.setattr(channels.Channels, "read", lambda _device: {"combined": Knob(4, 6)})
+    tuner = rss.Rss({"queues": 6})
+    assert tuner.wanted(DEVICE, knobs, Rules(check=True)) == {"table": [0, 1, 2, 3, 4, 5, 0, 1]}
+    [warning] = tuner.warnings(DEVICE, {})
+    assert warning.startswith("eth0: that is 2 more than the receive queues that there are; unless nic_channels")
+    with pytest.raises(EngineError, match="queues=6 is more than"):
+        tuner.wanted(DEVICE, knobs, FAIL)
+    with pytest.raises(EngineError, match="queues=7 is more than the device's maximum of 6"):
+        rss.Rss({"queues": 7}).wanted(DEVICE, knobs, Rules(check=True))
+    fits = rss.Rss({"queues": 4})
+    assert fits.wanted(DEVICE, knobs, Rules(check=True)) == {"table": list(DEFAULT)} and not fits.warnings(DEVICE, {})
 
 
 def test_keys():
