@@ -64,7 +64,7 @@ class Link:
 def _member_up(member: dict[int, bytes]) -> bool:
     if number(member.get(IFLA_BOND_SLAVE_MII_STATUS, b"")) != BOND_LINK_UP:
         return False
-    # Of mode 802.3ad only (bond_fill_slave_info()), where a member that has no part in the active aggregator is a backup
+    # Of mode 802.3ad only (bond_fill_slave_info()), where a member outside the active aggregator is a backup
     # (__enable_port()).
     lacp = member.get(IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE)
     if lacp is None:
