@@ -25,7 +25,10 @@ attributes:
     support: full
 options:
   queues:
-    description: Spread packets evenly over the first so many queues.
+    description:
+      - Spread packets evenly over the first so many queues.
+      - Over all of them it is the kernel's default, which follows when the number of channels changes.
+      - In check mode, more than there are is a warning, as long as the device can have so many.
     type: int
   weights:
     description:
