@@ -102,7 +102,7 @@ class Channels(Amounts):
             super().write(device, changes, before)
         except OSError:
             if table and not stays:
-                supported(lambda: ethtool_ioctl.set_rss(device.index, table=table))
+                supported(lambda: ethtool_ioctl.bring_rss_back(device.index, table))
             raise
         current = self._table(device)
         # virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same.

@@ -138,14 +138,19 @@ def rss_request(
 def set_rss(
     index: int, table: tuple[int, ...] | None = None, key: bytes = b"", hash_function: str | None = None
 ) -> None:
-    """An empty table is the default, and so is one that is equal to it.
+    call(index, rss_request(rss(index), table, key, hash_function))
+
+
+def bring_rss_back(
+    index: int, table: tuple[int, ...] | None = None, key: bytes = b"", hash_function: str | None = None
+) -> None:
+    """As set_rss(), but a table that is the default becomes that.
 
     One that is written counts as somebody's (IFF_RXFH_CONFIGURED): with that set, no driver spreads packets over new
     channels, and mlx5e_ethtool_set_channels() and bnxt_set_channels() refuse any other number of them.
     """
-    current = rss(index)
     if table and table == rss_table.equal(len(table), rx_rings(index)):
-        call(index, rss_request(current, (), key, hash_function))
+        set_rss(index, (), key, hash_function)
         if rss(index).table == table:
             return
-    call(index, rss_request(current, table, key, hash_function))
+    set_rss(index, table, key, hash_function)

@@ -195,7 +195,9 @@ class Rss(Tuner):
                 self._write_fields(device, key.partition(".")[2], value)
                 return {}
         table = changes.get("table")
-        ethtool_ioctl.set_rss(
+        # A rollback gives the whole table; whoever asks for queues wants these, also when there are more of them later.
+        write = ethtool_ioctl.bring_rss_back if "table" in self._options else ethtool_ioctl.set_rss
+        write(
             device.index,
             None if table is None else tuple(table),
             parse_key(changes["key"]) if "key" in changes else b"",

@@ -27,7 +27,6 @@ options:
   queues:
     description:
       - Spread packets evenly over the first so many queues.
-      - Over all of them it is the kernel's default, which follows when the number of channels changes.
       - In check mode, more than there are is a warning, as long as the device can have so many.
     type: int
   weights:
@@ -37,7 +36,10 @@ options:
     type: list
     elements: int
   table:
-    description: The whole table, the queue of each entry.
+    description:
+      - The whole table, the queue of each entry.
+      - One that spreads evenly over all queues is the kernel's default, and is made that, so that it follows when the
+        number of channels changes.
     type: list
     elements: int
   key:

@@ -188,6 +188,8 @@ def test_a_table_that_is_the_default_again_is_nobodys(monkeypatch, quirk: str):
     card = Card(monkeypatch, DEFAULT, 4, **{quirk: True})
     card.write(table=[0] * 8)
     assert card.configured
+    rss.Rss({"queues": 4}).write(DEVICE, {"table": list(DEFAULT)}, {})
+    assert (card.table, card.configured) == (DEFAULT, True)
     card.write(table=list(DEFAULT))
     assert (card.table, card.configured) == (DEFAULT, False)
     for new in (8, 2, 4):
