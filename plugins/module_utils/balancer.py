@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
-from .native import NativeHook, examine
+from .native import NativeHook, examine, finish
 from .outcome import Outcome
 from .xdp_features import xdp_features
 
@@ -96,6 +96,7 @@ class Balancer:
         self.program_pin = self.pins / "program"
         self.maps_directory = self.pins / "maps"
         self.state_file = paths.state_file(interface)
+        self.preparing_file = paths.preparing_file(interface)
 
     # --- what every operation begins with
 
@@ -131,6 +132,9 @@ class Balancer:
         with self._locked(check) as current:
             if not check:
                 self._finish_replacement()
+                attached = self._attached()
+                ours = bool(attached and attached.hook == "native" and self._is_ours(attached))
+                finish(self.interface, self.preparing_file, ours)
             before = self._program_facts(current)
             self._refuse_foreign(request)
             config = current.config if current else model.Config({}, {})
@@ -179,7 +183,7 @@ class Balancer:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
         hooks = self._hooks(request, current) if request.attached else ()
         if "native" not in hooks:
-            return NativeHook(self.interface, [], request.prepare)
+            return NativeHook(self.interface, [], request.prepare, self.preparing_file)
         found = examine(self.interface, "multi_buffer" in features)
         attached = self._attached()
         if attached and attached.hook == "native" and self._is_ours(attached):
@@ -187,7 +191,7 @@ class Balancer:
             running = current.program.features if current else features
             accepted = examine(self.interface, "multi_buffer" in running)
             found = [problem for problem in found if problem not in accepted]
-        native = NativeHook(self.interface, found, request.prepare)
+        native = NativeHook(self.interface, found, request.prepare, self.preparing_file)
         if native.refusal and hooks == ("native",):
             raise EngineError(native.refusal)
         return native
@@ -523,6 +527,7 @@ class Balancer:
             attached = self._attached()
             if attached and self._is_ours(attached):
                 self._detach(attached)
+        finish(self.interface, self.preparing_file, attached=False)
         _remove_pins(self.pins)
         state.remove(self.state_file)
         self._remove_pin_directories()

@@ -36,6 +36,12 @@ def rx_queues(device: Device) -> int:
     return _virtio_pairs(device) or ethtool_ioctl.rx_rings(device.index)
 
 
+def most_rx_queues(device: Device) -> int:
+    """Those that there would be with as many channels as the device can have."""
+    knobs = Channels.read(device)
+    return max(rx_queues(device), *(knobs[name].maximum or 0 for name in ("combined", "rx") if name in knobs), 0)
+
+
 def _receiving(counts: dict[str, Any]) -> int:
     return counts.get("combined", 0) + counts.get("rx", 0)
 
@@ -65,7 +71,7 @@ class Channels(Amounts):
 
     def _loses_table(self, device: Device, before: dict[str, Any], after: dict[str, Any]) -> bool:
         table = self._table(device)
-        return bool(table) and rss_table.following(table, _receiving(before), _receiving(after)) is None
+        return bool(table) and not rss_table.is_default(table, _receiving(before)) and max(table) >= _receiving(after)
 
     def consequences(self, device: Device, planned: Plan) -> dict[str, Any]:
         if planned.changes and _virtio_with_program(device):
@@ -87,24 +93,29 @@ class Channels(Amounts):
     def write(self, device: Device, changes: dict[str, Any], before: dict[str, Any]) -> dict[str, str]:
         table = self._table(device)
         old, new = _receiving(before), _receiving({**before, **changes})
-        desired = table and (rss_table.following(table, old, new) or rss_table.equal(len(table), new))
-        # The kernel keeps a table that somebody set from pointing at queues that are gone, by refusing the change.
-        in_the_way = bool(table) and max(table) >= new
-        if in_the_way:
-            # Where nobody can set a table, nobody has.
-            supported(lambda: ethtool_ioctl.set_rss(device.index, table=()))
+        # One that somebody made stays if it fits. Any other is to be the default, before the change as well: as long as
+        # the kernel takes it for somebody's it refuses the change (ethtool_check_max_channel()), or drivers do.
+        stays = bool(table) and not rss_table.is_default(table, old) and max(table) < new
+        if not stays:
+            self._reset(device, table)
         try:
             super().write(device, changes, before)
         except OSError:
-            if in_the_way:
-                supported(lambda: ethtool_ioctl.set_rss(device.index, table=table))
+            if table and not stays:
+                supported(lambda: ethtool_ioctl.bring_rss_back(device.index, table))
             raise
         current = self._table(device)
+        # virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same.
+        forgotten = device.driver() == "virtio_net"
+        if not stays and (forgotten or not rss_table.is_default(current, new)):
+            self._reset(device, current)
         # A driver may have a table of another size for more queues.
-        if desired and len(current) == len(desired):
-            # virtio_net forgets the table when channels change (Linux 6.1), though it reads back the same. Others may
-            # make a table of their own, which is as good unless the one before was somebody's.
-            forgotten = device.driver() == "virtio_net"
-            if forgotten or max(current) >= new or (desired == table and current != desired):
-                ethtool_ioctl.set_rss(device.index, table=desired)
+        if stays and len(current) == len(table) and (forgotten or current != table):
+            ethtool_ioctl.set_rss(device.index, table=table)
         return {}
+
+    @staticmethod
+    def _reset(device: Device, table: Table) -> None:
+        """Where nobody can set a table, nobody has."""
+        if table:
+            supported(lambda: ethtool_ioctl.set_rss(device.index, table=()))

@@ -20,7 +20,7 @@ _MOST = 1 << 16
 def parse_list(text: str) -> tuple[int, ...]:
     """The CPUs of a list such as 0-3,8 in ascending order. Raises ValueError that completes a sentence about it."""
     found: set[int] = set()
-    for part in text.replace(" ", "").split(","):
+    for part in map(str.strip, text.split(",")):
         match = _PART.fullmatch(part)
         if not match:
             raise ValueError(f"is not a CPU list such as 0-3,8: {part!r} is neither a CPU nor a range")
@@ -77,6 +77,13 @@ class Topology:
                 raise EngineError(f"{what}: this host has no CPU {cpu}; it has {format_list(self.possible)}")
             if cpu not in self.online:
                 raise EngineError(f"{what}: CPU {cpu} is offline; bring it online or leave it out")
+
+    def check_mask(self, what: str, cpus: Iterable[int]) -> None:
+        """As check(), of an interrupt's mask: the kernel's own has all possible CPUs, and needs one that is online."""
+        named = set(cpus)
+        if named.isdisjoint(self.online):
+            self.check(what, sorted(named))
+        self.check(what, sorted(named - set(self.possible)))
 
     def preferred(self, node: int | None) -> tuple[int, ...]:
         """CPUs for a device's queues: online, not isolated, those of the device's NUMA node first, then the nearest."""

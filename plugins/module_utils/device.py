@@ -29,7 +29,10 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO 
 IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
 IFNAMSIZ = 16
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
-IFLA_BOND_SLAVE_MII_STATUS, BOND_LINK_UP = 2, 0
+IFLA_BOND_SLAVE_STATE, IFLA_BOND_SLAVE_MII_STATUS, IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE = 1, 2, 7
+BOND_STATE_ACTIVE, BOND_LINK_UP = 0, 0
+# LACP_STATE_COLLECTING, LACP_STATE_DISTRIBUTING of include/uapi/linux/if_bonding.h
+LACP_MOVES_PACKETS = 0x10 | 0x20
 IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
 # RFC 2863, as in include/uapi/linux/if.h
 OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
@@ -58,6 +61,18 @@ class Link:
         return self.operstate in ("up", "unknown") and self.member_up
 
 
+def _member_up(member: dict[int, bytes]) -> bool:
+    if number(member.get(IFLA_BOND_SLAVE_MII_STATUS, b"")) != BOND_LINK_UP:
+        return False
+    # Of mode 802.3ad only (bond_fill_slave_info()), where a member outside the active aggregator is a backup
+    # (__enable_port()).
+    lacp = member.get(IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE)
+    if lacp is None:
+        return True
+    active = number(member.get(IFLA_BOND_SLAVE_STATE, b"")) == BOND_STATE_ACTIVE
+    return active and number(lacp) & LACP_MOVES_PACKETS == LACP_MOVES_PACKETS
+
+
 def parse_link(message: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFOMSG.unpack_from(message)
     found = dict(attributes(message[IFINFOMSG.size :]))
@@ -65,8 +80,7 @@ def parse_link(message: bytes) -> Link:
     xdp = dict(attributes(found.get(IFLA_XDP, b"")))
     member_up = True
     if string(info.get(IFLA_INFO_SLAVE_KIND, b"")) == "bond":
-        member = dict(attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")))
-        member_up = number(member.get(IFLA_BOND_SLAVE_MII_STATUS, b"")) == BOND_LINK_UP
+        member_up = _member_up(dict(attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))))
     state = number(found.get(IFLA_OPERSTATE, b""))
     return Link(
         index=index,

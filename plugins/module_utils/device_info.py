@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from . import cpus, ethtool_ioctl, irqs
+from . import cpus, ethtool_ioctl, irq_affinity
 from .channels import Channels
 from .device import Device, find
 from .ethtool import Ethtool
@@ -23,10 +23,23 @@ from .xdp_features import xdp_features
 
 # What a page holds besides a packet's payload: XDP_PACKET_HEADROOM, struct skb_shared_info, the Ethernet header.
 PAGE_OVERHEAD = 256 + 320 + 14
-# What some drivers keep free besides, in bytes; found by attaching a program at every MTU.
-DRIVER_OVERHEAD = {"virtio_net": 0, "veth": 0, "vmxnet3": 12}
-# igb's receive buffers are smaller (igb_xdp_setup(): IGB_RXBUFFER_3072, IGB_ETH_PKT_HDR_PAD).
-BUFFERS = {"igb": 3072 - 26}
+# Found by attaching a program at every MTU; the others' limits are from their source.
+MEASURED = ("virtio_net", "veth", "vmxnet3")
+# What drivers keep free in the page besides: vmxnet3; a VLAN tag and the checksum (mlx5e_xdp_max_mtu(),
+# ENA_XDP_MAX_MTU); a VLAN tag (BNXT_MAX_PAGE_MODE_MTU).
+DRIVER_OVERHEAD = {"vmxnet3": 12, "mlx5_core": 8, "ena": 8, "bnxt_en": 4}
+# Drivers with smaller receive buffers, less the headers: igb_xdp_setup() (IGB_RXBUFFER_3072, IGB_ETH_PKT_HDR_PAD),
+# i40e_xdp_setup() (i40e_max_vsi_frame_size(), I40E_PACKET_HDR_PAD), ice_xdp_setup_prog() (ice_max_xdp_frame_size(),
+# ICE_ETH_PKT_HDR_PAD), ixgbe_xdp_setup() (ixgbe_rx_bufsz(); one VLAN tag), gve's verify_xdp_configuration()
+# (GVE_DEFAULT_RX_BUFFER_SIZE, GVE_RX_PAD). igc_xdp_set_prog() takes ETH_DATA_LEN.
+BUFFERS = {
+    "igb": 3072 - 26,
+    "i40e": 3072 - 26,
+    "ice": 3072 - 26,
+    "ixgbe": 3072 - 22,
+    "gve": 2048 - 16,
+    "igc": 1500,
+}
 
 # include/uapi/linux/virtio_net.h; names as hypervisors have them
 VIRTIO_CTRL_GUEST_OFFLOADS = 2
@@ -59,7 +72,7 @@ def fact_of(group: str) -> str:
 def xdp_mtu_limit(driver: str, page_size: int) -> tuple[int, bool]:
     """The largest MTU at which a program without multi_buffer can be attached, and whether that was measured."""
     limit = page_size - PAGE_OVERHEAD - DRIVER_OVERHEAD.get(driver, 0)
-    return min(limit, BUFFERS.get(driver, limit)), driver in DRIVER_OVERHEAD
+    return min(limit, BUFFERS.get(driver, limit)), driver in MEASURED
 
 
 def _identity(device: Device) -> dict[str, Any]:
@@ -155,7 +168,9 @@ def for_xdp(device: Device, groups: Iterable[str] = ("channels", "features")) ->
 def of_device(device: Device) -> dict[str, Any]:
     facts = for_xdp(device, TUNERS)
     try:
-        return {**facts, "irqs": {vector.queue: vector.irq for vector in irqs.vectors(device)}}
+        vectors = irq_affinity.of_device(device)
+        irqs = {queue: vector.irq for queue, vector in vectors.items()}
+        return {**facts, "irqs": irqs, "irqbalance_fits": not irqs or irq_affinity.bans_fit(vectors.values())}
     except OSError as error:
         raise refusal(device, "reading", error) from None
 

@@ -17,6 +17,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from . import rss_table
+
 SIOCETHTOOL = 0x8946
 
 GDRVINFO = 0x03
@@ -137,3 +139,18 @@ def set_rss(
     index: int, table: tuple[int, ...] | None = None, key: bytes = b"", hash_function: str | None = None
 ) -> None:
     call(index, rss_request(rss(index), table, key, hash_function))
+
+
+def bring_rss_back(
+    index: int, table: tuple[int, ...] | None = None, key: bytes = b"", hash_function: str | None = None
+) -> None:
+    """As set_rss(), but a table that is the default becomes that.
+
+    One that is written counts as somebody's (IFF_RXFH_CONFIGURED): with that set, no driver spreads packets over new
+    channels, and mlx5e_ethtool_set_channels() and bnxt_set_channels() refuse any other number of them.
+    """
+    if table and table == rss_table.equal(len(table), rx_rings(index)):
+        set_rss(index, (), key, hash_function)
+        if rss(index).table == table:
+            return
+    set_rss(index, table, key, hash_function)

@@ -24,6 +24,7 @@ from .irqs import Vector
 from .nic import Knob, Plan, Rules, Tuner, check_range
 from .tuners import given
 
+TOO_MANY_BANS = "irqbalance takes no list of so many interrupts; start it with a --policyscript that leaves them alone"
 KEEP, NONE, AUTO, MATCH = "keep", "none", "auto", "match"
 STEERING = {"xps": ("tx", "xps_cpus"), "rps": ("rx", "rps_cpus"), "rfs": ("rx", "rps_flow_cnt")}
 # Writing the affinity of an interrupt fails so if the kernel manages it, if its controller cannot move it, or if the
@@ -47,8 +48,16 @@ def parse_cpus(what: str, value: Any) -> str:
         raise EngineError(f"{what}: {text!r} {error}") from None
 
 
-def by_queue(device: Device) -> dict[str, Vector]:
-    return {vector.queue: vector for vector in irqs.vectors(device)}
+def by_queue(found: Iterable[Vector]) -> dict[str, Vector]:
+    """The first one of each queue; there should be no others."""
+    vectors: dict[str, Vector] = {}
+    for vector in found:
+        vectors.setdefault(vector.queue, vector)
+    return vectors
+
+
+def of_device(device: Device) -> dict[str, Vector]:
+    return by_queue(irqs.vectors(device))
 
 
 def assign(queues: Iterable[str], order: tuple[int, ...]) -> dict[str, str]:
@@ -101,19 +110,20 @@ class IrqAffinity(Tuner):
             raise EngineError(f"rfs={value!r} is neither a number of flows nor such a number for each queue") from None
 
     def _check_entry(self, what: str, value: Any) -> None:
-        """Every CPU that is named must exist and be online."""
+        """Every CPU that is named must exist and be online; a mask of one vector may have others beside one that is."""
         if value in (KEEP, AUTO, MATCH):
             return
         listed = parse_cpus(what, value)
         if listed:
-            self._topology.check(what, cpus.parse_list(listed))
+            check = self._topology.check_mask if what.startswith("vectors.") else self._topology.check
+            check(what, cpus.parse_list(listed))
         elif what.startswith("vectors"):
             raise EngineError(f"{what}: an interrupt needs at least one CPU")
 
     @staticmethod
     def read(device: Device) -> dict[str, Knob]:
         knobs: dict[str, Knob] = {}
-        vectors = by_queue(device)
+        vectors = of_device(device)
         for queue, vector in vectors.items():
             knobs[f"vectors.{queue}"] = Knob(irqs.affinity(vector))
         directory = device.sysfs()
@@ -188,12 +198,18 @@ class IrqAffinity(Tuner):
                 "sysfs of this one"
             )
         planned = super().plan(device, rules)
-        vectors = self._vectors[device.index] = by_queue(device)
+        vectors = self._vectors[device.index] = of_device(device)
         refused = {}
         for key in planned.changes:
             group, _dot, queue = key.partition(".")
             if group == "vectors" and not irqs.movable(vectors[queue]):
                 refused[key] = f"the kernel manages interrupt {vectors[queue].irq} itself"
+        # Those of a bond's members that were planned for before count, too.
+        together = [vector for found in self._vectors.values() for vector in found.values()]
+        if planned.changes.get("irqbalance_ban") and not bans_fit(together):
+            if not rules.skip:
+                raise EngineError(f"{device.name}: {TOO_MANY_BANS}, and set irqbalance_ban=false")
+            refused["irqbalance_ban"] = TOO_MANY_BANS
         changes = {key: value for key, value in planned.changes.items() if key not in refused}
         return replace(planned, changes=changes, refused=refused)
 
@@ -206,6 +222,15 @@ class IrqAffinity(Tuner):
                     "owns it"
                 )
         return {}
+
+    def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
+        taken = self._vectors[device.index]
+        return [
+            f"{device.name}: interrupt {vector.irq} has a name like that of {vector.queue}, which is interrupt "
+            f"{taken[vector.queue].irq}; it is left alone"
+            for vector in irqs.vectors(device)
+            if vector.queue in taken and vector != taken[vector.queue]
+        ]
 
     def _path(self, device: Device, key: str) -> Path | None:
         group, _dot, queue = key.partition(".")
@@ -242,10 +267,7 @@ class IrqAffinity(Tuner):
             return
         own = {vector.irq for vector in self._vectors[device.index].values()}
         left_alone = irqbalance.banned(daemon)
-        try:
-            irqbalance.ban(daemon, left_alone | own if ban else left_alone - own)
-        except ValueError as error:
-            raise EngineError(f"{device.name}: {error}") from None
+        irqbalance.ban(daemon, left_alone | own if ban else left_alone - own)
 
     @staticmethod
     def options(found: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +281,12 @@ class IrqAffinity(Tuner):
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         # What was not asked for is to stay.
         return {"vectors": KEEP, "xps": KEEP, **super().arguments(values)}
+
+
+def bans_fit(vectors: Iterable[Vector]) -> bool:
+    """Whether a running irqbalance can be told of these besides those that it knows."""
+    daemon = irqbalance.running()
+    return daemon is None or irqbalance.fits(irqbalance.banned(daemon).union(vector.irq for vector in vectors))
 
 
 def members_of(values: dict[str, Any], group: str) -> dict[str, Any]:

@@ -29,12 +29,18 @@ def parse_setup(reply: str) -> set[int]:
     return {int(irq) for irq in _BANNED.findall(reply)}
 
 
+def _list(irqs: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(irqs))) or "NONE"
+
+
+def fits(irqs: Iterable[int]) -> bool:
+    """Whether it takes so long a list."""
+    return len(_list(irqs)) <= LONGEST
+
+
 def ban_request(irqs: Iterable[int]) -> str:
-    """The whole list, which takes the place of the one before. Raises ValueError if it is too long."""
-    words = " ".join(map(str, sorted(irqs))) or "NONE"
-    if len(words) > LONGEST:
-        raise ValueError("irqbalance takes no list of so many interrupts; start it with --policyscript instead")
-    return f"settings ban irqs {words}"
+    """The whole list, which takes the place of the one before."""
+    return f"settings ban irqs {_list(irqs)}"
 
 
 def _ask(path: Path, request: str) -> str:

@@ -22,6 +22,12 @@ _QUEUE = re.compile(
     r"(?<![a-z])(?P<kind>tx-?rx|rx-?tx|rx|tx|input|output|comp|fp|q|queue)[-._ ]?(?P<number>\d+)(?!\d)", re.IGNORECASE
 )
 _KINDS = {"rx": "rx", "input": "rx", "tx": "tx", "output": "tx"}
+# Flow director and control queue have names like those of queues, i40e-0000:18:00.0:fdir-TxRx-0 (i40e_vsi_open(),
+# ice_vsi_open_ctrl()).
+_NO_QUEUE = re.compile(r"[:-](fdir|ctrl)\b")
+# Of gve, the first half is for transmit queues, the other for receive queues (gve_tx_idx_to_ntfy(),
+# gve_rx_idx_to_ntfy()). mlx4 counts from 1, leaving out the one for events (mlx4_assign_eq()).
+_GVE, _MLX4 = re.compile(r"gve-ntfy-blk(\d+)@"), re.compile(r"mlx4-(\d+)@")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Vector:
 
 def queue_of(name: str, interface: str) -> str | None:
     """The queue that a vector's name says it serves; None for link state, mailboxes and the like."""
+    if _NO_QUEUE.search(name):
+        return None
     matches = list(_QUEUE.finditer(name))
     if matches:
         match = matches[-1]
@@ -46,16 +54,33 @@ def queue_of(name: str, interface: str) -> str | None:
     return f"combined-{int(plain[1])}" if plain else None
 
 
+def _numbered(names: dict[int, str], pattern: re.Pattern[str]) -> list[int]:
+    """The interrupts with names of that form, in the order of the numbers in these."""
+    found = {int(match[1]): irq for irq, name in names.items() if (match := pattern.match(name))}
+    return [found[number] for number in sorted(found)]
+
+
+def _names(name: str, interface: str) -> bool:
+    return bool(re.search(rf"\b{re.escape(interface)}\b", name))
+
+
 def assign_queues(names: dict[int, str], interface: str) -> list[Vector]:
     """From the names of a device's interrupts; a device with one interrupt has one for everything."""
     if len(names) == 1:
         return [Vector(irq, "combined-0") for irq in names]
-    found = []
-    for irq in sorted(names):
-        queue = queue_of(names[irq], interface)
-        if queue:
-            found.append(Vector(irq, queue))
-    return found
+    queue_by_irq = {irq: queue_of(name, interface) for irq, name in names.items()}
+    blocks = _numbered(names, _GVE)
+    half = len(blocks) // 2
+    queue_by_irq.update({irq: f"tx-{place}" for place, irq in enumerate(blocks[:half])})
+    queue_by_irq.update({irq: f"rx-{place}" for place, irq in enumerate(blocks[half:])})
+    queue_by_irq.update({irq: f"combined-{place}" for place, irq in enumerate(_numbered(names, _MLX4))})
+    # Of several that look like a queue's, it is the one that names the interface.
+    own = {queue for irq, queue in queue_by_irq.items() if _names(names[irq], interface)}
+    return [
+        Vector(irq, queue)
+        for irq, queue in sorted(queue_by_irq.items())
+        if queue and (queue not in own or _names(names[irq], interface))
+    ]
 
 
 def _bus_device(directory: Path) -> Path:
@@ -79,7 +104,7 @@ def _irq_names(directory: Path, interface: str) -> dict[int, str]:
         name = actions.read_text(encoding="ascii").strip() if actions.exists() else ""
         if name:
             names[number] = name
-    own = {number: name for number, name in names.items() if re.search(rf"\b{re.escape(interface)}\b", name)}
+    own = {number: name for number, name in names.items() if _names(name, interface)}
     # A card with several ports may have the vectors of all of them in one place.
     siblings = list((bus_device / "net").iterdir()) if (bus_device / "net").is_dir() else []
     return own if own and len(siblings) > 1 else names

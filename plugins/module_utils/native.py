@@ -1,15 +1,21 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The driver's hook of an interface: what is in the way of a program there, and what is changed so that it fits."""
+"""The driver's hook of an interface: what is in the way of a program there, and what is changed so that it fits.
+
+What is being changed is written down first, so that the next run puts back what a killed one has left.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from . import link, tuning
+from . import link, state, tuned, tuning
 from .device import find
 from .device_info import TUNERS, for_xdp
 from .errors import EngineError
@@ -33,8 +39,8 @@ def examine(interface: str, multi_buffer: bool) -> list[Problem]:
 class NativeHook:
     """What `changed` names was changed, or in check mode would be; it is put back if the kernel refuses the program."""
 
-    def __init__(self, interface: str, found: list[Problem], prepare: bool) -> None:
-        self.interface, self._problems = interface, found
+    def __init__(self, interface: str, found: list[Problem], prepare: bool, written_down: Path) -> None:
+        self.interface, self._problems, self._written_down = interface, found, written_down
         changeable = [problem for problem in found if problem.change] if prepare else []
         self._sure = [problem for problem in changeable if not problem.doubtful]
         self._doubtful = [problem for problem in changeable if problem.doubtful]
@@ -70,6 +76,11 @@ class NativeHook:
 
     def attach(self, put_on: Callable[[], None]) -> None:
         """`put_on` puts the program on the hook. Raises HookRefused, with everything as it was."""
+        # nic_profile would take what is changed here for what was there before.
+        with tuned.locked(self.interface) if self._sure or self._doubtful else nullcontext():
+            self._attach(put_on)
+
+    def _attach(self, put_on: Callable[[], None]) -> None:
         try:
             self._change(self._sure)
             try:
@@ -80,6 +91,7 @@ class NativeHook:
                 self._change(self._doubtful)
                 put_on()
             self._taken = True
+            state.remove(self._written_down)
         except link.HookRefused as error:
             left = [problem for problem in self._problems if problem.effect != LOCK and problem not in self.changed]
             raise link.HookRefused("; ".join([str(error), *map(str, left), *self._put_back()])) from None
@@ -88,6 +100,9 @@ class NativeHook:
             raise
 
     def _change(self, found: list[Problem]) -> None:
+        if found:
+            changes = [asdict(problem.change) for problem in self.changed + found]
+            state.write(self._written_down, json.dumps(changes) + "\n")
         for problem in found:
             # First, since it may fail half-way.
             self.changed.append(problem)
@@ -105,7 +120,28 @@ class NativeHook:
             except (EngineError, OSError) as error:
                 failures.append(f"what was prepared could not be put back: {error}")
         self.changed = []
+        if not failures:
+            state.remove(self._written_down)
         return failures
+
+
+def finish(interface: str, written_down: Path, attached: bool) -> None:
+    """What a killed run prepared is put back, unless its program is on the hook, which needs it. Raises EngineError."""
+    if not written_down.exists():
+        return
+    with tuned.locked(interface):
+        for entry in reversed([] if attached else json.loads(written_down.read_text(encoding="utf-8"))):
+            change = Change(**entry)
+            if not link.exists(change.interface):
+                continue
+            try:
+                _apply(change, change.before)
+            except (EngineError, OSError) as error:
+                raise EngineError(
+                    f"what a killed run prepared on {change.interface} could not be put back: {error}; set it to "
+                    f"{change.before}, remove {written_down} and apply again"
+                ) from None
+        state.remove(written_down)
 
 
 def _entry(change: Change, why: str) -> dict[str, Any]:

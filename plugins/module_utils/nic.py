@@ -27,11 +27,12 @@ class Knob:
 @dataclass(frozen=True)
 class Rules:
     """What to do about values beyond the maximum, about knobs that a device lacks or fixes, and about values that it
-    makes something else of without an objection."""
+    makes something else of without an objection. In check mode, a task before may have been to make more queues."""
 
     clamp: bool = False
     skip: bool = False
     settle: bool = False
+    check: bool = False
 
 
 @dataclass(frozen=True)

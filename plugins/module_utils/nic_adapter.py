@@ -16,7 +16,7 @@ def tune(options: dict[str, Any], make: Callable[[dict[str, Any]], Tuner], **con
     """A module with these options: `make` gets their values, None for those that are left out."""
 
     def apply(params: dict[str, Any], check: bool):
-        rules = Rules(clamp=params["on_exceed"] == "clamp", skip=params["on_unsupported"] == "skip")
+        rules = Rules(clamp=params["on_exceed"] == "clamp", skip=params["on_unsupported"] == "skip", check=check)
         return tuning.apply(params["interface"], make({name: params[name] for name in options}), rules, check)
 
     run(

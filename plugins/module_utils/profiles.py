@@ -15,7 +15,7 @@ from typing import Any
 from . import cpus, rss_table
 from .device_info import fact_of
 from .errors import EngineError
-from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
+from .irq_affinity import AUTO, KEEP, MATCH, TOO_MANY_BANS, assign, match_xps
 from .preflight import HALF_FOR_XDP, ONE_FOR_EACH_CPU, channels_beside_xdp
 from .tuners import FEATURES
 
@@ -53,6 +53,9 @@ _ABSENCE = {"throughput": 500, "latency": 250}  # microseconds
 _RING_BOUNDS = {"throughput": (512, 2048), "latency": (256, 1024)}
 # The shortest delay that igb and e1000e take as it is; 3 and less are modes to them.
 _LATENCY_USECS = 10
+# How many queues a driver's indirection table may name, where that is fewer than it may have, by the table's length:
+# 82599 and X540 have 128 entries (ixgbe_rss_indir_tbl_max(), ixgbe_rss_indir_tbl_entries()).
+_RSS_QUEUES = {("ixgbe", 128): 16}
 _PORTS = ["ip_src", "ip_dst", "port_src", "port_dst"]
 
 
@@ -205,7 +208,11 @@ def _rss(facts: dict[str, Any], queues: int | None) -> list[Choice]:
     present = facts.get("rss", {})
     found = []
     if "table" in present and queues:
-        found.append(Choice("rss", "queues", queues, "as many as channels, so that every CPU has work"))
+        most = _RSS_QUEUES.get((facts["driver"], len(present["table"])), queues)
+        why = "as many as channels, so that every CPU has work"
+        if queues > most:
+            why = f"the device's table names no more, of {queues} channels"
+        found.append(Choice("rss", "queues", min(queues, most), why))
     fields = {name: _PORTS for name in ("udp4", "udp6") if name in present.get("hash_fields", {})}
     if fields:
         why = "without the ports all UDP between two hosts is one queue's"
@@ -222,7 +229,9 @@ def _irq_affinity(facts: dict[str, Any]) -> list[Choice]:
     if present.get("xps"):
         found.append(Choice("irq_affinity", "xps", MATCH, "a CPU sends through the queue whose interrupts it gets"))
     if "irqbalance_ban" in present:
-        found.append(Choice("irq_affinity", "irqbalance_ban", True, "irqbalance would move them elsewhere"))
+        fits = present["irqbalance_ban"] or facts["irqbalance_fits"]
+        why = "irqbalance would move them elsewhere" if fits else TOO_MANY_BANS
+        found.append(Choice("irq_affinity", "irqbalance_ban", fits, why))
     return found
 
 

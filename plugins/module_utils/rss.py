@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ethtool_ioctl, rss_table
-from .channels import rx_queues
+from .channels import most_rx_queues, rx_queues
 from .device import Device
 from .errors import EngineError
 from .ethtool_ioctl import FLOW_TYPES, HASH_FIELDS
@@ -115,6 +115,8 @@ class Rss(Tuner):
             options["hash_fields"] = given(options["hash_fields"])
         _check(options)
         self._options = options
+        # By index of the device, how many queues it lacks yet.
+        self._lacking: dict[int, int] = {}
 
     @staticmethod
     def read(device: Device) -> dict[str, Knob]:
@@ -142,7 +144,7 @@ class Rss(Tuner):
             wanted["table"] = None
             if "table" in knobs:
                 size = len(knobs["table"].value)
-                wanted["table"] = list(table_of(device.name, options, size, rx_queues(device), rules))
+                wanted["table"] = list(self._table(device, size, rules))
         if "key" in options:
             wanted["key"] = None
             if "key" in knobs:
@@ -153,11 +155,33 @@ class Rss(Tuner):
             wanted[f"hash_fields.{flow_type}"] = [name for name in HASH_FIELDS if name in fields]
         return wanted
 
+    def _table(self, device: Device, size: int, rules: Rules) -> tuple[int, ...]:
+        present = rx_queues(device)
+        try:
+            return table_of(device.name, self._options, size, present, rules)
+        except EngineError:
+            if not rules.check:
+                raise
+            # What even more channels are too few for is wrong in check mode, too.
+            table = table_of(device.name, self._options, size, most_rx_queues(device), rules)
+            self._lacking[device.index] = max(table) + 1 - present
+            return table
+
+    def warnings(self, device: Device, consequences: dict[str, Any]) -> list[str]:
+        lacking = self._lacking.get(device.index)
+        if not lacking:
+            return []
+        return [
+            f"{device.name}: that is {lacking} more than the receive queues that there are; unless nic_channels makes "
+            "more of them before, it fails"
+        ]
+
     def plan(self, device: Device, rules: Rules) -> Plan:
         knobs = self.read(device)
         planned = plan(device.name, knobs, self.wanted(device, knobs, rules), rules)
         queues = self._options.get("queues")
-        if "table" in knobs and queues is not None and queues > rx_queues(device):
+        asked = "table" in knobs and queues is not None and device.index not in self._lacking
+        if asked and queues > rx_queues(device):
             planned.clamped["queues"] = {"asked": queues, "given": rx_queues(device)}
         return planned
 
@@ -171,7 +195,9 @@ class Rss(Tuner):
                 self._write_fields(device, key.partition(".")[2], value)
                 return {}
         table = changes.get("table")
-        ethtool_ioctl.set_rss(
+        # A rollback gives the whole table; whoever asks for queues wants these, also when there are more of them later.
+        write = ethtool_ioctl.bring_rss_back if "table" in self._options else ethtool_ioctl.set_rss
+        write(
             device.index,
             None if table is None else tuple(table),
             parse_key(changes["key"]) if "key" in changes else b"",

@@ -30,12 +30,6 @@ def blocks(size: int, queues: int) -> Table:
     return tuple(entry * queues // size for entry in range(size))
 
 
-def following(table: Table, old_queues: int, new_queues: int) -> Table | None:
-    """What a table should be after a change of the number of queues.
-
-    A default spreads over the new queues. One that somebody made stays, or is None if it names queues that go away.
-    """
-    for default in (equal, blocks):
-        if table == default(len(table), old_queues):
-            return default(len(table), new_queues)
-    return table if max(table) < new_queues else None
+def is_default(table: Table, queues: int) -> bool:
+    """Whether it is as the kernel or a driver fills it for so many queues."""
+    return table in (equal(len(table), queues), blocks(len(table), queues))

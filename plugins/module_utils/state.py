@@ -39,6 +39,10 @@ class Paths:
     def state_file(self, interface: str) -> Path:
         return self.state / f"{interface}.json"
 
+    def preparing_file(self, interface: str) -> Path:
+        """What is being changed for the sake of a native program; see native.py."""
+        return self.state / f"{interface}.preparing"
+
 
 HOST_PATHS = Paths()
 

@@ -88,6 +88,17 @@ class Coalesce(Amounts):
                     f"changes the delay all the time; leave out one of the two"
                 )
 
+    def wanted(self, device: Device, knobs: dict[str, Knob], rules: Rules) -> dict[str, Any]:
+        """A delay beside adaptive coalescing is refused without words (ice_set_coalesce()) or does not last (DIM)."""
+        for direction in ("rx", "tx"):
+            usecs, adaptive = f"{direction}_usecs", f"adaptive_{direction}"
+            if usecs in self._wanted and adaptive not in self._wanted and adaptive in knobs and knobs[adaptive].value:
+                raise EngineError(
+                    f"{device.name}: {usecs}={self._wanted[usecs]}: the driver changes the delay all the time while "
+                    f"{adaptive} is on; set {adaptive}=false as well"
+                )
+        return super().wanted(device, knobs, rules)
+
     @staticmethod
     def options(found: dict[str, Any]) -> dict[str, Any]:
         # The driver changes that delay all the time.

@@ -36,10 +36,10 @@ options:
     description: Sent packets after which there is an interrupt at once.
     type: int
   adaptive_rx:
-    description: Let the driver change the delay of received packets with the load. It contradicts O(rx_usecs).
+    description: Let the driver change the delay of received packets with the load. It must be off for O(rx_usecs).
     type: bool
   adaptive_tx:
-    description: Let the driver change the delay of sent packets with the load. It contradicts O(tx_usecs).
+    description: Let the driver change the delay of sent packets with the load. It must be off for O(tx_usecs).
     type: bool
 notes:
   - Devices tell no maximum for these, so O(on_exceed) makes no difference.

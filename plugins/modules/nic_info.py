@@ -152,6 +152,10 @@ irqs:
   description: Interrupt numbers by queue.
   returned: success
   type: dict
+irqbalance_fits:
+  description: Whether a running irqbalance can be told to leave all of these alone; true if none runs.
+  returned: success
+  type: bool
 members:
   description: Of a bond, all this of each member.
   returned: success

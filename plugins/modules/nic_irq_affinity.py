@@ -14,7 +14,8 @@ description:
     (XPS), and the CPUs that the kernel spreads received packets over (RPS, RFS).
   - Tells a running irqbalance to leave these vectors alone, until it is restarted.
   - A vector that the kernel does not move is reported with a warning and under C(refused). It does not fail the module,
-    and it is not tried again in the same run.
+    and it is not tried again in the same run. The next run tries again if the kernel is older than Linux 6.11, which
+    does not say before which vectors it manages itself.
   - Apply it after M(lbops.xdp.nic_channels), and after a program was attached, which may make queues anew.
 extends_documentation_fragment:
   - lbops.xdp.nic
@@ -34,7 +35,7 @@ options:
         starts over.
       - A CPU list such as V(0-3,8), or a YAML list of CPUs, does the same with these, isolated or not.
       - A dictionary of a CPU list for each queue, such as C(rx-0), C(tx-0), or C(combined-0) for a vector that serves
-        both directions.
+        both directions. At least one CPU of each list must be online; the others may be offline.
       - V(keep) leaves them as they are.
     type: raw
     default: auto
@@ -54,7 +55,8 @@ options:
     description:
       - How many flows receive flow steering remembers for the device, 0 to switch it off, or a dictionary of a number
         for each queue such as C(rx-0). The kernel rounds each queue's share up to a power of two.
-      - C(net.core.rps_sock_flow_entries), which is for the whole host, is raised where it is too small, never lowered.
+      - C(net.core.rps_sock_flow_entries), which is for the whole host, is raised where it is too small, never lowered,
+        not by a rollback either.
     type: raw
   irqbalance_ban:
     description:

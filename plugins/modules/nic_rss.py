@@ -25,7 +25,9 @@ attributes:
     support: full
 options:
   queues:
-    description: Spread packets evenly over the first so many queues.
+    description:
+      - Spread packets evenly over the first so many queues.
+      - In check mode, more than there are is a warning, as long as the device can have so many.
     type: int
   weights:
     description:
@@ -34,7 +36,10 @@ options:
     type: list
     elements: int
   table:
-    description: The whole table, the queue of each entry.
+    description:
+      - The whole table, the queue of each entry.
+      - One that spreads evenly over all queues is the kernel's default, and is made that, so that it follows when the
+        number of channels changes.
     type: list
     elements: int
   key:

@@ -24,6 +24,9 @@ PLAYBOOK = """
         that: first is not skipped and first is not changed and 'rx' in first.unsupported
     - name: Second
       lbops.xdp.nic_rings: {rx: 1024}
+    - name: Third
+      lbops.xdp.nic_profile: {interface: lo, profile: custom, overrides: {rings: {rx: 256}}}
+      check_mode: true
 """
 
 
@@ -42,3 +45,4 @@ def test_a_play(namespace: None, tmp_path: Path):
     )
     assert not result.returncode, result.stdout + result.stderr
     assert "lo: rx=1024 contradicts rx=512 of the earlier task 'First'" in result.stdout + result.stderr
+    assert "lo: rx=256 contradicts rx=1024 of the earlier task 'Second'" in result.stdout + result.stderr

@@ -87,6 +87,20 @@ def test_an_mtu_of_the_other_end(program: Module, module: Module):
         assert not again["changed"] and again["diff"]["before"] == again["diff"]["after"]
 
 
+def test_what_a_killed_run_prepared_is_put_back_or_kept(program: Module):
+    run("ip", "link", "set", "v1", "mtu", "3506")
+    STATE.mkdir()
+    entry = {"interface": "v1", "group": "mtu", "before": {"mtu": 9000}, "after": {"mtu": 3506}}
+    written_down = STATE / "v0.preparing"
+    written_down.write_text(json.dumps([entry]), encoding="utf-8")
+    assert LONG in program()["msg"]
+    assert (link("v1")["mtu"], hook(), left()) == (9000, None, [])
+    program(prepare=True)
+    written_down.write_text(json.dumps([entry]), encoding="utf-8")
+    assert not program(prepare=True)["changed"]
+    assert (link("v1")["mtu"], hook(), written_down.exists()) == (3506, "native", False)
+
+
 def test_receive_queues(program: Module, module: Module):
     run("ethtool", "-L", "v0", "rx", "1")
     run("ethtool", "-L", "v1", "tx", "3")

@@ -36,6 +36,7 @@ def test_forms_of_the_kernel():
     assert cpus.format_mask([0, 33]) == "00000002,00000001"
     assert cpus.parse_mask("ff,00000000\n") == tuple(range(32, 40))
     assert cpus.format_mask([]) == "00000000"
+    assert cpus.parse_list(" 0-1, 3 ") == (0, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_forms_of_the_kernel():
         ("3-1", "runs backwards"),
         ("0,,1", "neither a CPU nor a range"),
         ("-1", "neither a CPU nor a range"),
+        ("2 3", "'2 3' is neither a CPU nor a range"),
         ("99999999", "no host has a CPU"),
     ],
 )
@@ -60,6 +62,20 @@ def test_lists_may_have_holes_but_not_reach_beyond_the_host():
         TWO_NODES.check("vectors", (4, 5))
     with pytest.raises(EngineError, match="vectors: this host has no CPU 99; it has 0-15"):
         TWO_NODES.check("vectors", (0, 99))
+
+
+def test_a_vectors_mask_may_have_cpus_that_are_offline(monkeypatch):
+    """The kernel's default has all possible CPUs, and a rollback brings it back."""
+    monkeypatch.setattr(cpus, "topology", lambda _sys: TWO_NODES)
+    irq_affinity.IrqAffinity({"vectors": {"rx-0": "0-15", "rx-1": "5-6"}})
+    for options, words in (
+        ({"vectors": {"rx-0": "8-15"}}, "vectors.rx-0: CPU 8 is offline"),
+        ({"vectors": {"rx-0": "0,16"}}, "vectors.rx-0: this host has no CPU 16"),
+        ({"vectors": "0-15"}, "vectors: CPU 5 is offline"),
+        ({"xps": {"tx-0": "0-15"}}, "xps.tx-0: CPU 5 is offline"),
+    ):
+        with pytest.raises(EngineError, match=words):
+            irq_affinity.IrqAffinity(options)
 
 
 def test_near_cpus_come_first_and_isolated_or_offline_ones_never():
@@ -98,6 +114,8 @@ def test_the_topology_of_this_host():
         ("eth0-q1", "combined-1"),
         ("eth0-4", "combined-4"),
         ("ena-mgmnt@pci:0000:00:05.0", None),
+        ("i40e-0000:18:00.0:fdir-TxRx-0", None),
+        ("ice-0000:18:00.0:ctrl-TxRx-0", None),
     ],
 )
 def test_queues_of_vectors(name: str, queue: str | None):
@@ -107,6 +125,29 @@ def test_queues_of_vectors(name: str, queue: str | None):
 def test_a_device_with_one_interrupt_has_it_for_everything():
     assert irqs.assign_queues({40: "eth0"}, "eth0") == [irqs.Vector(40, "combined-0")]
     assert irqs.assign_queues({40: "eth0", 41: "eth0-rx-0"}, "eth0") == [irqs.Vector(41, "rx-0")]
+
+
+def test_a_vector_that_names_the_interface_is_the_queues():
+    names = {40: "i40e-0000:18:00.0:misc", 41: "i40e-eth0-TxRx-0", 42: "i40e-eth1-TxRx-0", 43: "x-0000:18:00.0-rx-1"}
+    assert irqs.assign_queues(names, "eth0") == [irqs.Vector(41, "combined-0"), irqs.Vector(43, "rx-1")]
+
+
+def test_vectors_that_are_numbered_as_the_driver_likes():
+    gve = {50 + number: f"gve-ntfy-blk{number}@pci:0000:00:04.0" for number in range(4)}
+    gve[54] = "gve-mgmnt@pci:0000:00:04.0"
+    assert [vector.queue for vector in irqs.assign_queues(gve, "eth0")] == ["tx-0", "tx-1", "rx-0", "rx-1"]
+    mlx4 = {60: "mlx4-async@pci:0000:03:00.0", 61: "mlx4-10@0000:03:00.0", 62: "mlx4-2@0000:03:00.0"}
+    assert irqs.assign_queues(mlx4, "eth0") == [irqs.Vector(61, "combined-1"), irqs.Vector(62, "combined-0")]
+
+
+def test_two_vectors_of_a_queue_are_told_of(monkeypatch):
+    found = [irqs.Vector(40, "rx-0"), irqs.Vector(41, "rx-1"), irqs.Vector(44, "rx-0")]
+    assert irq_affinity.by_queue(found)["rx-0"].irq == 40
+    monkeypatch.setattr(irqs, "vectors", lambda _device: found)
+    tuner = irq_affinity.IrqAffinity({"vectors": "0"})
+    tuner._vectors[7] = irq_affinity.by_queue(found)
+    [warning] = tuner.warnings(Device(7, "eth0"), {})
+    assert warning == "eth0: interrupt 44 has a name like that of rx-0, which is interrupt 40; it is left alone"
 
 
 def test_queues_of_a_number_share_a_cpu_and_too_many_start_over():
@@ -170,8 +211,25 @@ def test_irqbalance():
     assert irqbalance.parse_setup(answer) == {33, 40}
     assert irqbalance.ban_request({40, 33}) == "settings ban irqs 33 40"
     assert irqbalance.ban_request(()) == "settings ban irqs NONE"
-    with pytest.raises(ValueError, match="policyscript"):
-        irqbalance.ban_request(range(1000, 1100))
+    assert irqbalance.fits(range(1000, 1048)) and not irqbalance.fits(range(1000, 1049))
+
+
+def test_more_than_irqbalance_takes_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    """A bond's members together; each of them would fit."""
+    monkeypatch.setattr(irqbalance, "running", lambda: tmp_path)
+    monkeypatch.setattr(irqbalance, "banned", lambda _daemon: {999})
+    monkeypatch.setattr(irqs, "movable", lambda _vector: True)
+    monkeypatch.setattr(Device, "sysfs", lambda _device: tmp_path)
+    monkeypatch.setattr(
+        irqs, "vectors", lambda device: [irqs.Vector(1000 * device.index + n, f"rx-{n}") for n in range(30)]
+    )
+    monkeypatch.setattr(irq_affinity.IrqAffinity, "read", lambda *_arguments: {"irqbalance_ban": Knob(False)})
+    tuner = irq_affinity.IrqAffinity({"irqbalance_ban": True})
+    assert tuner.plan(Device(1, "eth1"), Rules()).changes == {"irqbalance_ban": True}
+    with pytest.raises(EngineError, match="eth2: irqbalance takes no list .* --policyscript .* irqbalance_ban=false"):
+        tuner.plan(Device(2, "eth2"), Rules())
+    planned = tuner.plan(Device(2, "eth2"), Rules(skip=True))
+    assert not planned.changes and list(planned.refused) == ["irqbalance_ban"]
 
 
 def test_only_an_irqbalance_that_runs_is_asked(tmp_path, monkeypatch):

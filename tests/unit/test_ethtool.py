@@ -129,12 +129,19 @@ def link(*members: bytes, flags: int = 0) -> device.Link:
 def test_a_member_of_a_bond_is_usable_when_the_bond_says_so():
     up = netlink.u8(device.IFLA_OPERSTATE, device.OPERSTATES.index("up"))
 
-    def member(state: int) -> bytes:
-        data = netlink.nested(device.IFLA_INFO_SLAVE_DATA, netlink.u8(device.IFLA_BOND_SLAVE_MII_STATUS, state))
+    def member(state: int, *lacp: bytes) -> bytes:
+        data = netlink.nested(device.IFLA_INFO_SLAVE_DATA, netlink.u8(device.IFLA_BOND_SLAVE_MII_STATUS, state), *lacp)
         kind = netlink.text(device.IFLA_INFO_SLAVE_KIND, "bond")
         return netlink.nested(device.IFLA_LINKINFO, kind, data)
 
     assert link(up, member(device.BOND_LINK_UP)).usable
     assert not link(up, member(2)).usable
+    # Mode 802.3ad: negotiating, moving packets, and the same in an aggregator that is not the active one.
+    for port, backup, usable in ((0x0F, 1, False), (0x3F, 0, True), (0x3F, 1, False), (0x1F, 0, False)):
+        lacp = netlink.u8(device.IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE, port)
+        state = netlink.u8(device.IFLA_BOND_SLAVE_STATE, backup)
+        assert link(up, member(device.BOND_LINK_UP, lacp, state)).usable is usable
+    # The backup of mode active-backup.
+    assert link(up, member(device.BOND_LINK_UP, netlink.u8(device.IFLA_BOND_SLAVE_STATE, 1))).usable
     assert link(up).usable
     assert not link(netlink.u8(device.IFLA_OPERSTATE, device.OPERSTATES.index("down"))).usable

@@ -11,12 +11,22 @@ import socket
 import subprocess
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, device_info, link, next_hops, tc, veth, watch
+from ansible_collections.lbops.xdp.plugins.module_utils import (
+    bpf,
+    device,
+    device_info,
+    link,
+    next_hops,
+    tc,
+    veth,
+    watch,
+)
 
 HEADERS = (
     "sys/socket.h",
     "asm/unistd.h",
     "linux/bpf.h",
+    "linux/if_bonding.h",
     "linux/if_ether.h",
     "linux/if_link.h",
     "linux/neighbour.h",
@@ -44,6 +54,12 @@ NUMBERS = {
     "XDP_FLAGS_DRV_MODE": link.HOOK_FLAGS["native"],
     "XDP_FLAGS_SKB_MODE": link.HOOK_FLAGS["generic"],
     "XDP_FLAGS_HW_MODE": link.HOOK_FLAGS["offload"],
+    "IFLA_BOND_SLAVE_STATE": device.IFLA_BOND_SLAVE_STATE,
+    "IFLA_BOND_SLAVE_MII_STATUS": device.IFLA_BOND_SLAVE_MII_STATUS,
+    "IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE": device.IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE,
+    "BOND_STATE_ACTIVE": device.BOND_STATE_ACTIVE,
+    "BOND_LINK_UP": device.BOND_LINK_UP,
+    "LACP_STATE_COLLECTING | LACP_STATE_DISTRIBUTING": device.LACP_MOVES_PACKETS,
     "IFLA_LINK": veth.IFLA_LINK,
     "IFLA_LINK_NETNSID": veth.IFLA_LINK_NETNSID,
     "IFLA_TARGET_NETNSID": veth.IFLA_TARGET_NETNSID,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import nic, rss, rss_table, tuners
+from ansible_collections.lbops.xdp.plugins.module_utils import channels, ethtool_ioctl, nic, rss, rss_table, tuners
 from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.ethtool import Feature
@@ -134,13 +135,88 @@ def test_weights_fill_the_table_in_proportion(size: int, weights: list[int]):
         assert abs(table.count(queue) - size * weight / sum(weights)) < 1
 
 
-def test_a_table_after_a_change_of_the_number_of_queues():
-    assert rss_table.following((0, 1, 0, 1), 2, 4) == (0, 1, 2, 3)
-    assert rss_table.following((0, 1, 2, 3), 4, 2) == (0, 1, 0, 1)
-    assert rss_table.following((0, 0, 1, 1), 2, 4) == (0, 1, 2, 3)
-    assert rss_table.following((0, 0, 1, 1, 2, 2, 3, 3), 4, 2) == (0, 0, 0, 0, 1, 1, 1, 1)
-    assert rss_table.following((0, 0, 0, 1), 4, 2) == (0, 0, 0, 1)
-    assert rss_table.following((0, 0, 0, 3), 4, 2) is None
+def test_tables_that_nobody_made():
+    assert rss_table.is_default((0, 1, 0, 1), 2)
+    assert rss_table.is_default((0, 0, 1, 1), 2)
+    assert not rss_table.is_default((0, 1, 0, 1), 4)
+    assert not rss_table.is_default((0, 0, 0, 1), 2)
+
+
+class Card:
+    """Receive-side scaling as the kernel keeps it; a strict driver changes no channels while a table is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, table: tuple[int, ...], queues: int, **quirks: bool) -> None:
+        self.table, self.queues, self.quirks = table, queues, quirks
+        self.configured = False
+        monkeypatch.setattr(ethtool_ioctl, "rss", lambda _index: ethtool_ioctl.Rss(self.table, b"", None, 0))
+        monkeypatch.setattr(ethtool_ioctl, "rx_rings", lambda _index: self.queues)
+        monkeypatch.setattr(ethtool_ioctl, "call", self.set_rxfh)
+        monkeypatch.setattr(tuners.Amounts, "write", self.set_channels)
+        monkeypatch.setattr(Device, "sysfs", lambda _device: None)
+        monkeypatch.setattr(Device, "driver", lambda _device: "virtio_net" if quirks.get("forgets") else "x")
+
+    def set_rxfh(self, _index: int, request: bytes) -> None:
+        entries = ethtool_ioctl.RXFH.unpack_from(request)[2]
+        self.configured = entries > 0
+        table = struct.unpack_from(f"={entries}I", request, ethtool_ioctl.RXFH.size)
+        self.table = table or rss_table.equal(len(self.table), self.queues)
+
+    def set_channels(self, _device, changes: dict, _before: dict) -> None:
+        new = changes["combined"]
+        if self.configured and (self.quirks.get("strict") or max(self.table) >= new):
+            raise OSError(errno.EINVAL, "configured")
+        if new > 8:
+            raise OSError(errno.ENOMEM, "too many")
+        self.queues = new
+        if self.quirks.get("blocks"):
+            self.table = rss_table.blocks(len(self.table), new)
+        elif not self.configured and not self.quirks.get("forgets"):
+            self.table = rss_table.equal(len(self.table), new)
+
+    def write(self, **options) -> None:
+        rss.Rss(options).write(DEVICE, options, {})
+
+    def channels(self, new: int) -> None:
+        channels.Channels({"combined": new}).write(DEVICE, {"combined": new}, {"combined": self.queues})
+
+
+DEFAULT = (0, 1, 2, 3, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("quirk", ["none", "strict", "forgets"])
+def test_a_table_that_is_the_default_again_is_nobodys(monkeypatch, quirk: str):
+    card = Card(monkeypatch, DEFAULT, 4, **{quirk: True})
+    card.write(table=[0] * 8)
+    assert card.configured
+    rss.Rss({"queues": 4}).write(DEVICE, {"table": list(DEFAULT)}, {})
+    assert (card.table, card.configured) == (DEFAULT, True)
+    card.write(table=list(DEFAULT))
+    assert (card.table, card.configured) == (DEFAULT, False)
+    for new in (8, 2, 4):
+        card.channels(new)
+        assert (card.table, card.configured) == (rss_table.equal(8, new), False)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_default_that_somebody_wrote_does_not_keep_channels_from_changing(monkeypatch, blocks: bool):
+    default = rss_table.blocks if blocks else rss_table.equal
+    card = Card(monkeypatch, default(8, 4), 4, blocks=blocks, strict=True)
+    for new in (8, 2):
+        card.configured = True
+        card.channels(new)
+        assert (card.table, card.configured) == (default(8, new), False)
+    with pytest.raises(OSError, match="too many"):
+        card.channels(16)
+    assert card.table == default(8, 2)
+
+
+def test_a_table_that_somebody_made_stays_while_it_fits(monkeypatch):
+    card = Card(monkeypatch, (0, 0, 0, 1, 0, 0, 0, 1), 4, forgets=True)
+    card.configured = True
+    card.channels(2)
+    assert (card.table, card.configured) == ((0, 0, 0, 1, 0, 0, 0, 1), True)
+    card.channels(1)
+    assert (card.table, card.configured) == ((0,) * 8, False)
 
 
 def table(options: dict, rules: Rules = FAIL) -> tuple[int, ...]:
@@ -169,6 +245,23 @@ def test_tables_that_do_not_fit(options: dict, words: str):
         table(options)
 
 
+def test_check_mode_reckons_with_queues_that_are_yet_to_be_made(monkeypatch):
+    """A task before, which changed nothing in check mode either, may have been to make them."""
+    Card(monkeypatch, DEFAULT, 4)
+    knobs = {"table": Knob(list(DEFAULT))}
+    monkeypatch.setattr(channels.Channels, "read", lambda _device: {"combined": Knob(4, 6)})
+    tuner = rss.Rss({"queues": 6})
+    assert tuner.wanted(DEVICE, knobs, Rules(check=True)) == {"table": [0, 1, 2, 3, 4, 5, 0, 1]}
+    [warning] = tuner.warnings(DEVICE, {})
+    assert warning.startswith("eth0: that is 2 more than the receive queues that there are; unless nic_channels")
+    with pytest.raises(EngineError, match="queues=6 is more than"):
+        tuner.wanted(DEVICE, knobs, FAIL)
+    with pytest.raises(EngineError, match="queues=7 is more than the device's maximum of 6"):
+        rss.Rss({"queues": 7}).wanted(DEVICE, knobs, Rules(check=True))
+    fits = rss.Rss({"queues": 4})
+    assert fits.wanted(DEVICE, knobs, Rules(check=True)) == {"table": list(DEFAULT)} and not fits.warnings(DEVICE, {})
+
+
 def test_keys():
     assert rss.key_of("eth0", "symmetric", 5) == "6d:5a:6d:5a:6d"
     assert rss.key_of("eth0", "6D5A:01", 3) == "6d:5a:01"
@@ -192,6 +285,15 @@ def test_rollback_leaves_out_fields_that_nobody_may_ask_for():
     assert tuner.arguments({"hash_fields.udp4": [], "hash_fields.tcp4": ["ip_src"]}) == {
         "hash_fields": {"tcp4": ["ip_src"]}
     }
+
+
+def test_a_delay_needs_adaptive_coalescing_off():
+    knobs = {"rx_usecs": Knob(3), "adaptive_rx": Knob(True), "tx_usecs": Knob(3), "adaptive_tx": Knob(False)}
+    with pytest.raises(EngineError, match="eth0: rx_usecs=8: .* while adaptive_rx is on; set adaptive_rx=false as"):
+        tuners.Coalesce({"rx_usecs": 8}).wanted(DEVICE, knobs, FAIL)
+    for options in ({"rx_usecs": 8, "adaptive_rx": False}, {"tx_usecs": 8}):
+        assert tuners.Coalesce(options).wanted(DEVICE, knobs, FAIL) == options
+    assert tuners.Coalesce({"rx_usecs": 8}).wanted(DEVICE, {"rx_usecs": Knob(3)}, FAIL)
 
 
 def test_rollback_leaves_out_a_delay_that_the_driver_changes():

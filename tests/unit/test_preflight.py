@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device_info, link, native, preflight
+from ansible_collections.lbops.xdp.plugins.module_utils import device_info, link, native, preflight, tuned
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.native import NativeHook
 from ansible_collections.lbops.xdp.plugins.module_utils.preflight import Change, Problem, problems
@@ -72,7 +74,7 @@ TABLE: dict[str, tuple[dict[str, Any], bool, list[tuple[str, bool, Change | None
         [("refuse", False, change("mtu", {"mtu": 3047}, {"mtu": 3046}))],
     ),
     "another driver's limit is that of a page at the most": (
-        facts("mlx5_core", 9000, NATIVE),
+        facts("nfp", 9000, NATIVE),
         False,
         [("refuse", False, change("mtu", {"mtu": 9000}, {"mtu": 3506}))],
     ),
@@ -242,6 +244,17 @@ def test_words(device: dict[str, Any], words: str):
     assert words in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("driver", "limit"),
+    [
+        *(("i40e", 3046), ("ice", 3046), ("igb", 3046), ("ixgbe", 3050), ("mlx5_core", 3498), ("ena", 3498)),
+        *(("bnxt_en", 3502), ("gve", 2032), ("igc", 1500)),
+    ],
+)
+def test_limits_from_drivers_sources(driver: str, limit: int):
+    assert device_info.xdp_mtu_limit(driver, 4096) == (limit, False)
+
+
 def test_a_virtual_machine_with_few_queue_pairs_is_not_told_to_have_none():
     [problem] = problems(facts("virtio_net", features=NATIVE, channels={"combined": 2}, maximum={"combined": 2}), False)
     assert problem.remedy == "give it 6 queue pairs at the hypervisor"
@@ -266,6 +279,20 @@ SLOW = Problem("eth0", "virtio_net", "slow", "more", "lock")
 UNSUPPORTED = Problem("eth0", "dummy", "none", "tc")
 
 
+@pytest.fixture(autouse=True)
+def written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tuned, "RUN", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return WRITTEN_DOWN
+
+
+WRITTEN_DOWN = Path("eth0.preparing")
+
+
+def native_hook(found: list[Problem], prepare: bool) -> NativeHook:
+    return NativeHook("eth0", found, prepare, WRITTEN_DOWN)
+
+
 class Device:
     """Remembers what is written, and takes a program from the `patience`th time on."""
 
@@ -280,6 +307,7 @@ class Device:
             raise EngineError("fixed")
 
     def put_on(self) -> None:
+        self.known = json.loads(WRITTEN_DOWN.read_text()) if WRITTEN_DOWN.exists() else []
         self.tries += 1
         if self.tries < self.patience:
             raise link.HookRefused("refused")
@@ -287,10 +315,10 @@ class Device:
 
 def test_nothing_is_changed_unless_asked_for(monkeypatch):
     device = Device(monkeypatch)
-    hook = NativeHook("eth0", [LRO, UNSUPPORTED], False)
+    hook = native_hook([LRO, UNSUPPORTED], False)
     assert hook.refusal == f"{LRO}; {UNSUPPORTED}"
-    assert NativeHook("eth0", [LRO], False).refusal == f"{LRO}; or have xdp_program do that, with prepare: true"
-    hook = NativeHook("eth0", [MTU, MERGED, SLOW], False)
+    assert native_hook([LRO], False).refusal == f"{LRO}; or have xdp_program do that, with prepare: true"
+    hook = native_hook([MTU, MERGED, SLOW], False)
     assert not hook.refusal
     hook.attach(device.put_on)
     assert (device.written, hook.prepared, hook.warnings) == ([], [], [str(MERGED), str(SLOW)])
@@ -298,11 +326,11 @@ def test_nothing_is_changed_unless_asked_for(monkeypatch):
 
 def test_what_is_certain_is_changed_first_and_the_rest_only_after_a_refusal(monkeypatch):
     device = Device(monkeypatch)
-    hook = NativeHook("eth0", [MTU, LRO, SLOW], True)
+    hook = native_hook([MTU, LRO, SLOW], True)
     hook.attach(device.put_on)
     assert (device.written, hook.changed, hook.warnings) == ([{"lro": False}], [LRO], [str(SLOW)])
     device = Device(monkeypatch, patience=2)
-    hook = NativeHook("eth0", [MTU, MERGED], True)
+    hook = native_hook([MTU, MERGED], True)
     hook.attach(device.put_on)
     assert (device.written, hook.warnings) == ([{"lro": False}, {"mtu": 3046}], [])
     assert hook.prepared[1] == {
@@ -315,9 +343,25 @@ def test_what_is_certain_is_changed_first_and_the_rest_only_after_a_refusal(monk
     }
 
 
+def test_what_is_changed_is_written_down_as_long_as_a_run_may_be_killed(monkeypatch, written_down: Path):
+    device = Device(monkeypatch, patience=2)
+    native_hook([LRO, MTU], True).attach(device.put_on)
+    assert [entry["group"] for entry in device.known] == ["features", "mtu"]
+    assert not written_down.exists()
+    native_hook([LRO], True).attach(device.put_on)
+    written_down.write_text(json.dumps(device.known))
+    monkeypatch.setattr(link, "exists", lambda _interface: True)
+    device.written.clear()
+    native.finish("eth0", written_down, attached=False)
+    assert device.written == [{"lro": True}] and not written_down.exists()
+    written_down.write_text(json.dumps(device.known))
+    native.finish("eth0", written_down, attached=True)
+    assert device.written == [{"lro": True}] and not written_down.exists()
+
+
 def test_what_did_not_help_is_put_back(monkeypatch):
     device = Device(monkeypatch, patience=9)
-    hook = NativeHook("eth0", [LRO, MTU, SLOW], True)
+    hook = native_hook([LRO, MTU, SLOW], True)
     with pytest.raises(link.HookRefused, match="^refused$"):
         hook.attach(device.put_on)
     assert device.written == [{"lro": False}, {"mtu": 3046}, {"mtu": 9000}, {"lro": True}]
@@ -326,27 +370,27 @@ def test_what_did_not_help_is_put_back(monkeypatch):
 
 def test_the_kernels_refusal_is_explained(monkeypatch):
     with pytest.raises(link.HookRefused) as refused:
-        NativeHook("eth0", [MTU, MERGED, SLOW], False).attach(Device(monkeypatch, patience=9).put_on)
+        native_hook([MTU, MERGED, SLOW], False).attach(Device(monkeypatch, patience=9).put_on)
     assert str(refused.value) == f"refused; {MTU}; {MERGED}"
 
 
 def test_a_change_that_fails_is_a_refusal(monkeypatch):
     device = Device(monkeypatch, broken="features")
     with pytest.raises(link.HookRefused, match="^native XDP on eth0 could not be prepared: fixed$"):
-        NativeHook("eth0", [LRO], True).attach(device.put_on)
+        native_hook([LRO], True).attach(device.put_on)
     assert device.written == [{"lro": False}, {"lro": True}]
     assert device.tries == 0
 
 
 def test_nothing_is_prepared_in_vain():
-    hook = NativeHook("eth0", [LRO, UNSUPPORTED], True)
+    hook = native_hook([LRO, UNSUPPORTED], True)
     assert hook.refusal == f"{LRO}; {UNSUPPORTED}"
     hook.plan()
     assert hook.prepared == []
 
 
 def test_check_mode_names_what_may_be_changed():
-    hook = NativeHook("eth0", [LRO, MTU], True)
+    hook = native_hook([LRO, MTU], True)
     hook.plan()
     assert [entry["group"] for entry in hook.prepared] == ["features", "mtu"]
 

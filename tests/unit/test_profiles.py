@@ -136,6 +136,13 @@ def test_what_a_device_does_not_have_is_left_out():
     assert set(values(VETH)) == {"features.lro", "features.gro_hw"}
 
 
+def test_irqbalance_is_left_alone_where_it_takes_no_list_of_so_many():
+    for banned, fits, wanted in ((False, True, True), (False, False, False), (True, False, True)):
+        device = {**VIRTIO, "queues": {**VIRTIO["queues"], "irqbalance_ban": banned}, "irqbalance_fits": fits}
+        assert values(device)["irq_affinity.irqbalance_ban"] is wanted
+        assert ("policyscript" in why(device, "irq_affinity.irqbalance_ban")) is not wanted
+
+
 def test_faster_devices_get_longer_rings_up_to_the_knee():
     sizes = {
         speed: values({**IGB, "link": {"speed": speed}})["rings.rx"] for speed in (1000, 10000, 25000, 100000, 400000)
@@ -172,6 +179,16 @@ def test_channels_leave_the_driver_queues_for_xdp(driver: str, maximum: int, cor
     device = {**VIRTIO, "driver": driver, "cpus": cpus, "channels_maximum": {"combined": maximum}}
     assert values(device)["channels.combined"] == channels
     assert words in why(device, "channels.combined")
+
+
+def test_packets_are_spread_over_as_many_queues_as_the_hardware_does():
+    many = {"cpus": {**FOUR_CPUS, "cores": list(range(24))}, "channels_maximum": {"combined": 63}}
+    device = {**IGB, **many, "driver": "ixgbe"}
+    assert (values(device)["channels.combined"], values(device)["rss.queues"]) == (24, 16)
+    assert why(device, "rss.queues") == "the device's table names no more, of 24 channels"
+    x550 = {**device, "rss": {"table": [0] * 512}}
+    assert values(x550)["rss.queues"] == 24
+    assert values({**device, "driver": "ice"})["rss.queues"] == 24
 
 
 def test_virtio_with_a_program_keeps_its_channels():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
@@ -29,3 +30,23 @@ def test_sizes_are_those_of_the_engine():
     defaults = read(ROLES / "balancer" / "defaults" / "main.yml")
     for name, value in vars(Sizes()).items():
         assert defaults[f"balancer_{name}"] == value
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "retuned"),
+    [
+        ({"attached": False}, {"attached": True, "hook": "native"}, True),
+        ({"attached": False}, {"attached": True}, True),
+        ({"attached": True, "hook": "tc"}, {"attached": True, "hook": "native"}, True),
+        ({"attached": True, "hook": "native"}, {"attached": True, "hook": "native"}, False),
+        ({"attached": True, "hook": "native"}, {"attached": True, "hook": "tc"}, False),
+    ],
+)
+def test_a_device_is_tuned_again_when_its_queues_may_have_been_made_anew(before: dict, after: dict, retuned: bool):
+    tasks = yaml.safe_load((ROLES / "balancer" / "tasks" / "program.yml").read_text())
+    [look] = [task for task in tasks if task.get("register") == "balancer_tuned"]
+    environment = jinja2.Environment()
+    environment.tests["changed"] = lambda result: result["changed"]
+    condition = environment.compile_expression(look["when"])
+    assert condition(balancer_program={"changed": True, "before": before, "after": after}) is retuned
+    assert not condition(balancer_program={"changed": False, "before": before, "after": after})
