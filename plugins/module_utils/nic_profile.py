@@ -145,12 +145,14 @@ def revert(interface: str) -> tuple[bool, list[str]]:
         return True, _take_back(current)
 
 
-def _tune(work: Work) -> tuple[list[str], dict[str, list[Any]]]:
-    """What did not work, and what the device made something else of."""
+def _tune(work: Work, was_up: bool) -> tuple[list[str], dict[str, list[Any]]]:
+    """What did not work, and what the device made something else of. A link that was up must be so again."""
     failures = tuned.apply(work.device, work.values) if work.differing else []
     if failures:
         return [str(error) for _group, error in failures], {}
     try:
+        if work.differing and was_up:
+            work.device.wait_for_link(steady=True)
         return [], _settled(work, of_device(work.device))
     except EngineError as error:
         return [str(error)], {}
@@ -164,12 +166,12 @@ def _change(current: Tuning, works: list[Work]) -> list[str]:
         earlier = tuned.image(work.facts)
         entry = current.devices.setdefault(work.device.name, Tuned(before=earlier))
         if entry.pending is None:
-            entry.previous = earlier
+            entry.previous, entry.was_up = earlier, work.device.link().up
         entry.pending = work.values
     # The timer's process reads it.
     tuned.save(current)
     for work in works:
-        failures, settled = _tune(work)
+        failures, settled = _tune(work, current.devices[work.device.name].was_up)
         if failures:
             left = _take_back(current)
             revert_timer.disarm(current.interface)
@@ -237,6 +239,12 @@ def confirm(interface: str, check: bool) -> Outcome:
                 f"{interface}: there is nothing to confirm: the change was taken back after revert_after seconds, or "
                 "there was none; see what kept the host from being reached, or set revert_after higher"
             )
+        for name, entry in current.devices.items():
+            if entry.pending is not None and entry.was_up and not find(name).link().up:
+                raise EngineError(
+                    f"{name}: the link was up before the change and is down now, so the change is not confirmed; look "
+                    "at the cable and the switch port and confirm again before the change is taken back"
+                )
         changed = current.pending
         for name, entry in current.devices.items():
             changed |= _write_link_file(name, entry.pending or entry.saved or {}, check)

@@ -42,6 +42,8 @@ class Tuned:
     previous: Image | None = None
     # By option, what was asked for and what came of it where that is not the same: not to be tried again.
     settled: dict[str, list[Any]] = field(default_factory=dict)
+    # The link, before what is pending.
+    was_up: bool = False
 
 
 @dataclass
@@ -113,6 +115,8 @@ def apply(device: Device, values: Image) -> list[tuple[str, EngineError]]:
     failures = []
     for group, options in values.items():
         try:
+            # A group before may have taken a while.
+            device.check_name()
             _apply_group(device, group, options)
         except EngineError as error:
             failures.append((group, error))
@@ -144,4 +148,4 @@ def _apply_group(device: Device, group: str, options: dict[str, Any]) -> None:
     if group == "irq_affinity":
         options = usable(options, cpus.topology().online)
     # A device of the same name may have other queues after a reboot.
-    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True, settle=True), check=False)
+    tuning.apply_to([device], TUNERS[group](options), Rules(clamp=True, skip=True, settle=True), check=False)

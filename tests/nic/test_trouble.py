@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import device, tuning
 from ansible_collections.lbops.xdp.plugins.module_utils.channels import Channels
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.nic import Rules
+from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Features
 
 from tests.nic.conftest import channels, run
 
@@ -65,6 +68,19 @@ def test_a_link_that_does_not_come_back(veth: str, monkeypatch: pytest.MonkeyPat
     tuner = Disturbed({"rx": 2}, after=["ip", "link", "set", "v1", "down"])
     with pytest.raises(EngineError, match="the link of v0 did not come up within 0 s"):
         tuning.apply(veth, tuner, Rules(), check=False)
+
+
+class DisturbedFeatures(Features):
+    def write(self, *arguments, **others):
+        refused = super().write(*arguments, **others)
+        subprocess.Popen(["sh", "-c", "sleep 0.2; ip link set v1 down"])
+        return refused
+
+
+def test_a_link_that_goes_down_a_while_after_a_change_of_features(veth: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device, "LINK_TIMEOUT", 0.3)
+    with pytest.raises(EngineError, match="the link of v0 did not come up"):
+        tuning.apply(veth, DisturbedFeatures({"rx_vlan_offload": False}), Rules(), check=False)
 
 
 def test_a_member_whose_link_stays_down_ends_the_work_on_a_bond(bond: str, monkeypatch: pytest.MonkeyPatch):

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import device as network_device
 from ansible_collections.lbops.xdp.plugins.module_utils import (
     link,
     link_file,
@@ -123,6 +125,7 @@ class Host:
         self.rings = {"rx": 256, "tx": 256}
         self.armed = 0
         self.failing = ""
+        self.up = True
 
     def facts(self, device: Device) -> dict[str, Any]:
         return {"interface": device.name, **FACTS, "rings": dict(self.rings)}
@@ -147,6 +150,9 @@ def host(tmp_path: Path, monkeypatch) -> Host:
     monkeypatch.setattr(nic_service, "_wait_for", lambda interface: device)
     monkeypatch.setattr(link, "exists", lambda interface: interface == "eth0")
     monkeypatch.setattr(Device, "members", lambda device: [device])
+    monkeypatch.setattr(Device, "link", lambda device: SimpleNamespace(up=made.up))
+    monkeypatch.setattr(network_device, "LINK_STABLE", 0.0)
+    monkeypatch.setattr(network_device, "LINK_TIMEOUT", 0.0)
     monkeypatch.setattr(link_file, "desired", lambda device, values: "")
     monkeypatch.setattr(link_file, "DIRECTORY", tmp_path)
     monkeypatch.setattr(revert_timer, "check", lambda: None)
@@ -218,6 +224,29 @@ def test_a_device_that_goes_away_meanwhile_fails_the_change(host: Host, monkeypa
     with pytest.raises(EngineError, match=r"went away .* \(all of the change was taken back\)"):
         tune(512)
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
+
+
+def test_a_link_that_goes_down_and_stays_so_is_a_failure(host: Host, monkeypatch):
+    def apply(device: Device, values: tuned.Image) -> list:
+        host.up = values["rings"]["rx"] == 256
+        return host.apply(device, values)
+
+    monkeypatch.setattr(tuned, "apply", apply)
+    with pytest.raises(EngineError, match=r"the link of eth0 did not come up .* \(all of the change was taken back\)"):
+        tune(512)
+    assert host.rings["rx"] == 256 and host.up
+    host.up = False
+    assert tune(512).changed
+
+
+def test_a_link_that_is_down_by_the_time_of_the_confirmation(host: Host):
+    tune(512)
+    host.up = False
+    with pytest.raises(EngineError, match="eth0: the link was up before the change and is down now"):
+        nic_profile.confirm("eth0", check=False)
+    assert host.armed and tuned.load("eth0").pending
+    host.up = True
+    assert nic_profile.confirm("eth0", check=False).changed and not host.armed
 
 
 def test_drift_is_the_same_in_check_mode(host: Host):
