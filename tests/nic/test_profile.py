@@ -104,12 +104,14 @@ def test_the_timer_wants_systemd(own_state: Path, veth: str, module: Module):
 
 # --- the role
 
+ARMED = Path("/run/armed/lbops-nic-revert-v0.timer")
 STAND_INS = {
-    "systemd-run": 'echo "$0 $*" >>/run/log; touch /run/armed',
+    "systemd-run": 'echo "$0 $*" >>/run/log; touch "/run/armed/${1#--unit=}.timer"',
     "systemctl": """
+for last; do :; done
 case "$*" in
-*is-active*) [ -e /run/armed ] ;;
-*stop*.timer*) rm /run/armed ;;
+*is-active*) [ -e "/run/armed/$last" ] ;;
+*stop*.timer*) rm "/run/armed/$last" ;;
 *show*) echo LoadState=loaded; echo ActiveState=inactive; [ ! -e /run/enabled ] || echo UnitFileState=enabled ;;
 *is-enabled*) [ -e /run/enabled ] && echo enabled ;;
 *enable*) touch /run/enabled ;;
@@ -130,6 +132,7 @@ def own_host(own_state: Path, veth: str) -> Path:
     Path("/run/systemd/system").mkdir(parents=True)
     programs = Path("/run/bin")
     programs.mkdir()
+    ARMED.parent.mkdir()
     for name, script in STAND_INS.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -170,7 +173,7 @@ def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
 
     play("nic_tune.yml", own_host, **wanted)
     assert not features("v0")["rx-vlan-offload"]
-    assert "--on-active=120s" in Path("/run/log").read_text() and not Path("/run/armed").exists()
+    assert "--on-active=120s" in Path("/run/log").read_text() and not ARMED.exists()
     assert Path("/run/enabled").exists() and (units / "lbops-nic@.service").exists()
     assert arp_ignore.read_text() == "1\n"
     for options in ((), ("--check",)):
@@ -192,7 +195,7 @@ def test_what_the_timer_runs(own_host: Path, own_state: Path):
     environment = {**os.environ, "PATH": f"{own_host}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "ansible_collections.lbops.xdp.plugins.modules.nic_profile"]
     subprocess.run(command, input=json.dumps(arguments), check=True, env=environment, capture_output=True, text=True)
-    assert not features("v0")["rx-vlan-offload"] and Path("/run/armed").exists()
+    assert not features("v0")["rx-vlan-offload"] and ARMED.exists()
 
     armed = Path("/run/log").read_text().splitlines()[-1]
     program = armed.partition("/usr/bin/python3 ")[2].split()
