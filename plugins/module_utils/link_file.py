@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from . import state
 from .device import Device
 
 DIRECTORY = Path("/etc/systemd/network")
@@ -111,3 +112,14 @@ def desired(device: Device, values: dict[str, dict[str, Any]]) -> str:
 
 def differs(device: str, text: str) -> bool:
     return _read(path_of(device)) != text
+
+
+def write(device: str, text: str) -> None:
+    """Without a text there is no file."""
+    path = path_of(device)
+    if text:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # udev reads it as root, people may as anybody.
+        state.write(path, text, 0o644)
+    else:
+        path.unlink(missing_ok=True)

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from . import cpus, state, tuning
-from .device import Device
+from .device import Device, Link, links
 from .device_info import TUNERS, fact_of
 from .errors import EngineError
 from .nic import Rules
 
 SCHEMA = 1
 STATE, RUN = state.HOST_PATHS.state, Path("/run")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # By group, arguments of its module.
 Image = dict[str, dict[str, Any]]
 
@@ -44,6 +45,24 @@ class Tuned:
     settled: dict[str, list[Any]] = field(default_factory=dict)
     # The link, before what is pending.
     was_up: bool = False
+    # Which device it is: the card's own address, and the index that it had during that boot.
+    address: str = ""
+    index: int = 0
+    boot: str = ""
+
+    def identify(self, link: Link) -> None:
+        self.address, self.index, self.boot = link.permanent_address, link.index, boot_id()
+
+    def locate(self, name: str) -> Device | None:
+        """The device, though somebody may have renamed it; one of its name if there is no better one."""
+        same_boot = self.boot == boot_id()
+
+        def rank(link: Link) -> tuple[bool, bool, bool]:
+            own = link.permanent_address == self.address
+            return same_boot and own and link.index == self.index, own and bool(self.address), link.name == name
+
+        best = max(links(), key=rank)
+        return Device(best.index, best.name) if any(rank(best)) else None
 
 
 @dataclass
@@ -54,10 +73,28 @@ class Tuning:
     devices: dict[str, Tuned] = field(default_factory=dict)
     # The last change was taken back by the timer.
     reverted: bool = False
+    # The unit that takes back what is pending; empty if nothing does.
+    timer: str = ""
 
     @property
     def pending(self) -> bool:
         return any(tuned.pending is not None for tuned in self.devices.values())
+
+    @property
+    def rebooted(self) -> bool:
+        """Whether what is pending ended with a reboot."""
+        return any(tuned.pending is not None and tuned.boot != boot_id() for tuned in self.devices.values())
+
+    def drop_pending(self) -> None:
+        """Devices of which nothing was confirmed are forgotten."""
+        for name, tuned in list(self.devices.items()):
+            if tuned.pending is not None and tuned.saved is None:
+                del self.devices[name]
+            tuned.pending = tuned.previous = None
+
+
+def boot_id() -> str:
+    return BOOT_ID.read_text(encoding="ascii").strip()
 
 
 def path_of(interface: str) -> Path:
@@ -72,7 +109,7 @@ def load(interface: str) -> Tuning | None:
         if document["schema"] != SCHEMA:
             raise EngineError(f"{path} has schema {document['schema']!r}, this engine reads {SCHEMA}; remove it")
         devices = {name: Tuned(**tuned) for name, tuned in document["devices"].items()}
-        return Tuning(interface, devices, document["reverted"])
+        return Tuning(interface, devices, document["reverted"], document.get("timer", ""))
     except FileNotFoundError:
         return None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -85,8 +122,31 @@ def save(tuning_state: Tuning) -> None:
     state.write(path_of(tuning_state.interface), json.dumps(document, indent=1) + "\n")
 
 
-def remove(interface: str) -> None:
-    state.remove(path_of(interface))
+def keep(tuning_state: Tuning) -> None:
+    """Save it if it says anything."""
+    if tuning_state.devices:
+        save(tuning_state)
+    else:
+        state.remove(path_of(tuning_state.interface))
+
+
+def holder(devices: list[Device], interface: str) -> str | None:
+    """Another interface in whose name one of the devices is tuned."""
+    for path in sorted(STATE.glob(f"{state.NIC_PREFIX}*.json")):
+        other = load(path.stem[len(state.NIC_PREFIX) :])
+        if other and other.interface != interface:
+            if any(tuned.locate(name) in devices for name, tuned in other.devices.items()):
+                return other.interface
+    return None
+
+
+def end_of_other_boots(tuning_state: Tuning) -> bool:
+    """A reboot ends with what was confirmed last; whether there was something else."""
+    if not tuning_state.rebooted:
+        return False
+    tuning_state.drop_pending()
+    tuning_state.reverted, tuning_state.timer = True, ""
+    return True
 
 
 @contextmanager

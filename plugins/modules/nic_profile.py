@@ -31,8 +31,10 @@ options:
     description:
       - V(applied) arms the timer and makes the change.
       - V(confirmed) stops the timer, has the values applied at boot, and writes a file for systemd-udevd with what it
-        can hold of them. It fails if the change was taken back meanwhile.
-      - V(restored) puts back what was there before the first change, and forgets it.
+        can hold of them. It fails if the change was taken back meanwhile, if the host was booted, if the timer is gone,
+        or if a link is down that was up before.
+      - V(restored) puts back what was there before the first change, and forgets it. A device that was renamed is found
+        by its own address; for one that is gone the module fails, until the file in C(/var/lib/lbops) is removed.
     type: str
     choices: [applied, confirmed, restored]
     default: applied

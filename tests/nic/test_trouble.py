@@ -8,13 +8,13 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device, tuning
+from ansible_collections.lbops.xdp.plugins.module_utils import device, tuned, tuning
 from ansible_collections.lbops.xdp.plugins.module_utils.channels import Channels
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.nic import Rules
 from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Features
 
-from tests.nic.conftest import channels, run
+from tests.nic.conftest import channels, features, run
 
 
 class Disturbed(Channels):
@@ -53,6 +53,24 @@ def test_renamed_and_another_one_in_its_place(veth: str):
     with pytest.raises(EngineError, match="v0 was renamed to v9 while it was worked on"):
         tuning.apply(veth, tuner, Rules(), check=False)
     assert (channels("v9")["rx"], channels("v0")["rx"]) == (2, 4)
+
+
+def test_renamed_between_two_groups_of_a_profile(veth: str, monkeypatch: pytest.MonkeyPatch):
+    run("ip", "link", "add", "other", "numrxqueues", "4", "type", "veth", "peer", "other-peer")
+    run("ip", "link", "set", veth, "down")
+    rename = "ip link set v0 name v9 && ip link set other name v0"
+    apply = tuned.tuning.apply_to
+
+    def disturbed(*arguments, **others):
+        found = apply(*arguments, **others)
+        run("sh", "-c", rename)
+        return found
+
+    monkeypatch.setattr(tuned.tuning, "apply_to", disturbed)
+    values = {"channels": {"rx": 2}, "features": {"rx_vlan_offload": False}}
+    [(group, error)] = tuned.apply(device.find(veth), values)
+    assert group == "features" and "v0 was renamed to v9" in str(error)
+    assert features("v0")["rx-vlan-offload"] and features("v9")["rx-vlan-offload"]
 
 
 def test_read_back(veth: str):
