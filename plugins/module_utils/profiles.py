@@ -15,7 +15,7 @@ from typing import Any
 from . import cpus, rss_table
 from .device_info import fact_of
 from .errors import EngineError
-from .irq_affinity import AUTO, KEEP, MATCH, assign, match_xps
+from .irq_affinity import AUTO, KEEP, MATCH, NONE, assign, match_xps, parse_cpus
 from .preflight import HALF_FOR_XDP, ONE_FOR_EACH_CPU, channels_beside_xdp
 from .tuners import FEATURES
 
@@ -31,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rss": {"queues": int, "weights": list, "table": list, "key": str, "hash_function": str, "hash_fields": dict},
     "irq_affinity": {"vectors": None, "xps": None, "rps": None, "rfs": None, "irqbalance_ban": bool},
 }
+# What nic_irq_affinity takes besides CPUs.
+_WORDS = {"vectors": (AUTO, KEEP), "xps": (MATCH, KEEP), "rps": (KEEP,)}
 # Of these, one given by hand leaves no place for the computed others.
 _EXCLUSIVE = (
     ("coalesce", {"adaptive_rx", "rx_usecs"}),
@@ -84,6 +86,20 @@ def check_overrides(overrides: dict[str, Any]) -> None:
                 raise EngineError(f"overrides.{group}.{option}={value!r} is not of type {kind.__name__}")
 
 
+def _in_one_form(group: str, option: str, value: Any) -> Any:
+    """Lists of CPUs, which can be said in many ways, as the kernel says them. Raises EngineError."""
+    if group != "irq_affinity" or option not in _WORDS:
+        return value
+    name = f"overrides.{group}.{option}"
+    if isinstance(value, dict):
+        return {queue: parse_cpus(f"{name}.{queue}", listed) or NONE for queue, listed in value.items()}
+    if value in _WORDS[option]:
+        return value
+    if value in (AUTO, KEEP, MATCH):
+        raise EngineError(f"{name}={value} is neither CPUs nor {' nor '.join(_WORDS[option])}")
+    return parse_cpus(name, value) or NONE
+
+
 def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> list[Choice]:
     """What to set, in the order of the groups. Raises EngineError for overrides that make no sense."""
     check_overrides(overrides)
@@ -103,7 +119,7 @@ def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> li
             *_irq_affinity(facts),
         ]
     given = [
-        Choice(group, option, value, "as the overrides say")
+        Choice(group, option, _in_one_form(group, option, value), "as the overrides say")
         for group, options in overrides.items()
         for option, value in options.items()
     ]
@@ -236,7 +252,11 @@ def current(facts: dict[str, Any], choice: Choice) -> Any:
         return spread if table and table == rss_table.equal(len(table), spread) else f"table {_text(table)}"
     if group == "rss" and option == "hash_fields":
         known = present.get("hash_fields", {})
-        return {name: known.get(name) for name in value}
+        # Their order says nothing.
+        return {
+            name: fields if sorted(known.get(name) or ()) == sorted(fields) else known.get(name)
+            for name, fields in value.items()
+        }
     if group == "irq_affinity" and option in ("vectors", "xps"):
         return value if _as_chosen(facts, choice) else _text(present.get(option, {}))
     if choice.name in RECOGNIZED_BY_RESULT:
@@ -249,13 +269,15 @@ def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
     vectors = present.get("vectors", {})
     if choice.value == KEEP:
         return True
+    now = present.get(choice.option, {})
+    if isinstance(choice.value, dict):
+        return all(now.get(queue) == ("" if listed == NONE else listed) for queue, listed in choice.value.items())
     if choice.option == "xps":
         # Queues without a vector get the CPUs of the vectors, or those that are near.
         orders = [tuple(facts["cpus"][name]) for name in ("cores", "preferred")]
-        xps = present.get("xps", {})
-        return choice.value == MATCH and any(xps == match_xps(xps, vectors, order) for order in orders)
-    if isinstance(choice.value, dict):
-        return False
+        if choice.value != MATCH:
+            return all(listed == ("" if choice.value == NONE else choice.value) for listed in now.values())
+        return any(now == match_xps(now, vectors, order) for order in orders)
     order = tuple(facts["cpus"]["preferred"])
     return vectors == assign(vectors, order if choice.value == AUTO else cpus.parse_list(str(choice.value)))
 

@@ -21,6 +21,7 @@ from . import cpus, state, tuning
 from .device import Device, Link, links
 from .device_info import TUNERS, fact_of
 from .errors import EngineError
+from .irq_affinity import list_text
 from .nic import Rules
 
 SCHEMA = 1
@@ -190,9 +191,9 @@ def usable(options: dict[str, Any], online: tuple[int, ...]) -> dict[str, Any]:
 
     def left(listed: Any) -> str:
         try:
-            return cpus.format_list(set(cpus.parse_list(str(listed))) & set(online))
+            return cpus.format_list(set(cpus.parse_list(list_text(listed))) & set(online))
         except ValueError:
-            return str(listed)
+            return list_text(listed)
 
     found = dict(options)
     for name in ("vectors", "xps", "rps"):

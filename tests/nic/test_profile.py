@@ -89,6 +89,8 @@ def test_what_makes_no_sense_touches_nothing(own_state: Path, veth: str, module:
     for overrides, words in (
         ({"rings": {"rx": 0}}, "rx=0 is not a number from 1"),
         ({"irq_affinity": {"vectors": "4096"}}, "this host has no CPU 4096"),
+        ({"irq_affinity": {"vectors": "match"}}, "vectors=match is neither CPUs nor auto nor keep"),
+        ({"irq_affinity": {"rps": [[0]]}}, "overrides.irq_affinity.rps: '[0]' is not a CPU list"),
         ({"channel": {}}, "there is no 'channel'"),
     ):
         result = module("nic_profile", interface=veth, overrides={**overrides, "features": {"lro": False}})

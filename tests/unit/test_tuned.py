@@ -62,6 +62,7 @@ def test_cpus_that_are_offline_get_no_interrupts():
         "rps": "4",
         "rfs": {"rx-0": 0},
     }
+    assert tuned.usable({"vectors": [0, 5], "rps": 4}, (0, 4)) == {"vectors": "0", "rps": "4"}
     assert tuned.usable({"vectors": "auto", "xps": "match"}, (0,)) == {"vectors": "auto", "xps": "match"}
 
 
