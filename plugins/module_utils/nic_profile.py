@@ -342,7 +342,7 @@ def _restore_untuned(interface: str, check: bool) -> Outcome:
     left = [name for name in names if link_file.differs(name, "")]
     for name in left if not check else ():
         link_file.write(name, "")
-    return Outcome(bool(left), {}, {}, {}, [])
+    return Outcome(bool(left), {}, {}, {"interface": interface}, [])
 
 
 def restore(interface: str, check: bool) -> Outcome:
@@ -381,7 +381,8 @@ def restore(interface: str, check: bool) -> Outcome:
             tuned.keep(current)
         if failures:
             raise EngineError(f"not all could be put back, so the earlier values are kept: {'; '.join(failures)}")
-        return Outcome(True, before, after, {}, warnings, diff=(_options(before), _options(after)))
+        diff = _options(before), _options(after)
+        return Outcome(True, before, after, {"interface": interface}, warnings, diff)
 
 
 def _options(devices: dict[str, Image]) -> dict[str, str]:

@@ -100,6 +100,10 @@ plan:
   description: Of each device, all options with C(before), C(after), C(changes) and C(why).
   returned: when O(state=applied)
   type: dict
+interface:
+  description: The name that the state is kept under.
+  returned: when O(state=restored)
+  type: str
 pending:
   description: Whether there is something to confirm.
   returned: when O(state=applied)

@@ -142,11 +142,12 @@ def own_host(own_state: Path, veth: str) -> Path:
 
 
 def play(name: str, programs: Path, *options: str, **variables: object) -> str:
-    variables |= {
+    variables = {
         "ansible_python_interpreter": sys.executable,
         "ansible_become": False,
         "nic_tuning_hosts": "localhost",
         "nic_tuning_interface": "v0",
+        **variables,
     }
     environment = {
         **os.environ,
@@ -166,6 +167,8 @@ def play(name: str, programs: Path, *options: str, **variables: object) -> str:
 
 def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
     wanted = {"nic_tuning_overrides": {"features": {"rx_vlan_offload": False}}, "nic_tuning_dsr_backend": True}
+    arp_announce = Path("/proc/sys/net/ipv4/conf/all/arp_announce")
+    own = Path("/etc/sysctl.d/91-lbops-nic-v0.conf")
     arp_ignore, units = Path("/proc/sys/net/ipv4/conf/all/arp_ignore"), Path("/etc/systemd/system")
 
     output = play("nic_tune.yml", own_host, "--check", "--diff", **wanted)
@@ -181,8 +184,22 @@ def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
     for options in ((), ("--check",)):
         assert " changed=0 " in play("nic_tune.yml", own_host, *options, **wanted)
 
-    assert " changed=0 " not in play("nic_restore.yml", own_host)
-    assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n"
+    # Another interface wants some of it as well.
+    other = Path("/etc/sysctl.d/91-lbops-nic-other.conf")
+    other.write_text("# before: net/ipv4/conf/all/arp_announce = 0\n# wanted: net/ipv4/conf/all/arp_announce = 2\n")
+    unwanted = {**wanted, "nic_tuning_dsr_backend": False}
+    assert "net/ipv4/conf/all/arp_ignore=0" in play("nic_tune.yml", own_host, "--check", **unwanted)
+    play("nic_tune.yml", own_host, **unwanted)
+    assert arp_ignore.read_text() == "0\n" and arp_announce.read_text() == "2\n"
+    assert "arp_" not in own.read_text()
+    assert " changed=0 " in play("nic_tune.yml", own_host, **unwanted)
+    play("nic_tune.yml", own_host, **wanted)
+    assert "# before: net/ipv4/conf/all/arp_announce = 0\n" in own.read_text()
+
+    run("ip", "link", "property", "add", "dev", "v0", "altname", "another")
+    assert " changed=0 " not in play("nic_restore.yml", own_host, nic_tuning_interface="another")
+    assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n" and arp_announce.read_text() == "2\n"
+    other.unlink()
     left = [*units.glob("lbops*"), *Path("/etc/sysctl.d").glob("*lbops*"), *Path("/run").glob("lbops*")]
     assert not left and not own_state.exists() and not Path("/usr/lib/lbops").exists()
     assert " changed=0 " in play("nic_restore.yml", own_host)
