@@ -27,7 +27,11 @@ class Work:
     facts: dict[str, Any]
     choices: list[Choice]
     tuned: Tuned | None
+    # Options that the device lacks.
+    left_out: list[Choice] = field(default_factory=list)
     differing: list[Choice] = field(default_factory=list)
+    # Those of which the device is known to make something else.
+    settled: list[Choice] = field(default_factory=list)
     # By option, what the device made of what it was asked for.
     unmet: dict[str, Any] = field(default_factory=dict)
 
@@ -35,12 +39,31 @@ class Work:
         settled = self.tuned.settled if self.tuned else {}
         for choice in self.choices:
             now = profiles.current(self.facts, choice)
-            if now != choice.value and settled.get(choice.name) != [choice.value, now]:
-                self.differing.append(choice)
+            if now != choice.value:
+                known = settled.get(choice.name) == [choice.value, now]
+                (self.settled if known else self.differing).append(choice)
 
     @property
     def values(self) -> Image:
         return profiles.arguments(self.choices)
+
+    @property
+    def untried(self) -> Image:
+        """The values without those that would take the link down once more for nothing."""
+        return profiles.arguments(
+            [
+                choice
+                for choice in self.choices
+                if choice not in self.settled or not tuned.TUNERS[choice.group].risks_link
+            ]
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            f"{self.device.name}: the device has no {choice.name}, so {text_of(choice.value)} is left out"
+            for choice in self.left_out
+        ]
 
     @property
     def saved(self) -> bool:
@@ -92,7 +115,9 @@ def _works(interface: str, profile: str, overrides: dict[str, Any], known: Tunin
         # What makes no sense is refused before anything is touched.
         for group, options in profiles.arguments(choices).items():
             tuned.TUNERS[group](options)
-        works.append(Work(device, facts, choices, known.devices.get(device.name) if known else None))
+        left_out = profiles.lacking(facts, choices)
+        kept = [choice for choice in choices if choice not in left_out]
+        works.append(Work(device, facts, kept, known.devices.get(device.name) if known else None, left_out))
     return works
 
 
@@ -152,7 +177,7 @@ def revert(interface: str) -> tuple[bool, list[str]]:
 
 def _tune(work: Work, was_up: bool) -> tuple[list[str], dict[str, list[Any]]]:
     """What did not work, and what the device made something else of. A link that was up must be so again."""
-    failures = tuned.apply(work.device, work.values) if work.differing else []
+    failures = tuned.apply(work.device, work.untried) if work.differing else []
     if failures:
         return [str(error) for _group, error in failures], {}
     try:
@@ -231,7 +256,8 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
         changes = any(work.differing for work in works)
         unsaved = [work for work in works if not work.saved]
         pending = bool(unsaved) or changes
-        warnings = [str(problem) for work in works if (problem := mtu_problem(work.facts))]
+        warnings = [note for work in works for note in work.notes]
+        warnings += [str(problem) for work in works if (problem := mtu_problem(work.facts))]
         if pending and not check:
             current, timer = current or Tuning(interface), ""
             if revert_after and (changes or current.pending):

@@ -33,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # What nic_irq_affinity takes besides CPUs.
 _WORDS = {"vectors": (AUTO, KEEP), "xps": (MATCH, KEEP), "rps": (KEEP,)}
+# Options that a device has or has not.
+_PLAIN = ("channels", "features", "rings", "coalesce")
 # Of these, one given by hand leaves no place for the computed others.
 _EXCLUSIVE = (
     ("coalesce", {"adaptive_rx", "rx_usecs"}),
@@ -130,6 +132,23 @@ def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> li
     order = list(OPTIONS)
     chosen = [choice for choice in computed if choice.name not in replaced] + given
     return sorted(chosen, key=lambda choice: order.index(choice.group))
+
+
+def lacking(facts: dict[str, Any], choices: list[Choice]) -> list[Choice]:
+    """Those of which the device has nothing. Raises EngineError for what is beyond its maximum."""
+    found = []
+    for choice in choices:
+        if choice.group not in _PLAIN:
+            continue
+        if choice.option not in facts.get(choice.group, {}):
+            found.append(choice)
+        most = facts.get(f"{choice.group}_maximum", {}).get(choice.option)
+        if most is not None and choice.value > most:
+            raise EngineError(
+                f"{facts['interface']}: {choice.name}={choice.value} is more than the device's maximum of {most}; ask "
+                "for no more than that in the overrides"
+            )
+    return found
 
 
 def arguments(choices: list[Choice]) -> dict[str, dict[str, Any]]:

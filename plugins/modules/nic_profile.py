@@ -15,7 +15,8 @@ description:
   - A timer of systemd takes the change back unless a second task, with O(state=confirmed), reaches the host in time.
     So a change that cuts the host off undoes itself.
   - What was there before the first change is kept in C(/var/lib/lbops/nic-<interface>.json).
-  - Values beyond a device's maximum become the maximum, and what it does not have is left alone; a warning says so.
+  - Overrides beyond a device's maximum fail, with the maximum; computed values are never beyond it. What a device does
+    not have is left alone; a warning says so.
   - The role P(lbops.xdp.nic_tuning#role) does all the steps.
 extends_documentation_fragment:
   - lbops.xdp.nic

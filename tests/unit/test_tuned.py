@@ -466,6 +466,32 @@ def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host
     assert tune(500).changed and host.rings["rx"] == 496
 
 
+def test_what_was_rounded_is_not_tried_again_when_something_else_changes(host: Host, monkeypatch):
+    asked: list[tuned.Image] = []
+
+    def apply(device: Device, values: tuned.Image) -> list:
+        asked.append(values)
+        return host.apply(device, values)
+
+    tune(500)
+    nic_profile.confirm("eth0", check=False)
+    monkeypatch.setattr(tuned, "apply", apply)
+    assert nic_profile.apply("eth0", "custom", {"rings": {"rx": 500, "tx": 512}}, 60, False).changed
+    assert asked == [{"rings": {"tx": 512}}]
+    assert tuned.load("eth0").devices["eth0"].pending == {"rings": {"rx": 500, "tx": 512}}
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_plan_has_nothing_that_will_not_happen(host: Host, check: bool, monkeypatch):
+    monkeypatch.setitem(FACTS, "rings_maximum", {"rx": 4096, "tx": 4096})
+    with pytest.raises(EngineError, match="eth0: rings.rx=8192 is more than the device's maximum of 4096; ask for no"):
+        tune(8192, check)
+    overrides = {"rings": {"rx": 512}, "channels": {"other": 1}}
+    found = nic_profile.apply("eth0", "custom", overrides, 60, check)
+    assert found.after == {"eth0": {"rings.rx": 512}}
+    assert found.warnings == ["eth0: the device has no channels.other, so 1 is left out"]
+
+
 def test_what_cannot_be_put_back_is_said(host: Host):
     tune(512)
     nic_profile.confirm("eth0", check=False)
