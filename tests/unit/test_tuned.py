@@ -75,12 +75,13 @@ def test_a_link_file_says_what_the_one_before_it_says():
         {"rings": {"rx": 512}, "features": {"lro": False}, "coalesce": {"rx_usecs": 10}, "rss": {"queues": 4}}
     )
     assert added == ["RxBufferSize=512", "LargeReceiveOffload=no", "RxCoalesceSec=10us"]
-    text = link_file.render("52:54:00:12:34:56", "/usr/lib/base.link", link_file.section(base, "Link"), added)
+    text = link_file.render("52:54:00:12:34:56", "igb", "/usr/lib/base.link", link_file.section(base, "Link"), added)
     assert text.splitlines() == [
         "# Made by lbops.xdp.nic_profile",
         "# In place of /usr/lib/base.link",
         "[Match]",
         "PermanentMACAddress=52:54:00:12:34:56",
+        "Driver=igb",
         "",
         "[Link]",
         "NamePolicy=keep",
@@ -91,9 +92,59 @@ def test_a_link_file_says_what_the_one_before_it_says():
 
 
 def test_a_link_file_of_our_own_is_not_its_own_base(tmp_path: Path, monkeypatch):
+    address, etc, lib = "52:54:00:12:34:56", tmp_path / "etc", tmp_path / "lib"
+    monkeypatch.setattr(link_file, "DIRECTORY", etc)
+    monkeypatch.setattr(link_file, "DIRECTORIES", (etc, lib))
+    etc.mkdir()
+    lib.mkdir()
+    link_file.path_of("eth0").write_text(link_file.render(address, "igb", "/usr/lib/50-base.link", [], ["A=1"]))
+    assert link_file._source("eth0", address) == "/usr/lib/50-base.link"
+    (lib / "50-base.link").write_text("[Match]\nOriginalName=*\n")
+    assert link_file._source("eth0", address) == str(lib / "50-base.link")
+    (etc / "40-other.link").write_text("[Match]\nMACAddress=52:54:00:00:00:00\n")
+    (etc / "50-base.link").write_text("[Match]\nOriginalName=*\n")
+    assert link_file._source("eth0", address) == str(etc / "50-base.link")
+    (etc / "40-other.link").write_text("[Match]\nMACAddress=00:00:00:00:00:00 52-54-00-12-34-56\n")
+    assert link_file._source("eth0", address) == str(etc / "40-other.link")
+
+
+def test_a_link_file_of_our_own_that_is_gone_is_not_its_own_base(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(link_file, "DIRECTORY", tmp_path)
-    link_file.path_of("eth0").write_text(link_file.render("52:54:00:12:34:56", "/usr/lib/base.link", [], ["A=1"]))
-    assert link_file._source("eth0") == "/usr/lib/base.link"
+    monkeypatch.setattr(link_file, "DIRECTORIES", (tmp_path,))
+    tells = SimpleNamespace(stdout=f"ID_NET_LINK_FILE={link_file.path_of('eth0')}\n")
+    monkeypatch.setattr(link_file.subprocess, "run", lambda *command, **options: tells)
+    (tmp_path / "99-default.link").write_text("[Match]\nOriginalName=*\n")
+    assert link_file._source("eth0", "52:54:00:12:34:56") == str(tmp_path / "99-default.link")
+    tells.stdout = ""
+    assert link_file._source("eth0", "52:54:00:12:34:56") == ""
+
+
+def test_a_link_file_says_what_drop_ins_say(tmp_path: Path, monkeypatch):
+    etc, lib = tmp_path / "etc", tmp_path / "lib"
+    monkeypatch.setattr(link_file, "DIRECTORY", etc)
+    monkeypatch.setattr(link_file, "DIRECTORIES", (etc, lib))
+    monkeypatch.setattr(link_file, "UDEV", tmp_path)
+    monkeypatch.setattr(link_file, "_source", lambda device, address: str(lib / "99-default.link"))
+    monkeypatch.setattr(link_file.ethtool_ioctl, "driver_info", lambda index: SimpleNamespace(driver="igb"))
+    monkeypatch.setattr(Device, "link", lambda device: SimpleNamespace(permanent_address="52:54:00:12:34:56"))
+    monkeypatch.setattr(Device, "driver", lambda device: "igb")
+    for directory, name, line in (
+        (lib, "99-default.link", "NamePolicy=keep"),
+        (lib, "99-default.link.d/20.conf", "Hidden=1"),
+        (etc, "99-default.link.d/20.conf", "NamePolicy=path"),
+        (lib, "99-default.link.d/10.conf", "WakeOnLan=off"),
+        (etc, "99-default.link.d/30.conf", "RxBufferSize=9"),
+    ):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"[Link]\n{line}\n")
+    text = link_file.desired(Device(7, "eth0"), {"rings": {"rx": 512}})
+    assert text.partition("[Link]\n")[2].splitlines() == [
+        "NamePolicy=keep",
+        "WakeOnLan=off",
+        "NamePolicy=path",
+        "RxBufferSize=512",
+    ]
 
 
 # --- the timer
