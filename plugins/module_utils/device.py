@@ -23,7 +23,7 @@ from .netlink import attributes, number, string
 RTM_GETLINK = 18
 # family, type, index, flags, change
 IFINFOMSG = struct.Struct("=BxHiII")
-IFF_UP = 0x1
+IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 10, 16, 18
 IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
@@ -37,6 +37,8 @@ IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
 # RFC 2863, as in include/uapi/linux/if.h
 OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 LINK_TIMEOUT = 30.0  # seconds; autonegotiation at 10 Gbit/s and more takes several
+# Some cards answer first and are reset then, so that the link goes down only after a while.
+LINK_STABLE = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Link:
     address: str
     permanent_address: str  # empty if it was made up
     enabled: bool
+    carrier: bool
     operstate: str
     mtu: int
     max_mtu: int | None
@@ -59,6 +62,11 @@ class Link:
     def usable(self) -> bool:
         """Dummies and some other virtual devices have no state."""
         return self.operstate in ("up", "unknown") and self.member_up
+
+    @property
+    def up(self) -> bool:
+        """The state follows the carrier with a delay of up to a second."""
+        return self.enabled and self.carrier and self.usable
 
 
 def _member_up(member: dict[int, bytes]) -> bool:
@@ -90,6 +98,7 @@ def parse_link(message: bytes) -> Link:
         address=found.get(IFLA_ADDRESS, b"").hex(":"),
         permanent_address=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
         enabled=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
         operstate=OPERSTATES[state] if state < len(OPERSTATES) else str(state),
         mtu=number(found.get(IFLA_MTU, b"")),
         max_mtu=number(found.get(IFLA_MAX_MTU, b"")) or None,
@@ -171,14 +180,22 @@ class Device:
             return [self]
         return [Device(link.index, link.name) for link in links() if link.master == self.index]
 
-    def wait_for_link(self) -> None:
-        """Raises EngineError if the link does not come up again."""
-        deadline = time.monotonic() + LINK_TIMEOUT
-        while not self.link().usable:
-            if time.monotonic() > deadline:
+    def wait_for_link(self, steady: bool = False) -> None:
+        """Raises EngineError if the link does not come up again, or if it is to be steady, does not stay so."""
+        since, stable = None, LINK_STABLE if steady else 0.0
+        deadline = time.monotonic() + LINK_TIMEOUT + stable
+        while True:
+            now = time.monotonic()
+            if not self.link().up:
+                since = None
+            elif since is None:
+                since = now
+            if since is not None and now - since >= stable:
+                return
+            if now > deadline:
                 raise EngineError(
-                    f"the link of {self.name} did not come up within {LINK_TIMEOUT:.0f} s after the change; look at "
-                    "the cable and the switch port, or apply the result's rollback"
+                    f"the link of {self.name} did not come up within {LINK_TIMEOUT:.0f} s after the change, or not for "
+                    "long; look at the cable and the switch port, or apply the result's rollback"
                 )
             time.sleep(0.1)
 

@@ -119,7 +119,10 @@ class Tuner:
 
     # For messages: what the knobs are about.
     subject = ""
+    # Most drivers take the link down for a moment.
     bounces_link = False
+    # Some drivers reset the card.
+    risks_link = False
 
     @staticmethod
     def read(device: Device) -> dict[str, Knob]:

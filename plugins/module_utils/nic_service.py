@@ -38,8 +38,10 @@ def apply(interface: str) -> list[str]:
     failures = []
     with tuned.locked(interface):
         current = tuned.load(interface)
+        if current and tuned.end_of_other_boots(current):
+            tuned.keep(current)
         for name, entry in (current.devices if current else {}).items():
-            # What was never confirmed ended with the reboot.
+            # What was never confirmed is not applied.
             if entry.saved is None:
                 continue
             try:

@@ -15,7 +15,7 @@ from typing import Any
 from . import cpus, rss_table
 from .device_info import fact_of
 from .errors import EngineError
-from .irq_affinity import AUTO, KEEP, MATCH, TOO_MANY_BANS, assign, match_xps
+from .irq_affinity import AUTO, KEEP, MATCH, NONE, TOO_MANY_BANS, assign, match_xps, parse_cpus
 from .preflight import HALF_FOR_XDP, ONE_FOR_EACH_CPU, channels_beside_xdp
 from .tuners import FEATURES
 
@@ -31,6 +31,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rss": {"queues": int, "weights": list, "table": list, "key": str, "hash_function": str, "hash_fields": dict},
     "irq_affinity": {"vectors": None, "xps": None, "rps": None, "rfs": None, "irqbalance_ban": bool},
 }
+# What nic_irq_affinity takes besides CPUs.
+_WORDS = {"vectors": (AUTO, KEEP), "xps": (MATCH, KEEP), "rps": (KEEP,)}
+# Options that a device has or has not.
+_PLAIN = ("channels", "features", "rings", "coalesce")
 # Of these, one given by hand leaves no place for the computed others.
 _EXCLUSIVE = (
     ("coalesce", {"adaptive_rx", "rx_usecs"}),
@@ -87,6 +91,20 @@ def check_overrides(overrides: dict[str, Any]) -> None:
                 raise EngineError(f"overrides.{group}.{option}={value!r} is not of type {kind.__name__}")
 
 
+def _in_one_form(group: str, option: str, value: Any) -> Any:
+    """Lists of CPUs, which can be said in many ways, as the kernel says them. Raises EngineError."""
+    if group != "irq_affinity" or option not in _WORDS:
+        return value
+    name = f"overrides.{group}.{option}"
+    if isinstance(value, dict):
+        return {queue: parse_cpus(f"{name}.{queue}", listed) or NONE for queue, listed in value.items()}
+    if value in _WORDS[option]:
+        return value
+    if value in (AUTO, KEEP, MATCH):
+        raise EngineError(f"{name}={value} is neither CPUs nor {' nor '.join(_WORDS[option])}")
+    return parse_cpus(name, value) or NONE
+
+
 def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> list[Choice]:
     """What to set, in the order of the groups. Raises EngineError for overrides that make no sense."""
     check_overrides(overrides)
@@ -106,7 +124,7 @@ def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> li
             *_irq_affinity(facts),
         ]
     given = [
-        Choice(group, option, value, "as the overrides say")
+        Choice(group, option, _in_one_form(group, option, value), "as the overrides say")
         for group, options in overrides.items()
         for option, value in options.items()
     ]
@@ -117,6 +135,23 @@ def choose(facts: dict[str, Any], profile: str, overrides: dict[str, Any]) -> li
     order = list(OPTIONS)
     chosen = [choice for choice in computed if choice.name not in replaced] + given
     return sorted(chosen, key=lambda choice: order.index(choice.group))
+
+
+def lacking(facts: dict[str, Any], choices: list[Choice]) -> list[Choice]:
+    """Those of which the device has nothing. Raises EngineError for what is beyond its maximum."""
+    found = []
+    for choice in choices:
+        if choice.group not in _PLAIN:
+            continue
+        if choice.option not in facts.get(choice.group, {}):
+            found.append(choice)
+        most = facts.get(f"{choice.group}_maximum", {}).get(choice.option)
+        if most is not None and choice.value > most:
+            raise EngineError(
+                f"{facts['interface']}: {choice.name}={choice.value} is more than the device's maximum of {most}; ask "
+                "for no more than that in the overrides"
+            )
+    return found
 
 
 def arguments(choices: list[Choice]) -> dict[str, dict[str, Any]]:
@@ -245,7 +280,11 @@ def current(facts: dict[str, Any], choice: Choice) -> Any:
         return spread if table and table == rss_table.equal(len(table), spread) else f"table {_text(table)}"
     if group == "rss" and option == "hash_fields":
         known = present.get("hash_fields", {})
-        return {name: known.get(name) for name in value}
+        # Their order says nothing.
+        return {
+            name: fields if sorted(known.get(name) or ()) == sorted(fields) else known.get(name)
+            for name, fields in value.items()
+        }
     if group == "irq_affinity" and option in ("vectors", "xps"):
         return value if _as_chosen(facts, choice) else _text(present.get(option, {}))
     if choice.name in RECOGNIZED_BY_RESULT:
@@ -258,13 +297,15 @@ def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
     vectors = present.get("vectors", {})
     if choice.value == KEEP:
         return True
+    now = present.get(choice.option, {})
+    if isinstance(choice.value, dict):
+        return all(now.get(queue) == ("" if listed == NONE else listed) for queue, listed in choice.value.items())
     if choice.option == "xps":
         # Queues without a vector get the CPUs of the vectors, or those that are near.
         orders = [tuple(facts["cpus"][name]) for name in ("cores", "preferred")]
-        xps = present.get("xps", {})
-        return choice.value == MATCH and any(xps == match_xps(xps, vectors, order) for order in orders)
-    if isinstance(choice.value, dict):
-        return False
+        if choice.value != MATCH:
+            return all(listed == ("" if choice.value == NONE else choice.value) for listed in now.values())
+        return any(now == match_xps(now, vectors, order) for order in orders)
     order = tuple(facts["cpus"]["preferred"])
     return vectors == assign(vectors, order if choice.value == AUTO else cpus.parse_list(str(choice.value)))
 

@@ -18,10 +18,13 @@ ENGINE = Path("/usr/lib/lbops")
 SYSTEMD = Path("/run/systemd/system")
 
 
-def unit_of(interface: str) -> str:
-    """Characters that a unit's name cannot have are written as systemd-escape(1) does."""
+def units_of(interface: str) -> tuple[str, str]:
+    """Two names, so that one timer can take the place of another without a gap.
+
+    Characters that a unit's name cannot have are written as systemd-escape(1) does.
+    """
     escaped = re.sub(r"[^A-Za-z0-9:_.]", lambda match: f"\\x{ord(match[0]):02x}", interface)
-    return f"lbops-nic-revert-{escaped}"
+    return f"lbops-nic-revert-{escaped}", f"lbops-nic-revert-{escaped}-again"
 
 
 def check() -> None:
@@ -37,11 +40,13 @@ def check() -> None:
         )
 
 
-def arm(interface: str, seconds: int) -> None:
-    disarm(interface)
+def arm(interface: str, seconds: int) -> str:
+    """The new unit; one that was armed before is stopped once this one is."""
+    first, second = units_of(interface)
+    unit, earlier = (second, first) if armed(first) else (first, second)
     _run(
         "systemd-run",
-        f"--unit={unit_of(interface)}",
+        f"--unit={unit}",
         f"--description=Take back the unconfirmed change of {interface}",
         f"--on-active={seconds}s",
         # By default systemd may be a minute late.
@@ -55,13 +60,25 @@ def arm(interface: str, seconds: int) -> None:
         "revert",
         interface,
     )
+    _stop(earlier)
+    return unit
+
+
+def armed(unit: str) -> bool:
+    if not SYSTEMD.exists():
+        return False
+    return not subprocess.run(["systemctl", "--quiet", "is-active", f"{unit}.timer"], check=False).returncode
 
 
 def disarm(interface: str) -> None:
     """Nothing happens if it is not armed. A revert under way is not stopped."""
-    unit = f"{unit_of(interface)}.timer"
-    if SYSTEMD.exists() and not subprocess.run(["systemctl", "--quiet", "is-active", unit], check=False).returncode:
-        _run("systemctl", "stop", unit)
+    for unit in units_of(interface):
+        _stop(unit)
+
+
+def _stop(unit: str) -> None:
+    if armed(unit):
+        _run("systemctl", "stop", f"{unit}.timer")
 
 
 def _run(*command: str) -> None:

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from . import cpus, state, tuning
-from .device import Device
+from .device import Device, Link, links
 from .device_info import TUNERS, fact_of
 from .errors import EngineError
+from .irq_affinity import list_text
 from .nic import Rules
 
 SCHEMA = 1
 STATE, RUN = state.HOST_PATHS.state, Path("/run")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # By group, arguments of its module.
 Image = dict[str, dict[str, Any]]
 
@@ -42,6 +44,26 @@ class Tuned:
     previous: Image | None = None
     # By option, what was asked for and what came of it where that is not the same: not to be tried again.
     settled: dict[str, list[Any]] = field(default_factory=dict)
+    # The link, before what is pending.
+    was_up: bool = False
+    # Which device it is: the card's own address, and the index that it had during that boot.
+    address: str = ""
+    index: int = 0
+    boot: str = ""
+
+    def identify(self, link: Link) -> None:
+        self.address, self.index, self.boot = link.permanent_address, link.index, boot_id()
+
+    def locate(self, name: str) -> Device | None:
+        """The device, though somebody may have renamed it; one of its name if there is no better one."""
+        same_boot = self.boot == boot_id()
+
+        def rank(link: Link) -> tuple[bool, bool, bool]:
+            own = link.permanent_address == self.address
+            return same_boot and own and link.index == self.index, own and bool(self.address), link.name == name
+
+        best = max(links(), key=rank)
+        return Device(best.index, best.name) if any(rank(best)) else None
 
 
 @dataclass
@@ -52,10 +74,28 @@ class Tuning:
     devices: dict[str, Tuned] = field(default_factory=dict)
     # The last change was taken back by the timer.
     reverted: bool = False
+    # The unit that takes back what is pending; empty if nothing does.
+    timer: str = ""
 
     @property
     def pending(self) -> bool:
         return any(tuned.pending is not None for tuned in self.devices.values())
+
+    @property
+    def rebooted(self) -> bool:
+        """Whether what is pending ended with a reboot."""
+        return any(tuned.pending is not None and tuned.boot != boot_id() for tuned in self.devices.values())
+
+    def drop_pending(self) -> None:
+        """Devices of which nothing was confirmed are forgotten."""
+        for name, tuned in list(self.devices.items()):
+            if tuned.pending is not None and tuned.saved is None:
+                del self.devices[name]
+            tuned.pending = tuned.previous = None
+
+
+def boot_id() -> str:
+    return BOOT_ID.read_text(encoding="ascii").strip()
 
 
 def path_of(interface: str) -> Path:
@@ -70,7 +110,7 @@ def load(interface: str) -> Tuning | None:
         if document["schema"] != SCHEMA:
             raise EngineError(f"{path} has schema {document['schema']!r}, this engine reads {SCHEMA}; remove it")
         devices = {name: Tuned(**tuned) for name, tuned in document["devices"].items()}
-        return Tuning(interface, devices, document["reverted"])
+        return Tuning(interface, devices, document["reverted"], document.get("timer", ""))
     except FileNotFoundError:
         return None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -83,8 +123,31 @@ def save(tuning_state: Tuning) -> None:
     state.write(path_of(tuning_state.interface), json.dumps(document, indent=1) + "\n")
 
 
-def remove(interface: str) -> None:
-    state.remove(path_of(interface))
+def keep(tuning_state: Tuning) -> None:
+    """Save it if it says anything."""
+    if tuning_state.devices:
+        save(tuning_state)
+    else:
+        state.remove(path_of(tuning_state.interface))
+
+
+def holder(devices: list[Device], interface: str) -> str | None:
+    """Another interface in whose name one of the devices is tuned."""
+    for path in sorted(STATE.glob(f"{state.NIC_PREFIX}*.json")):
+        other = load(path.stem[len(state.NIC_PREFIX) :])
+        if other and other.interface != interface:
+            if any(tuned.locate(name) in devices for name, tuned in other.devices.items()):
+                return other.interface
+    return None
+
+
+def end_of_other_boots(tuning_state: Tuning) -> bool:
+    """A reboot ends with what was confirmed last; whether there was something else."""
+    if not tuning_state.rebooted:
+        return False
+    tuning_state.drop_pending()
+    tuning_state.reverted, tuning_state.timer = True, ""
+    return True
 
 
 @contextmanager
@@ -113,6 +176,8 @@ def apply(device: Device, values: Image) -> list[tuple[str, EngineError]]:
     failures = []
     for group, options in values.items():
         try:
+            # A group before may have taken a while.
+            device.check_name()
             _apply_group(device, group, options)
         except EngineError as error:
             failures.append((group, error))
@@ -126,9 +191,9 @@ def usable(options: dict[str, Any], online: tuple[int, ...]) -> dict[str, Any]:
 
     def left(listed: Any) -> str:
         try:
-            return cpus.format_list(set(cpus.parse_list(str(listed))) & set(online))
+            return cpus.format_list(set(cpus.parse_list(list_text(listed))) & set(online))
         except ValueError:
-            return str(listed)
+            return list_text(listed)
 
     found = dict(options)
     for name in ("vectors", "xps", "rps"):
@@ -144,4 +209,4 @@ def _apply_group(device: Device, group: str, options: dict[str, Any]) -> None:
     if group == "irq_affinity":
         options = usable(options, cpus.topology().online)
     # A device of the same name may have other queues after a reboot.
-    tuning.apply(device.name, TUNERS[group](options), Rules(clamp=True, skip=True, settle=True), check=False)
+    tuning.apply_to([device], TUNERS[group](options), Rules(clamp=True, skip=True, settle=True), check=False)

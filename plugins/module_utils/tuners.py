@@ -46,6 +46,7 @@ class Plain(Tuner):
 class Amounts(Plain):
     """Numbers that one request of ethtool's reads and another one sets."""
 
+    risks_link = True
     least = 0
     getter: Callable[[Ethtool], dict[str, Amount]]
     setter: Callable[[Ethtool, dict[str, Any]], None]
@@ -116,6 +117,7 @@ def feature_knob(features: list[Feature]) -> Knob | None:
 
 class Features(Plain):
     subject = "features"
+    risks_link = True
 
     @staticmethod
     def _of_device(device: Device) -> dict[str, Feature]:

@@ -36,9 +36,9 @@ class _Work:
         return not set(self.plan.changes) <= {*self.unsupported, *self.refused}
 
 
-def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
+def _tune(work: _Work, tuner: Tuner, rules: Rules, steady: bool) -> None:
     device, changes = work.device, work.plan.changes
-    link = device.link()
+    up = tuner.risks_link and device.link().up
     for part in tuner.parts(changes):
         try:
             work.refused.update(tuner.write(device, part, work.plan.before))
@@ -46,8 +46,8 @@ def _tune(work: _Work, tuner: Tuner, rules: Rules) -> None:
             if error.errno != errno.EOPNOTSUPP or not rules.skip:
                 raise refusal(device, tuner.subject, error, part) from None
             work.unsupported.update(dict.fromkeys(part, f"the driver refuses: {error.strerror}"))
-    if tuner.bounces_link and link.enabled and link.usable:
-        device.wait_for_link()
+    if up:
+        device.wait_for_link(steady)
     try:
         work.read_back(tuner)
     except OSError as error:
@@ -130,8 +130,18 @@ class _Report:
 def apply(interface: str, tuner: Tuner, rules: Rules, check: bool) -> Outcome:
     """Make a device, or the members of a bond one after the other, what the tuner wants. Raises EngineError."""
     device = find(interface)
+    members = device.members()
+    if not members:
+        raise EngineError(f"{device.name} is a bond without members; add them first, or name the devices themselves")
+    return apply_to(members, tuner, rules, check, device.link().kind == "bond", steady=True)
+
+
+def apply_to(
+    devices: list[Device], tuner: Tuner, rules: Rules, check: bool, bond: bool = False, steady: bool = False
+) -> Outcome:
+    """Links that were up must come up again, and if they are to be steady, stay so."""
     works = []
-    for member in device.members():
+    for member in devices:
         try:
             planned = tuner.plan(member, rules)
             consequences = tuner.consequences(member, planned)
@@ -140,14 +150,11 @@ def apply(interface: str, tuner: Tuner, rules: Rules, check: bool) -> Outcome:
         works.append(
             _Work(member, planned, consequences, planned.after, dict(planned.unsupported), dict(planned.refused))
         )
-    if not works:
-        raise EngineError(f"{device.name} is a bond without members; add them first, or name the devices themselves")
-    bond = device.link().kind == "bond"
     if not check:
         try:
             for work in works:
                 if work.plan.changes:
-                    _tune(work, tuner, rules)
+                    _tune(work, tuner, rules, steady)
         except EngineError as error:
             for work in works:
                 # A device that is gone stays as it was planned.

@@ -15,7 +15,8 @@ description:
   - A timer of systemd takes the change back unless a second task, with O(state=confirmed), reaches the host in time.
     So a change that cuts the host off undoes itself.
   - What was there before the first change is kept in C(/var/lib/lbops/nic-<interface>.json).
-  - Values beyond a device's maximum become the maximum, and what it does not have is left alone; a warning says so.
+  - Overrides beyond a device's maximum fail, with the maximum; computed values are never beyond it. What a device does
+    not have is left alone; a warning says so.
   - The role P(lbops.xdp.nic_tuning#role) does all the steps.
 extends_documentation_fragment:
   - lbops.xdp.nic
@@ -31,8 +32,10 @@ options:
     description:
       - V(applied) arms the timer and makes the change.
       - V(confirmed) stops the timer, has the values applied at boot, and writes a file for systemd-udevd with what it
-        can hold of them. It fails if the change was taken back meanwhile.
-      - V(restored) puts back what was there before the first change, and forgets it.
+        can hold of them. It fails if the change was taken back meanwhile, if the host was booted, if the timer is gone,
+        or if a link is down that was up before.
+      - V(restored) puts back what was there before the first change, and forgets it. A device that was renamed is found
+        by its own address; for one that is gone the module fails, until the file in C(/var/lib/lbops) is removed.
     type: str
     choices: [applied, confirmed, restored]
     default: applied
@@ -98,6 +101,10 @@ plan:
   description: Of each device, all options with C(before), C(after), C(changes) and C(why).
   returned: when O(state=applied)
   type: dict
+interface:
+  description: The name that the state is kept under.
+  returned: when O(state=restored)
+  type: str
 pending:
   description: Whether there is something to confirm.
   returned: when O(state=applied)

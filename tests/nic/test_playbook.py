@@ -25,7 +25,9 @@ PLAYBOOK = """
     - name: Second
       lbops.xdp.nic_rings: {rx: 1024}
     - name: Third
-      lbops.xdp.nic_profile: {interface: lo, profile: custom, overrides: {rings: {rx: 256}}}
+      lbops.xdp.nic_features: {lro: false}
+    - name: Fourth
+      lbops.xdp.nic_profile: {interface: lo, profile: custom, overrides: {features: {lro: true}}}
       check_mode: true
 """
 
@@ -45,4 +47,4 @@ def test_a_play(namespace: None, tmp_path: Path):
     )
     assert not result.returncode, result.stdout + result.stderr
     assert "lo: rx=1024 contradicts rx=512 of the earlier task 'First'" in result.stdout + result.stderr
-    assert "lo: rx=256 contradicts rx=1024 of the earlier task 'Second'" in result.stdout + result.stderr
+    assert "lo: lro=True contradicts lro=False of the earlier task 'Third'" in result.stdout + result.stderr

@@ -89,6 +89,8 @@ def test_what_makes_no_sense_touches_nothing(own_state: Path, veth: str, module:
     for overrides, words in (
         ({"rings": {"rx": 0}}, "rx=0 is not a number from 1"),
         ({"irq_affinity": {"vectors": "4096"}}, "this host has no CPU 4096"),
+        ({"irq_affinity": {"vectors": "match"}}, "vectors=match is neither CPUs nor auto nor keep"),
+        ({"irq_affinity": {"rps": [[0]]}}, "overrides.irq_affinity.rps: '[0]' is not a CPU list"),
         ({"channel": {}}, "there is no 'channel'"),
     ):
         result = module("nic_profile", interface=veth, overrides={**overrides, "features": {"lro": False}})
@@ -104,12 +106,14 @@ def test_the_timer_wants_systemd(own_state: Path, veth: str, module: Module):
 
 # --- the role
 
+ARMED = Path("/run/armed/lbops-nic-revert-v0.timer")
 STAND_INS = {
-    "systemd-run": 'echo "$0 $*" >>/run/log; touch /run/armed',
+    "systemd-run": 'echo "$0 $*" >>/run/log; touch "/run/armed/${1#--unit=}.timer"',
     "systemctl": """
+for last; do :; done
 case "$*" in
-*is-active*) [ -e /run/armed ] ;;
-*stop*.timer*) rm /run/armed ;;
+*is-active*) [ -e "/run/armed/$last" ] ;;
+*stop*.timer*) rm "/run/armed/$last" ;;
 *show*) echo LoadState=loaded; echo ActiveState=inactive; [ ! -e /run/enabled ] || echo UnitFileState=enabled ;;
 *is-enabled*) [ -e /run/enabled ] && echo enabled ;;
 *enable*) touch /run/enabled ;;
@@ -130,6 +134,7 @@ def own_host(own_state: Path, veth: str) -> Path:
     Path("/run/systemd/system").mkdir(parents=True)
     programs = Path("/run/bin")
     programs.mkdir()
+    ARMED.parent.mkdir()
     for name, script in STAND_INS.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -137,11 +142,12 @@ def own_host(own_state: Path, veth: str) -> Path:
 
 
 def play(name: str, programs: Path, *options: str, **variables: object) -> str:
-    variables |= {
+    variables = {
         "ansible_python_interpreter": sys.executable,
         "ansible_become": False,
         "nic_tuning_hosts": "localhost",
         "nic_tuning_interface": "v0",
+        **variables,
     }
     environment = {
         **os.environ,
@@ -161,6 +167,8 @@ def play(name: str, programs: Path, *options: str, **variables: object) -> str:
 
 def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
     wanted = {"nic_tuning_overrides": {"features": {"rx_vlan_offload": False}}, "nic_tuning_dsr_backend": True}
+    arp_announce = Path("/proc/sys/net/ipv4/conf/all/arp_announce")
+    own = Path("/etc/sysctl.d/91-lbops-nic-v0.conf")
     arp_ignore, units = Path("/proc/sys/net/ipv4/conf/all/arp_ignore"), Path("/etc/systemd/system")
 
     output = play("nic_tune.yml", own_host, "--check", "--diff", **wanted)
@@ -170,14 +178,28 @@ def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
 
     play("nic_tune.yml", own_host, **wanted)
     assert not features("v0")["rx-vlan-offload"]
-    assert "--on-active=120s" in Path("/run/log").read_text() and not Path("/run/armed").exists()
+    assert "--on-active=120s" in Path("/run/log").read_text() and not ARMED.exists()
     assert Path("/run/enabled").exists() and (units / "lbops-nic@.service").exists()
     assert arp_ignore.read_text() == "1\n"
     for options in ((), ("--check",)):
         assert " changed=0 " in play("nic_tune.yml", own_host, *options, **wanted)
 
-    assert " changed=0 " not in play("nic_restore.yml", own_host)
-    assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n"
+    # Another interface wants some of it as well.
+    other = Path("/etc/sysctl.d/91-lbops-nic-other.conf")
+    other.write_text("# before: net/ipv4/conf/all/arp_announce = 0\n# wanted: net/ipv4/conf/all/arp_announce = 2\n")
+    unwanted = {**wanted, "nic_tuning_dsr_backend": False}
+    assert "net/ipv4/conf/all/arp_ignore=0" in play("nic_tune.yml", own_host, "--check", **unwanted)
+    play("nic_tune.yml", own_host, **unwanted)
+    assert arp_ignore.read_text() == "0\n" and arp_announce.read_text() == "2\n"
+    assert "arp_" not in own.read_text()
+    assert " changed=0 " in play("nic_tune.yml", own_host, **unwanted)
+    play("nic_tune.yml", own_host, **wanted)
+    assert "# before: net/ipv4/conf/all/arp_announce = 0\n" in own.read_text()
+
+    run("ip", "link", "property", "add", "dev", "v0", "altname", "another")
+    assert " changed=0 " not in play("nic_restore.yml", own_host, nic_tuning_interface="another")
+    assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n" and arp_announce.read_text() == "2\n"
+    other.unlink()
     left = [*units.glob("lbops*"), *Path("/etc/sysctl.d").glob("*lbops*"), *Path("/run").glob("lbops*")]
     assert not left and not own_state.exists() and not Path("/usr/lib/lbops").exists()
     assert " changed=0 " in play("nic_restore.yml", own_host)
@@ -192,7 +214,7 @@ def test_what_the_timer_runs(own_host: Path, own_state: Path):
     environment = {**os.environ, "PATH": f"{own_host}:{os.environ['PATH']}"}
     command = [sys.executable, "-m", "ansible_collections.lbops.xdp.plugins.modules.nic_profile"]
     subprocess.run(command, input=json.dumps(arguments), check=True, env=environment, capture_output=True, text=True)
-    assert not features("v0")["rx-vlan-offload"] and Path("/run/armed").exists()
+    assert not features("v0")["rx-vlan-offload"] and ARMED.exists()
 
     armed = Path("/run/log").read_text().splitlines()[-1]
     program = armed.partition("/usr/bin/python3 ")[2].split()

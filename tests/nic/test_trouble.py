@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device, tuning
+from ansible_collections.lbops.xdp.plugins.module_utils import device, tuned, tuning
 from ansible_collections.lbops.xdp.plugins.module_utils.channels import Channels
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.nic import Rules
+from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Features
 
-from tests.nic.conftest import channels, run
+from tests.nic.conftest import channels, features, run
 
 
 class Disturbed(Channels):
@@ -52,6 +55,24 @@ def test_renamed_and_another_one_in_its_place(veth: str):
     assert (channels("v9")["rx"], channels("v0")["rx"]) == (2, 4)
 
 
+def test_renamed_between_two_groups_of_a_profile(veth: str, monkeypatch: pytest.MonkeyPatch):
+    run("ip", "link", "add", "other", "numrxqueues", "4", "type", "veth", "peer", "other-peer")
+    run("ip", "link", "set", veth, "down")
+    rename = "ip link set v0 name v9 && ip link set other name v0"
+    apply = tuned.tuning.apply_to
+
+    def disturbed(*arguments, **others):
+        found = apply(*arguments, **others)
+        run("sh", "-c", rename)
+        return found
+
+    monkeypatch.setattr(tuned.tuning, "apply_to", disturbed)
+    values = {"channels": {"rx": 2}, "features": {"rx_vlan_offload": False}}
+    [(group, error)] = tuned.apply(device.find(veth), values)
+    assert group == "features" and "v0 was renamed to v9" in str(error)
+    assert features("v0")["rx-vlan-offload"] and features("v9")["rx-vlan-offload"]
+
+
 def test_read_back(veth: str):
     tuner = Disturbed({"rx": 2}, after=["ethtool", "-L", veth, "rx", "3"])
     with pytest.raises(EngineError, match="rx=2 was written without an objection, but it reads back as 3") as failure:
@@ -65,6 +86,19 @@ def test_a_link_that_does_not_come_back(veth: str, monkeypatch: pytest.MonkeyPat
     tuner = Disturbed({"rx": 2}, after=["ip", "link", "set", "v1", "down"])
     with pytest.raises(EngineError, match="the link of v0 did not come up within 0 s"):
         tuning.apply(veth, tuner, Rules(), check=False)
+
+
+class DisturbedFeatures(Features):
+    def write(self, *arguments, **others):
+        refused = super().write(*arguments, **others)
+        subprocess.Popen(["sh", "-c", "sleep 0.2; ip link set v1 down"])
+        return refused
+
+
+def test_a_link_that_goes_down_a_while_after_a_change_of_features(veth: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device, "LINK_TIMEOUT", 0.3)
+    with pytest.raises(EngineError, match="the link of v0 did not come up"):
+        tuning.apply(veth, DisturbedFeatures({"rx_vlan_offload": False}), Rules(), check=False)
 
 
 def test_a_member_whose_link_stays_down_ends_the_work_on_a_bond(bond: str, monkeypatch: pytest.MonkeyPatch):

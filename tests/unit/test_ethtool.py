@@ -121,6 +121,11 @@ def test_rss_structures():
     assert ethtool_ioctl.parse_rss(answer) == current
 
 
+def test_a_link_is_up_with_a_carrier():
+    assert link(flags=device.IFF_UP | device.IFF_LOWER_UP).up
+    assert not link(flags=device.IFF_UP).up and not link(flags=device.IFF_LOWER_UP).up
+
+
 def link(*members: bytes, flags: int = 0) -> device.Link:
     packed = device.IFINFOMSG.pack(0, 1, 7, flags, 0)
     return device.parse_link(packed + netlink.text(device.IFLA_IFNAME, "eth1") + b"".join(members))

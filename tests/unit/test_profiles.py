@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import nic_profile, preflight, profiles
+from ansible_collections.lbops.xdp.plugins.module_utils import nic_profile, preflight, profiles, tuned
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.profiles import Choice
 
@@ -216,12 +216,41 @@ def test_custom_is_overrides_only():
         ({"rings": {"rxx": 1}}, "overrides.rings: there is no 'rxx'; there are rx, tx"),
         ({"rings": {"rx": "512"}}, "overrides.rings.rx='512' is not of type int"),
         ({"rings": {"rx": True}}, "is not of type int"),
+        ({"irq_affinity": {"vectors": "match"}}, "overrides.irq_affinity.vectors=match is neither CPUs nor auto"),
+        ({"irq_affinity": {"rps": "auto"}}, "overrides.irq_affinity.rps=auto is neither CPUs nor keep"),
+        ({"irq_affinity": {"xps": {"tx-0": "a"}}}, "overrides.irq_affinity.xps.tx-0: 'a' is not a CPU list"),
         ({"rings": 512}, "overrides.rings is 512, not a dictionary of rx, tx"),
     ],
 )
 def test_overrides_that_make_no_sense(overrides: dict[str, Any], words: str):
     with pytest.raises(EngineError, match=words):
         profiles.choose(VIRTIO, "throughput", overrides)
+
+
+def test_cpus_can_be_said_in_many_ways():
+    given = {"vectors": [0, 1], "rps": [0], "xps": {"tx-0": 1, "tx-1": "none"}}
+    found = values(IGB, "custom", irq_affinity=given)
+    assert found == {
+        "irq_affinity.vectors": "0-1",
+        "irq_affinity.rps": "0",
+        "irq_affinity.xps": {"tx-0": "1", "tx-1": "none"},
+    }
+    now = {"vectors": {"rx-0": "0", "rx-1": "1"}, "xps": {"tx-0": "1", "tx-1": ""}}
+    for choice in profiles.choose({**IGB, "queues": now}, "custom", {"irq_affinity": given}):
+        if choice.option != "rps":
+            assert settled({**IGB, "queues": now}, choice), choice
+        assert tuned.usable({choice.option: choice.value}, (0, 1)) == {choice.option: choice.value}
+    assert values(IGB, "custom", irq_affinity={"vectors": "keep", "xps": "match", "rps": "none"}) == {
+        "irq_affinity.vectors": "keep",
+        "irq_affinity.xps": "match",
+        "irq_affinity.rps": "none",
+    }
+
+
+def test_hash_fields_have_no_order():
+    assert settled(VIRTIO, Choice("rss", "hash_fields", {"udp4": ["ip_dst", "ip_src"]}, ""))
+    assert not settled(VIRTIO, Choice("rss", "hash_fields", {"udp4": PORTS}, ""))
+    assert not settled(VIRTIO, Choice("rss", "hash_fields", {"sctp4": PORTS}, ""))
 
 
 def settled(device: dict[str, Any], choice: Choice) -> bool:
