@@ -17,7 +17,13 @@ ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py",
 SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 
 
+EXPORTER = ("roles/exporter/files/lbops_exporter", "usr/lib/lbops/lbops_exporter", "*.py", set())
+
+
 def content(role: str) -> list:
+    if role == "exporter":
+        # It runs beside one of the others.
+        return [EXPORTER]
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
     return [ENGINE, SOURCE, units] if role == "balancer" else [ENGINE, units]
 

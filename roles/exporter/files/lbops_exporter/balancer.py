@@ -1,0 +1,185 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packets, bytes and flows by service, backend, filter and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from engine.layout import REASONS
+from engine.live import Reading
+from engine.model import Backend
+from engine.state import State
+
+from .collector import Collector
+from .exposition import Family, Page, pairs
+from .source import Sources
+
+_SERVICE = ("interface", "service")
+_BACKEND = ("address", "backend", "interface", "port", "service")
+SERVICE_PACKETS = Family(
+    "lbops_service_packets_total", "counter", "Packets by service.", ("direction", "interface", "service")
+)
+SERVICE_BYTES = Family(
+    "lbops_service_bytes_total", "counter", "Bytes of frames by service.", ("direction", "interface", "service")
+)
+SERVICE_FLOWS = Family(
+    "lbops_service_new_flows_total", "counter", "Flows remembered or sessions started, by service.", _SERVICE
+)
+SERVICE_HITS = Family(
+    "lbops_service_flow_table_hits_total", "counter", "Packets of flows that were remembered, by service.", _SERVICE
+)
+SERVICE_MISSES = Family(
+    "lbops_service_flow_table_misses_total", "counter", "Packets that began a flow to remember, by service.", _SERVICE
+)
+_DIRECTED = ("address", "backend", "direction", "interface", "port", "service")
+BACKEND_PACKETS = Family("lbops_backend_packets_total", "counter", "Packets by backend.", _DIRECTED)
+BACKEND_BYTES = Family("lbops_backend_bytes_total", "counter", "Bytes of frames by backend.", _DIRECTED)
+BACKEND_FLOWS = Family(
+    "lbops_backend_new_flows_total", "counter", "Flows remembered or sessions started, by backend.", _BACKEND
+)
+BACKEND_HITS = Family(
+    "lbops_backend_flow_table_hits_total", "counter", "Packets of flows that were remembered, by backend.", _BACKEND
+)
+BACKEND_MISSES = Family(
+    "lbops_backend_flow_table_misses_total", "counter", "Packets that began a flow to remember, by backend.", _BACKEND
+)
+WEIGHT = Family("lbops_backend_weight", "gauge", "Share of new packets a backend gets, 0 when drained.", _BACKEND)
+ENABLED = Family("lbops_backend_enabled", "gauge", "Whether a backend is enabled, not drained.", _BACKEND)
+REASON_PACKETS = Family(
+    "lbops_reason_packets_total",
+    "counter",
+    "Packets that were passed to the kernel, dropped, answered or forwarded unlearnt, by reason.",
+    ("interface", "reason", "verdict"),
+)
+FILTER_PACKETS = Family(
+    "lbops_filter_packets_total",
+    "counter",
+    "Packets a filter decided on, by what it did.",
+    ("interface", "prefix", "protocol", "verdict"),
+)
+
+
+class Hits:
+    """Packets without new flows. A flow is counted before its first packet, so this may seem to shrink: it does not."""
+
+    def __init__(self) -> None:
+        self._counted: dict[Any, int] = {}
+
+    def of(self, key: Any, row: tuple[int, ...]) -> int:
+        found = max(self._counted.get(key, 0), row[0] - row[4])
+        self._counted[key] = found
+        return found
+
+
+class Labels:
+    """The labels of one configuration's backends, before and after the direction."""
+
+    def __init__(self, interface: str, current: State) -> None:
+        self.current = current
+        tails: dict[str, str] = {}
+        self.backends: list[tuple[str, str]] = []
+        for backend in current.config.backends.values():
+            head, tail = _backend_labels(interface, backend)
+            # Few different ones, each kept once.
+            self.backends.append((head, tails.setdefault(tail, tail)))
+        self.hits = Hits()
+
+
+def _backend_labels(interface: str, backend: Backend) -> tuple[str, str]:
+    port = "" if backend.port is None else backend.port
+    return (
+        pairs({"address": backend.target, "backend": backend.name or backend.target}),
+        pairs({"interface": interface, "port": port, "service": backend.service}),
+    )
+
+
+def _directed(family: Family, labels: Iterable[tuple[str, str]], rows: Iterable[tuple], place: int) -> Iterator[str]:
+    name = family.name
+    for (head, tail), row in zip(labels, rows):
+        yield f'{name}{{{head},direction="to_backend",{tail}}} {row[place]}'
+        yield f'{name}{{{head},direction="to_client",{tail}}} {row[place + 2]}'
+
+
+def _plain(family: Family, labels: Iterable[tuple[str, str]], values: Iterable[int]) -> Iterator[str]:
+    name = family.name
+    for (head, tail), value in zip(labels, values):
+        yield f"{name}{{{head},{tail}}} {value}"
+
+
+class BalancerCollector(Collector):
+    name = "balancer"
+    families = (
+        SERVICE_PACKETS,
+        SERVICE_BYTES,
+        SERVICE_FLOWS,
+        SERVICE_HITS,
+        SERVICE_MISSES,
+        BACKEND_PACKETS,
+        BACKEND_BYTES,
+        BACKEND_FLOWS,
+        BACKEND_HITS,
+        BACKEND_MISSES,
+        WEIGHT,
+        ENABLED,
+        REASON_PACKETS,
+        FILTER_PACKETS,
+    )
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._labels: dict[str, Labels] = {}
+        self._service_hits = Hits()
+        self._backend_hits = Hits()
+
+    def subjects(self) -> Iterable[str]:
+        return self._sources.interfaces()
+
+    def collect(self, page: Page, interface: str) -> None:
+        reading = self._sources.read(interface)
+        if reading.current is None:
+            return
+        self._services(page, interface, reading)
+        self._backends(page, interface, reading)
+        for item, (packets, dropped) in zip(reading.current.filters.values(), reading.filters):
+            labels = {"interface": interface, "prefix": item.prefix, "protocol": item.protocol}
+            page.add(FILTER_PACKETS, dropped, verdict="drop", **labels)
+            page.add(FILTER_PACKETS, packets - dropped, verdict="pass", **labels)
+        for (reason, verdict), packets in zip(REASONS, reading.reasons):
+            page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
+
+    def _services(self, page: Page, interface: str, reading: Reading) -> None:
+        for service, row in zip(reading.current.config.services.values(), reading.services):
+            labels = {"interface": interface, "service": service.name}
+            page.add(SERVICE_PACKETS, row[0], direction="to_backend", **labels)
+            page.add(SERVICE_PACKETS, row[2], direction="to_client", **labels)
+            page.add(SERVICE_BYTES, row[1], direction="to_backend", **labels)
+            page.add(SERVICE_BYTES, row[3], direction="to_client", **labels)
+            page.add(SERVICE_FLOWS, row[4], **labels)
+            if service.flow_table:
+                page.add(SERVICE_HITS, self._service_hits.of((interface, service.name), row), **labels)
+                page.add(SERVICE_MISSES, row[4], **labels)
+
+    def _backends(self, page: Page, interface: str, reading: Reading) -> None:
+        known = self._labels.get(interface)
+        if known is None or known.current is not reading.current:
+            known = self._labels[interface] = Labels(interface, reading.current)
+        labels, rows, config = known.backends, reading.backends, reading.current.config
+        page.add_lines(BACKEND_PACKETS, _directed(BACKEND_PACKETS, labels, rows, 0))
+        page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
+        page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
+        backends = config.backends.values()
+        page.add_lines(WEIGHT, _plain(WEIGHT, labels, (backend.share for backend in backends)))
+        page.add_lines(ENABLED, _plain(ENABLED, labels, (int(backend.state == "enabled") for backend in backends)))
+        remembered = {name for name, service in config.services.items() if service.flow_table}
+        chosen = [
+            (text, (interface, key), row)
+            for text, key, row in zip(labels, config.backends, rows)
+            if key.service in remembered
+        ]
+        texts = [text for text, _key, _row in chosen]
+        hits = (self._backend_hits.of(key, row) for _text, key, row in chosen)
+        page.add_lines(BACKEND_HITS, _plain(BACKEND_HITS, texts, hits))
+        page.add_lines(BACKEND_MISSES, _plain(BACKEND_MISSES, texts, (row[4] for _text, _key, row in chosen)))
