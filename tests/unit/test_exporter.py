@@ -77,14 +77,14 @@ def test_every_metric_of_the_reference_has_a_counterpart():
 def test_labels_are_escaped_as_prometheus_reads_them():
     page = Page()
     name = 'a "b" \\ c\nd'
-    page.add(Family("lbops_x_total", "counter", "X.", ("name",)), 7, name=name)
-    [family] = text_string_to_metric_families(page.text())
+    page.add(Family("lbops_x_total", "counter", "X.", ("value",)), 7, value=name)
+    [family] = text_string_to_metric_families(page.content().decode())
     [sample] = family.samples
-    assert (sample.labels, sample.value, family.type) == ({"name": name}, 7, "counter")
+    assert (sample.labels, sample.value, family.type) == ({"value": name}, 7, "counter")
 
 
 def test_an_empty_page_is_empty():
-    assert Page().text() == ""
+    assert Page().content() == b""
 
 
 # --- guard
@@ -108,7 +108,7 @@ def test_a_collector_that_fails_is_a_metric_and_told_of_once(capsys):
     guard, stub = Guard(), Stub()
     stub.failing = {"eth1"}
     for _scrape in range(2):
-        found = samples(guard.run([stub]).text())
+        found = samples(guard.run([stub]).content().decode())
         assert found['lbops_collector_success{collector="stub",interface="eth0"}'] == 1
         assert found['lbops_collector_success{collector="stub",interface="eth1"}'] == 0
         assert 'lbops_stub{interface="eth0"}' in found and 'lbops_stub{interface="eth1"}' not in found
@@ -122,7 +122,9 @@ def test_a_collector_that_fails_is_a_metric_and_told_of_once(capsys):
 
 def test_a_collector_that_does_not_know_its_interfaces_is_a_metric(monkeypatch):
     monkeypatch.setattr(Stub, "subjects", lambda self: 1 / 0)
-    assert samples(Guard().run([Stub()]).text()) == {'lbops_collector_success{collector="stub",interface=""}': 0}
+    assert samples(Guard().run([Stub()]).content().decode()) == {
+        'lbops_collector_success{collector="stub",interface=""}': 0
+    }
 
 
 def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
@@ -234,6 +236,7 @@ def test_the_hash_key_stays_here():
 
 def test_drift_is_what_a_profile_would_change():
     entry = tuned.Tuned({}, saved={"rings": {"rx": 512, "tx": 512}, "features": {"lro": False}})
+    entry.saved["irq_affinity"] = {"irqbalance_ban": True}
     entry.settled = {"rings.tx": [512, 256]}
     facts = {"rings": {"rx": 256, "tx": 256}, "features": {"lro": False}}
     assert list(nic.drifted(facts, entry)) == [

