@@ -75,23 +75,29 @@ class Hits:
 
 
 class Labels:
-    """The labels of one configuration's backends, before and after the direction."""
+    """The labels of one configuration, before and after the direction, and what stays as long as it does."""
 
     def __init__(self, interface: str, current: State) -> None:
         self.current = current
+        config = current.config
+        self.services = [("", pairs({"interface": interface, "service": name})) for name in config.services]
         tails: dict[str, str] = {}
         self.backends: list[tuple[str, str]] = []
-        for backend in current.config.backends.values():
+        for backend in config.backends.values():
             head, tail = _backend_labels(interface, backend)
             # Few different ones, each kept once.
             self.backends.append((head, tails.setdefault(tail, tail)))
-        self.hits = Hits()
+        self.constant = Page()
+        backends = config.backends.values()
+        self.constant.add_lines(WEIGHT, _plain(WEIGHT, self.backends, (backend.share for backend in backends)))
+        enabled = (int(backend.state == "enabled") for backend in backends)
+        self.constant.add_lines(ENABLED, _plain(ENABLED, self.backends, enabled))
 
 
 def _backend_labels(interface: str, backend: Backend) -> tuple[str, str]:
     port = "" if backend.port is None else backend.port
     return (
-        pairs({"address": backend.target, "backend": backend.name or backend.target}),
+        pairs({"address": backend.target, "backend": backend.name or backend.target}) + ",",
         pairs({"interface": interface, "port": port, "service": backend.service}),
     )
 
@@ -99,14 +105,14 @@ def _backend_labels(interface: str, backend: Backend) -> tuple[str, str]:
 def _directed(family: Family, labels: Iterable[tuple[str, str]], rows: Iterable[tuple], place: int) -> Iterator[str]:
     name = family.name
     for (head, tail), row in zip(labels, rows):
-        yield f'{name}{{{head},direction="to_backend",{tail}}} {row[place]}'
-        yield f'{name}{{{head},direction="to_client",{tail}}} {row[place + 2]}'
+        yield f'{name}{{{head}direction="to_backend",{tail}}} {row[place]}'
+        yield f'{name}{{{head}direction="to_client",{tail}}} {row[place + 2]}'
 
 
 def _plain(family: Family, labels: Iterable[tuple[str, str]], values: Iterable[int]) -> Iterator[str]:
     name = family.name
     for (head, tail), value in zip(labels, values):
-        yield f"{name}{{{head},{tail}}} {value}"
+        yield f"{name}{{{head}{tail}}} {value}"
 
 
 class BalancerCollector(Collector):
@@ -141,8 +147,11 @@ class BalancerCollector(Collector):
         reading = self._sources.read(interface)
         if reading.current is None:
             return
-        self._services(page, interface, reading)
-        self._backends(page, interface, reading)
+        known = self._labels.get(interface)
+        if known is None or known.current is not reading.current:
+            known = self._labels[interface] = Labels(interface, reading.current)
+        self._services(page, interface, reading, known)
+        self._backends(page, interface, reading, known)
         for item, (packets, dropped) in zip(reading.current.filters.values(), reading.filters):
             labels = {"interface": interface, "prefix": item.prefix, "protocol": item.protocol}
             page.add(FILTER_PACKETS, dropped, verdict="drop", **labels)
@@ -150,36 +159,44 @@ class BalancerCollector(Collector):
         for (reason, verdict), packets in zip(REASONS, reading.reasons):
             page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
 
-    def _services(self, page: Page, interface: str, reading: Reading) -> None:
-        for service, row in zip(reading.current.config.services.values(), reading.services):
-            labels = {"interface": interface, "service": service.name}
-            page.add(SERVICE_PACKETS, row[0], direction="to_backend", **labels)
-            page.add(SERVICE_PACKETS, row[2], direction="to_client", **labels)
-            page.add(SERVICE_BYTES, row[1], direction="to_backend", **labels)
-            page.add(SERVICE_BYTES, row[3], direction="to_client", **labels)
-            page.add(SERVICE_FLOWS, row[4], **labels)
-            if service.flow_table:
-                page.add(SERVICE_HITS, self._service_hits.of((interface, service.name), row), **labels)
-                page.add(SERVICE_MISSES, row[4], **labels)
+    def _services(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
+        labels, rows, services = known.services, reading.services, reading.current.config.services
+        page.add_lines(SERVICE_PACKETS, _directed(SERVICE_PACKETS, labels, rows, 0))
+        page.add_lines(SERVICE_BYTES, _directed(SERVICE_BYTES, labels, rows, 1))
+        page.add_lines(SERVICE_FLOWS, _plain(SERVICE_FLOWS, labels, (row[4] for row in rows)))
+        self._remembered(
+            page,
+            (SERVICE_HITS, SERVICE_MISSES),
+            self._service_hits,
+            [
+                (label, (interface, name), row)
+                for label, (name, service), row in zip(labels, services.items(), rows)
+                if service.flow_table
+            ],
+        )
 
-    def _backends(self, page: Page, interface: str, reading: Reading) -> None:
-        known = self._labels.get(interface)
-        if known is None or known.current is not reading.current:
-            known = self._labels[interface] = Labels(interface, reading.current)
+    def _backends(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
         labels, rows, config = known.backends, reading.backends, reading.current.config
         page.add_lines(BACKEND_PACKETS, _directed(BACKEND_PACKETS, labels, rows, 0))
         page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
         page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
-        backends = config.backends.values()
-        page.add_lines(WEIGHT, _plain(WEIGHT, labels, (backend.share for backend in backends)))
-        page.add_lines(ENABLED, _plain(ENABLED, labels, (int(backend.state == "enabled") for backend in backends)))
-        remembered = {name for name, service in config.services.items() if service.flow_table}
-        chosen = [
-            (text, (interface, key), row)
-            for text, key, row in zip(labels, config.backends, rows)
-            if key.service in remembered
-        ]
-        texts = [text for text, _key, _row in chosen]
-        hits = (self._backend_hits.of(key, row) for _text, key, row in chosen)
-        page.add_lines(BACKEND_HITS, _plain(BACKEND_HITS, texts, hits))
-        page.add_lines(BACKEND_MISSES, _plain(BACKEND_MISSES, texts, (row[4] for _text, _key, row in chosen)))
+        page.merge(known.constant)
+        remembering = {name for name, service in config.services.items() if service.flow_table}
+        self._remembered(
+            page,
+            (BACKEND_HITS, BACKEND_MISSES),
+            self._backend_hits,
+            [
+                (label, (interface, key), row)
+                for label, key, row in zip(labels, config.backends, rows)
+                if key.service in remembering
+            ],
+        )
+
+    @staticmethod
+    def _remembered(
+        page: Page, families: tuple[Family, Family], hits: Hits, found: list[tuple[tuple[str, str], Any, tuple]]
+    ) -> None:
+        labels = [label for label, _key, _row in found]
+        page.add_lines(families[0], _plain(families[0], labels, (hits.of(key, row) for _label, key, row in found)))
+        page.add_lines(families[1], _plain(families[1], labels, (row[4] for _label, _key, row in found)))

@@ -16,7 +16,6 @@ from .collector import Collector
 from .devices import Devices
 from .exposition import Family, Page
 
-IPV4_SETTINGS = Path("/proc/sys/net/ipv4/conf")
 _DIRECTED = ("direction", "interface")
 _INTERFACE = ("interface",)
 _DIRECTIONS = {"rx": "receive", "tx": "transmit"}
@@ -40,12 +39,9 @@ INFO = Family(
     "Driver, firmware, address and queueing discipline; the value is 1.",
     ("address", "driver", "firmware", "interface", "qdisc"),
 )
-SETTING = Family(
-    "lbops_interface_ipv4_setting", "gauge", "Settings of IPv4, net.ipv4.conf.<interface>.*.", ("interface", "setting")
-)
 
 
-def _number(path: Path) -> int | None:
+def number(path: Path) -> int | None:
     """None for what has no number, or does not tell it now."""
     try:
         return int(path.read_text(encoding="ascii"))
@@ -55,7 +51,7 @@ def _number(path: Path) -> int | None:
 
 class InterfaceCollector(Collector):
     name = "interface"
-    families = (*_MAIN.values(), STATISTIC, MTU, UP, QUEUES, SPEED, INFO, SETTING)
+    families = (*_MAIN.values(), STATISTIC, MTU, UP, QUEUES, SPEED, INFO)
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
@@ -77,7 +73,7 @@ class InterfaceCollector(Collector):
         for short, direction in _DIRECTIONS.items():
             page.add(QUEUES, queues.count(short), direction=direction, interface=interface)
         # In Mbit/s; -1 if it is not known.
-        speed = _number(directory / "speed")
+        speed = number(directory / "speed")
         if speed and speed > 0:
             page.add(SPEED, speed * 1000000 // 8, interface=interface)
         driver = supported(lambda: ethtool_ioctl.driver_info(device.index))
@@ -90,11 +86,6 @@ class InterfaceCollector(Collector):
             interface=interface,
             qdisc=link.qdisc,
         )
-        # sysctl has a slash where a name has a dot, the directory has the name.
-        for path in sorted((IPV4_SETTINGS / interface).iterdir()):
-            value = _number(path)
-            if value is not None:
-                page.add(SETTING, value, interface=interface, setting=path.name)
 
     @staticmethod
     def _statistic(page: Page, interface: str, path: Path) -> None:

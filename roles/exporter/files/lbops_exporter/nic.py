@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine import device_info, profiles, tuned
@@ -16,8 +18,10 @@ from engine.profiles import Choice
 from .collector import Collector
 from .devices import Devices
 from .exposition import Family, Page
+from .interface import number
 from .source import tuned_interfaces
 
+IPV4_SETTINGS = Path("/proc/sys/net/ipv4/conf")
 _OPTION = ("group", "interface", "option")
 SETTING = Family(
     "lbops_nic_setting", "gauge", "Numbers and switches of a device: rings, channels, coalescing, features.", _OPTION
@@ -34,6 +38,9 @@ PENDING = Family(
 )
 REVERTED = Family(
     "lbops_nic_reverted", "gauge", "Whether the last change was taken back, since nobody confirmed it.", ("interface",)
+)
+IPV4_SETTING = Family(
+    "lbops_interface_ipv4_setting", "gauge", "Settings of IPv4, net.ipv4.conf.<interface>.*.", ("interface", "setting")
 )
 # Reading takes the lock that changes of interfaces take, and drivers that ask their device take their time.
 MAX_AGE = 15.0  # seconds
@@ -66,27 +73,45 @@ def drifted(facts: dict[str, Any], entry: tuned.Tuned) -> Iterator[tuple[str, st
             yield group, option, now != value and entry.settled.get(choice.name) != [value, now]
 
 
+def ipv4_settings(interface: str) -> Page:
+    page = Page()
+    for path in sorted((IPV4_SETTINGS / interface).iterdir()):
+        value = number(path)
+        if value is not None:
+            page.add(IPV4_SETTING, value, interface=interface, setting=path.name)
+    return page
+
+
+@dataclass(frozen=True)
+class Settings:
+    read_at: float
+    facts: dict[str, Any]
+    ipv4: Page
+
+
 class NicCollector(Collector):
     name = "nic"
-    families = (SETTING, SETTING_INFO, DRIFT, PENDING, REVERTED)
+    families = (SETTING, SETTING_INFO, DRIFT, PENDING, REVERTED, IPV4_SETTING)
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
-        self._facts: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._known: dict[str, Settings] = {}
 
     def subjects(self) -> Iterable[str]:
         return self._devices.names()
 
-    def _read(self, interface: str) -> dict[str, Any]:
-        now = time.monotonic()
-        read_at, facts = self._facts.pop(interface, (0.0, {}))
-        if not facts or now - read_at > MAX_AGE:
-            read_at, facts = now, device_info.of_device(self._devices.find(interface))
-        self._facts[interface] = read_at, facts
-        return facts
+    def _read(self, interface: str) -> Settings:
+        known = self._known.pop(interface, None)
+        if known is None or time.monotonic() - known.read_at > MAX_AGE:
+            facts = device_info.of_device(self._devices.find(interface))
+            known = Settings(time.monotonic(), facts, ipv4_settings(interface))
+        self._known[interface] = known
+        return known
 
     def collect(self, page: Page, interface: str) -> None:
-        facts = self._read(interface)
+        known = self._read(interface)
+        facts = known.facts
+        page.merge(known.ipv4)
         for group, option, value in settings(tuned.image(facts)):
             labels = {"group": group, "interface": interface, "option": option}
             if isinstance(value, (bool, int)):
