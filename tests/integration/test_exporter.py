@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,6 @@ def restart(lab: Lab) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(lab.ssh("lb1", f"journalctl -u {UNIT} -n 30 --no-pager"))
-
-
-def totals(lab: Lab) -> dict[str, float]:
-    return {name: value for name, value in lab.metrics().items() if name.partition("{")[0].endswith("_total")}
 
 
 def plain(entry: dict) -> dict:
@@ -180,33 +176,72 @@ def test_the_api_has_the_objects_of_xdp_info(lab, site):
     assert config[INTERFACE]["program"] == info["program"]
 
 
-def test_counters_never_go_backwards(lab, site):
+SENDER = f"""
+import socket, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    for _packet in range(20):
+        sender.sendto(b"x", ("{VIP}", {PORT}))
+    time.sleep(0.01)
+"""
+SCRAPER = f"""
+import json, os, time, urllib.request
+highest, fallen, pages = dict(), dict(), 0
+while True:
+    for line in urllib.request.urlopen("{URL}/metrics").read().decode().splitlines():
+        name, _space, value = line.rpartition(" ")
+        if not line.startswith("#") and name.partition("{{")[0].endswith("_total"):
+            if float(value) < highest.get(name, 0):
+                fallen[name] = highest[name], float(value)
+            highest[name] = float(value)
+    pages += 1
+    with open("/run/scraped.new", "w") as file:
+        json.dump(dict(fallen=fallen, pages=pages, highest=highest), file)
+    os.replace("/run/scraped.new", "/run/scraped")
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def scraped(lab, site) -> Iterator[Callable[[], dict]]:
+    """What somebody has seen who asks all the time, while packets arrive all the time."""
+    for host, name, program in (("lb1", "scraper", SCRAPER), ("client", "sender", SENDER)):
+        lab.ssh(host, f"cat >/run/{name}.py <<'END'\n{program}\nEND\nsystemd-run --unit={name} python3 /run/{name}.py")
+    yield lambda: json.loads(lab.ssh("lb1", "cat /run/scraped"))
+    for host, name in (("lb1", "scraper"), ("client", "sender")):
+        lab.ssh(host, f"systemctl stop {name}; rm -f /run/{name}.py /run/scraped*", check=False)
+
+
+def test_counters_never_go_backwards(lab, scraped):
     info = lab.module("xdp_info", interface=INTERFACE)
     udp = [plain(entry) for entry in info["backends"] if entry["service"] == "echo-udp"]
     features = info["program"]["features"]
     assert len(udp) > 2
-    lab.ask(VIP, PORT, 60)
-    steps = (
-        lambda: lab.module("xdp_backends", interface=INTERFACE, service="echo-udp", backends=udp[1:]),
-        lambda: lab.module("xdp_backends", interface=INTERFACE, service="echo-udp", backends=udp),
-        lambda: lab.module("xdp_program", interface=INTERFACE, features=[*features, "flow_table"]),
-        lambda: lab.module("xdp_program", interface=INTERFACE, features=features, max_backends=20000),
-        lambda: lab.module("xdp_program", interface=INTERFACE, features=features),
+    of_first = (
+        f'lbops_backend_packets_total{{address="{udp[0]["address"]}",backend="{udp[0]["name"]}",direction="to_backend",'
+        f'interface="{INTERFACE}",port="{udp[0]["port"]}",service="echo-udp"}}'
     )
-    highest = totals(lab)
-    of_first = [name for name in highest if name.startswith("lbops_backend_packets") and udp[0]["address"] in name]
-    assert of_first and any(highest[name] for name in of_first)
-    for step in steps:
-        result = step()
+    lab.ask(VIP, PORT, 60)
+    seen = scraped()
+    assert seen["highest"][of_first] > 0
+    for name, arguments in (
+        ("xdp_backends", {"service": "echo-udp", "backends": udp[1:]}),
+        ("xdp_backends", {"service": "echo-udp", "backends": udp}),
+        ("xdp_program", {"features": [*features, "flow_table"]}),
+        ("xdp_program", {"features": features, "max_backends": 20000}),
+        ("xdp_program", {"features": features}),
+    ):
+        before, pages = scraped()["highest"], scraped()["pages"]
+        result = lab.module(name, interface=INTERFACE, **arguments)
         assert result.get("changed"), result
-        lab.ask(VIP, PORT, 60)
-        now = totals(lab)
-        fallen = {name: (highest[name], value) for name, value in now.items() if value < highest.get(name, 0)}
-        assert not fallen
-        highest |= now
-    service = f'lbops_service_packets_total{{direction="to_backend",interface="{INTERFACE}",service="echo-udp"}}'
-    assert highest[service] == lab.metrics()[service]
-    assert set(of_first) <= set(now)
+        time.sleep(1)
+        now = scraped()
+        assert now["pages"] > pages + 10
+        service = f'lbops_service_packets_total{{direction="to_backend",interface="{INTERFACE}",service="echo-udp"}}'
+        assert now["highest"][service] > before[service] + 500
+        assert not now["fallen"]
+    assert scraped()["highest"][of_first] >= seen["highest"][of_first]
+    assert of_first in lab.metrics()
 
 
 def test_a_change_is_one_generation(lab, site):
