@@ -367,6 +367,13 @@ def test_the_silent_keep_nobody_waiting(serve):
         connection.close()
 
 
+def test_a_fault_of_our_own_is_told_of(serve, monkeypatch, capsys):
+    monkeypatch.setattr(Exporter, "metrics", lambda self, packed: 1 / 0)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(serve(), "/metrics")
+    assert 'event=failed client=127.0.0.1 error="ZeroDivisionError: ' in capsys.readouterr().out
+
+
 def test_names_and_passwords(serve):
     port = serve(WebConfig(users=Users({"me": digest_of(b"a:b")})))
 

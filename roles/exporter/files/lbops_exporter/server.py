@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -135,4 +136,7 @@ class Server(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hangs up early is no event."""
+        error = sys.exc_info()[1]
+        # Whoever hangs up early is no event.
+        if not isinstance(error, OSError):
+            log("failed", client=client_address[0], error=f"{type(error).__name__}: {error}")
