@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
+from . import bpf, compiler, filters, link, live, maps, model, next_hops, plan, state, tables, tc
+from .departed import Departed
 from .errors import EngineError
-from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
+from .layout import BACKEND, BACKEND_FIELDS, Sizes
 from .native import NativeHook, examine, finish
 from .outcome import Outcome
 from .xdp_features import xdp_features
@@ -135,7 +136,7 @@ class Balancer:
                 attached = self._attached()
                 ours = bool(attached and attached.hook == "native" and self._is_ours(attached))
                 finish(self.interface, self.preparing_file, ours)
-            before = self._program_facts(current)
+            before = self.program_facts(current)
             self._refuse_foreign(request)
             config = current.config if current else model.Config({}, {})
             # Live services keep what they need until they are gone.
@@ -301,13 +302,21 @@ class Balancer:
             digest=digest,
             sizes=request.sizes,
             prepare=request.prepare,
+            attached_at=time.time() if hook else 0.0,
         )
         if native.changed:
             with maps.open_pinned(self.maps_directory, request.sizes) as live_maps:
                 live_maps.update_control(link.mtu(self.interface))
         after = replace(current, program=program_state) if current else state.State(program_state)
-        state.save(self.state_file, after)
-        return self._program_facts(after), details
+        if not after.counting_since:
+            after = replace(after, counting_since=time.time())
+        return self.program_facts(self._save(after)), details
+
+    def _save(self, done: state.State) -> state.State:
+        """What is live from now on."""
+        saved = replace(done, generation=done.generation + 1, applied_at=time.time())
+        state.save(self.state_file, saved)
+        return saved
 
     def _save_program_intent(self, current: state.State | None, build: compiler.Build) -> None:
         """Before the hook is touched: a killed run leaves a state that is sure of no more than both programs have."""
@@ -328,6 +337,7 @@ class Balancer:
             _remove_pins(self.pins / "maps_new")
             live_maps = maps.create(request.sizes, link.mtu(self.interface))
         with live_maps:
+            before = current
             if new_maps:
                 current = self._fill_new_maps(current, live_maps, request.sizes)
             elif current is None:
@@ -336,6 +346,11 @@ class Balancer:
                 live_maps.create_flow_tables()
             pending = self.pins / "program_new"
             with _Programs(self, build, live_maps, pending) as programs:
+                if new_maps and before and current:
+                    # Compiling takes a second, in which the old maps go on counting.
+                    programs.program(build.tc)
+                    if not self._carry_counters(before, current.allocation, live_maps):
+                        current = replace(current, counting_since=0.0)
                 hook, why = self._put_on_hook(programs.program, request, current, native)
                 if not hook:
                     # Detached, but ready to be attached.
@@ -381,15 +396,14 @@ class Balancer:
         if current.filters:
             table = filters.pack_filter_table(current.filters, current.filter_ids, sizes)
             written = replace(written, filters=live_maps.swap_table("filters", table))
-        self._carry_counters(current, planned.allocation, live_maps)
         return replace(current, allocation=planned.allocation, tables=written)
 
-    def _carry_counters(self, current: state.State, allocation: plan.Allocation, live_maps: maps.Maps) -> None:
+    def _carry_counters(self, current: state.State, allocation: plan.Allocation, live_maps: maps.Maps) -> bool:
         try:
             old = maps.open_pinned(self.maps_directory, current.program.sizes)
         except EngineError:
             # Maps of another layout may count something else.
-            return
+            return False
         with old:
             for name, before, after in (
                 ("service_counters", current.allocation.service_counters, allocation.service_counters),
@@ -398,6 +412,8 @@ class Balancer:
             ):
                 rows = old.read_counters(name)
                 live_maps.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
+            live_maps.set_reasons(old.read_reasons())
+        return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
         code = compiler.compile_program(build)
@@ -517,7 +533,7 @@ class Balancer:
                     raise
                 current = None
             exists = self.pins.exists() or self.state_file.exists()
-            before = self._program_facts(current) if exists else {"attached": False}
+            before = self.program_facts(current) if exists else {"attached": False}
             if exists and not check:
                 self._remove()
         return Outcome(exists, before, {"attached": False}, {}, [])
@@ -541,7 +557,7 @@ class Balancer:
                 # Other interfaces have pins there.
                 pass
 
-    def _program_facts(self, current: state.State | None) -> dict[str, Any]:
+    def program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
         attached = self._attached() if link.exists(self.interface) else None
         ours = _pinned_program_id(self.program_pin)
@@ -658,16 +674,18 @@ class Balancer:
                 # Nobody has these places yet: a run killed from here on leaves no backend with another's numbers.
                 live_maps.zero_counters("service_counters", planned.zero_service_counters)
                 live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
-                self._save_intent(current, planned)
+                _resume_counters(current, planned, live_maps)
+                self._save_intent(current, planned, _departed(current, planned, live_maps))
                 # Before a packet needs them.
                 problems = next_hops.resolve(ways, RESOLVE_TIMEOUT)
                 warnings = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
                 written = self._write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
-                self._save_result(current, planned, written)
+                # Until here packets may have been counted for what is removed.
+                self._save_result(current, planned, written, _departed(current, planned, live_maps))
         changes = planned.services if what == "services" else planned.backends
-        before = [_public(entry) for entry in getattr(current.config, what).values() if _in_slice(entry, only)]
-        after = [_public(entry) for entry in getattr(desired, what).values() if _in_slice(entry, only)]
+        before = [live.public(entry) for entry in getattr(current.config, what).values() if _in_slice(entry, only)]
+        after = [live.public(entry) for entry in getattr(desired, what).values() if _in_slice(entry, only)]
         details.update(
             created=[_label(key) for key in changes.created],
             modified=[_label(key) for key in changes.modified],
@@ -695,7 +713,7 @@ class Balancer:
             or _renumbered_interfaces(entries, current),
         )
 
-    def _save_intent(self, current: state.State, planned: plan.Plan) -> None:
+    def _save_intent(self, current: state.State, planned: plan.Plan, departed: Departed) -> None:
         """Before the maps are touched: a killed run leaves a state whose places are right and whose tables are not."""
         state.save(
             self.state_file,
@@ -704,12 +722,13 @@ class Balancer:
                 config=planned.desired,
                 allocation=planned.allocation,
                 tables=state.Tables(filters=current.tables.filters),
+                departed=departed,
             ),
         )
 
-    def _save_result(self, current: state.State, planned: plan.Plan, written: state.Tables) -> None:
+    def _save_result(self, current: state.State, planned: plan.Plan, written: state.Tables, departed: Departed) -> None:
         settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
-        state.save(self.state_file, replace(current, config=planned.desired, allocation=settled, tables=written))
+        self._save(replace(current, config=planned.desired, allocation=settled, tables=written, departed=departed))
 
     def _refuse_lost_ways(self, created: list[model.Backend], ways: next_hops.Ways, hook: str) -> None:
         """Raises EngineError for an interface that is not there, or that takes no packets.
@@ -821,8 +840,8 @@ class Balancer:
                 if changed and not check:
                     self._write_filters(current, desired, ids, table, live_maps)
                     details["write_seconds"] = round(live_maps.write_seconds, 6)
-        before = [_public(item) for item in current.filters.values()]
-        return Outcome(changed, before, [_public(item) for item in desired.values()], details, [])
+        before = [live.public(item) for item in current.filters.values()]
+        return Outcome(changed, before, [live.public(item) for item in desired.values()], details, [])
 
     def _write_filters(
         self,
@@ -840,7 +859,7 @@ class Balancer:
         written = live_maps.swap_table("filters", table)
         # A limit that was used up under the old rate would be so for as long as that rate says.
         live_maps.reset_limits(ids[key] for key in ids if current.filters.get(key) != desired[key])
-        state.save(self.state_file, replace(unsure, tables=replace(current.tables, filters=written)))
+        self._save(replace(unsure, tables=replace(current.tables, filters=written)))
 
     # --- reading
 
@@ -848,36 +867,22 @@ class Balancer:
         """Everything live: program, services and backends with their counters, packets by reason."""
         self._check_host()
         # No lock: the state file is replaced as a whole, and a reader must not wait for a long apply.
-        current = state.load(self.state_file)
-        facts = self._program_facts(current)
-        if current is None or not self.program_pin.exists():
-            return {"program": facts, "services": [], "backends": [], "filters": [], "reasons": []}
+        return self.read(state.load(self.state_file)).info()
+
+    def read(self, current: state.State | None) -> live.Reading:
+        """What is live of what the state file says. Asks for nothing but reading."""
+        facts = self.program_facts(current)
+        if current is None or "program_id" not in facts:
+            return live.Reading(facts)
         facts.update(_kernel_facts(self.program_pin))
-        with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
-            service_rows = live_maps.read_counters("service_counters")
-            backend_rows = live_maps.read_counters("backend_counters")
-            reasons = live_maps.read_reasons()
-            filter_rows = live_maps.read_counters("filter_counters") if current.filters else []
-        allocation, config = current.allocation, current.config
-        return {
-            "program": facts,
-            "services": [
-                {**_public(service), **_counters(service_rows[allocation.service_counters[name]])}
-                for name, service in config.services.items()
-            ],
-            "backends": [
-                {**_public(backend), **_counters(backend_rows[allocation.backend_counters[key]])}
-                for key, backend in config.backends.items()
-            ],
-            "filters": [
-                {**_public(item), **dict(zip(("packets", "dropped"), filter_rows[current.filter_ids[key]]))}
-                for key, item in current.filters.items()
-            ],
-            "reasons": [
-                {"reason": reason, "verdict": verdict, "packets": packets}
-                for (reason, verdict), packets in zip(REASONS, reasons)
-            ],
-        }
+        facts.update(
+            attached_at=current.program.attached_at,
+            generation=current.generation,
+            applied_at=current.applied_at,
+            counting_since=current.counting_since,
+        )
+        with maps.open_pinned(self.maps_directory, current.program.sizes, read_only=True) as live_maps:
+            return live.read(facts, current, live_maps)
 
     # --- what runs on the host without a controller
 
@@ -1025,11 +1030,6 @@ def _in_slice(entry: Any, service: str | None) -> bool:
     return service is None or entry.service == service
 
 
-def _public(entry: model.Service | model.Backend | filters.Filter) -> dict[str, Any]:
-    """An entry as modules return it, without what was not given."""
-    return {key: value for key, value in entry.as_dict().items() if value is not None}
-
-
 def _label(key: Any) -> str:
     if isinstance(key, str):
         return key
@@ -1038,8 +1038,40 @@ def _label(key: Any) -> str:
     return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
 
 
-def _counters(row: tuple[int, ...]) -> dict[str, int]:
-    return dict(zip(("packets", "bytes", "reply_packets", "reply_bytes", "new_flows"), row))
+def _resume_counters(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:
+    """Let what comes again go on counting where it was."""
+    for name, departed, before, after in (
+        (
+            "service_counters",
+            current.departed.services,
+            current.allocation.service_counters,
+            planned.allocation.service_counters,
+        ),
+        (
+            "backend_counters",
+            current.departed.backends,
+            current.allocation.backend_counters,
+            planned.allocation.backend_counters,
+        ),
+    ):
+        live_maps.set_counters(
+            name, {after[key]: row for key, row in departed.items() if key in after and key not in before}
+        )
+
+
+def _departed(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> Departed:
+    """With the counters of what this plan removes."""
+
+    def rows(name: str, places: dict[Any, int], removed: list[Any]) -> dict[Any, tuple[int, ...]]:
+        counted = live_maps.read_counters(name) if removed else []
+        return {key: counted[places[key]] for key in removed}
+
+    return current.departed.after(
+        rows("service_counters", current.allocation.service_counters, planned.services.removed),
+        rows("backend_counters", current.allocation.backend_counters, planned.backends.removed),
+        planned.desired.services,
+        planned.desired.backends,
+    )
 
 
 def _backends_digest(entries: bytes, allocation: plan.Allocation) -> str:
@@ -1054,7 +1086,7 @@ def _backends_digest(entries: bytes, allocation: plan.Allocation) -> str:
 
 
 def _kernel_facts(pin: Path) -> dict[str, Any]:
-    descriptor = bpf.object_get(str(pin))
+    descriptor = bpf.object_get(str(pin), read_only=True)
     try:
         info = bpf.program_info(descriptor)
     finally:
@@ -1082,7 +1114,7 @@ def _kept(attached: link.Attached | None) -> Iterator[int | None]:
 
 def _pinned_program_id(pin: Path) -> int | None:
     try:
-        descriptor = bpf.object_get(str(pin))
+        descriptor = bpf.object_get(str(pin), read_only=True)
     except FileNotFoundError:
         return None
     try:

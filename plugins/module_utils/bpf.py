@@ -41,6 +41,8 @@ MAP_TYPE_PERCPU_ARRAY = 6
 MAP_TYPE_ARRAY_OF_MAPS = 12
 MAP_TYPE_DEVMAP_HASH = 25
 MAP_FLAG_MMAPABLE = 1 << 10
+# of a descriptor: BPF_F_RDONLY
+READ_ONLY = 1 << 3
 
 PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_XDP = 6
@@ -174,13 +176,23 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
     )
 
 
-def map_lookup_batch(fd: int, count: int, value_size: int, key_size: int = 4) -> tuple[bytes, bytes]:
-    """Keys and values of up to `count` entries, each one after the other; empty places are left out."""
+def map_lookup_batch(
+    fd: int, count: int, value_size: int, key_size: int = 4, after: bytes | None = None
+) -> tuple[bytes, bytes]:
+    """Keys and values of up to `count` entries, each one after the other; empty places are left out.
+
+    `after`: begin behind this key.
+    """
+    previous = _input(after) if after is not None else None
     keys = ctypes.create_string_buffer(count * key_size)
     values = ctypes.create_string_buffer(count * value_size)
     token = ctypes.create_string_buffer(max(key_size, 8))
     buffer = ctypes.create_string_buffer(
-        struct.pack("=QQQQIIQQ", 0, _address(token), _address(keys), _address(values), count, fd, 0, 0),
+        struct.pack(
+            "=QQQQIIQQ",
+            _address(previous) if previous is not None else 0,
+            *(_address(token), _address(keys), _address(values), count, fd, 0, 0),
+        ),
         _ATTRIBUTES_SIZE,
     )
     try:
@@ -202,9 +214,9 @@ def object_pin(fd: int, path: str) -> None:
     _bpf(OBJ_PIN, struct.pack("=QI", _address(path_buffer), fd))
 
 
-def object_get(path: str) -> int:
+def object_get(path: str, read_only: bool = False) -> int:
     path_buffer = ctypes.create_string_buffer(path.encode())
-    return _bpf(OBJ_GET, struct.pack("=QI", _address(path_buffer), 0))
+    return _bpf(OBJ_GET, struct.pack("=QII", _address(path_buffer), 0, READ_ONLY if read_only else 0))
 
 
 def _info(fd: int, size: int, content: bytes = b"") -> bytes:

@@ -25,7 +25,7 @@ RTM_GETLINK = 18
 IFINFOMSG = struct.Struct("=BxHiII")
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 10, 16, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 6, 10, 16, 18
 IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
 IFNAMSIZ = 16
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
@@ -57,6 +57,7 @@ class Link:
     xdp_attached: int  # IFLA_XDP_ATTACHED
     xdp_program: int | None
     member_up: bool  # what a bond says of this member; true for all others
+    qdisc: str = ""
 
     @property
     def usable(self) -> bool:
@@ -105,6 +106,7 @@ def parse_link(message: bytes) -> Link:
         xdp_attached=number(xdp.get(IFLA_XDP_ATTACHED, b"")),
         xdp_program=number(xdp[IFLA_XDP_PROG_ID]) if IFLA_XDP_PROG_ID in xdp else None,
         member_up=member_up,
+        qdisc=string(found.get(IFLA_QDISC, b"")),
     )
 
 

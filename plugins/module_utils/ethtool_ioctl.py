@@ -22,6 +22,7 @@ from . import rss_table
 SIOCETHTOOL = 0x8946
 
 GDRVINFO = 0x03
+GSTRINGS, GSTATS, GSSET_INFO = 0x1B, 0x1D, 0x37
 GRXFH, SRXFH = 0x29, 0x2A
 GRXRINGS = 0x2D
 GRSSH, SRSSH = 0x46, 0x47
@@ -45,6 +46,8 @@ RXNFC_SIZE = 192
 # cmd, rss_context, indir_size, key_size, hfunc, input_xfrm, reserved
 RXFH = struct.Struct("=IIIIBB2xI")
 DRIVER_INFO = struct.Struct("=I32s32s32s32s32s12s5I")
+ETH_SS_STATS = 1
+ETH_GSTRING_LEN = 32
 # interface name, pointer to the command's structure
 IFREQ = struct.Struct("16sP16x")
 
@@ -86,6 +89,18 @@ def _text(field: bytes) -> str:
 def driver_info(index: int) -> DriverInfo:
     reply = DRIVER_INFO.unpack(call(index, struct.pack("=I", GDRVINFO).ljust(DRIVER_INFO.size, b"\0")))
     return DriverInfo(*(_text(field) for field in reply[1:5]))
+
+
+def statistics(index: int) -> dict[str, int]:
+    """What the driver counts, by its own names; nothing if it counts nothing of its own."""
+    reply = call(index, struct.pack("=IIQI", GSSET_INFO, 0, 1 << ETH_SS_STATS, 0))
+    if not struct.unpack_from("=Q", reply, 8)[0]:
+        return {}
+    count = struct.unpack_from("=I", reply, 16)[0]
+    names = call(index, struct.pack("=III", GSTRINGS, ETH_SS_STATS, count) + bytes(ETH_GSTRING_LEN * count))
+    values = call(index, struct.pack("=II", GSTATS, count) + bytes(8 * count))
+    fields = struct.iter_unpack(f"{ETH_GSTRING_LEN}s", names[12:])
+    return dict(zip((_text(name) for (name,) in fields), struct.unpack_from(f"={count}Q", values, 8)))
 
 
 def _rxnfc(index: int, command: int, flow_type: int = 0, data: int = 0) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .device import find, missing
+from .device import Device, find, missing
 from .errors import EngineError, errno_name
 
 # include/uapi/linux/if_link.h
@@ -24,7 +24,6 @@ FLAG_OFFLOAD = 1 << 3
 HOOK_FLAGS = {"native": FLAG_NATIVE, "generic": FLAG_GENERIC, "offload": FLAG_OFFLOAD}
 # IFLA_XDP_ATTACHED: none, driver, generic, offload, several
 HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
-HOOK_NAMES = {None: 0, "xdp": 1, "xdpgeneric": 2, "xdpoffload": 3, "xdpmulti": 4}
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,9 @@ def driver(interface: str) -> str:
 
 def attached(interface: str) -> Attached | None:
     """The program on the hook, whoever put it there."""
-    index = interface_index(interface)
-    with route_socket() as route:
-        xdp = route.link("get", index=index)[0].get_attr("IFLA_XDP")
-    if xdp is None:
-        return None
-    hook = xdp.get_attr("IFLA_XDP_ATTACHED")
-    number = HOOK_NAMES.get(hook, hook)
-    program_id = xdp.get_attr("IFLA_XDP_PROG_ID")
-    if not number or number not in HOOKS:
-        return None
-    return Attached(HOOKS[number], program_id or 0)
+    found = Device(interface_index(interface), interface).link()
+    hook = HOOKS.get(found.xdp_attached)
+    return Attached(hook, found.xdp_program or 0) if hook else None
 
 
 def kernel_words(error: Any) -> str:

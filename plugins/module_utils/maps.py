@@ -28,12 +28,15 @@ from .layout import (
     REASON,
     REASONS,
     SESSION,
-    SESSION_SEEN,
+    SESSION_WORD_SEEN,
     MapSpec,
     Sizes,
     index,
     map_specs,
 )
+
+# How much of a per-CPU map is read in one call.
+READ_BYTES = 1 << 20
 
 
 @dataclass
@@ -185,21 +188,45 @@ class Maps:
     def _counter(name: str) -> struct.Struct:
         return {"backend_counters": BACKEND_COUNTERS, "filter_counters": FILTER_COUNTERS}.get(name, COUNTERS)
 
-    def read_counters(self, name: str) -> list[tuple[int, ...]]:
-        """The fields of struct counters or filter_counters by position, summed over the CPUs."""
+    def read_counters(self, name: str, count: int | None = None) -> list[tuple[int, ...]]:
+        """The fields of struct counters or filter_counters by position, summed over the CPUs.
+
+        `count`: of that many places only.
+        """
+        form, cpus = self._counter(name), bpf.possible_cpus()
+        fields, words = len(form.unpack(bytes(form.size))), form.size // 8
+        rows: list[tuple[int, ...]] = []
+        for values in self._read_places(name, count):
+            numbers = memoryview(values).cast("Q")
+            # A row at a time is many times as slow as a column.
+            columns = [
+                [sum(row) for row in zip(*(numbers[field + words * cpu :: words * cpus] for cpu in range(cpus)))]
+                for field in range(fields)
+            ]
+            rows += zip(*columns)
+        return rows
+
+    def _read_places(self, name: str, count: int | None) -> Iterator[bytes]:
+        """The values of the first `count` places, some at a time, since each is there once for every CPU."""
         spec, cpus = self.spec(name), bpf.possible_cpus()
-        values = bpf.map_lookup_batch(self[name], spec.max_entries, spec.value_size * cpus)[1]
-        rows = list(self._counter(name).iter_unpack(values))
-        if cpus == 1:
-            return rows
-        return [tuple(map(sum, zip(*rows[start : start + cpus]))) for start in range(0, len(rows), cpus)]
+        end = spec.max_entries if count is None else min(count, spec.max_entries)
+        at_once = max(1, READ_BYTES // (spec.value_size * cpus))
+        for start in range(0, end, at_once):
+            after = index(start - 1) if start else None
+            number = min(at_once, end - start)
+            yield bpf.map_lookup_batch(self[name], number, spec.value_size * cpus, after=after)[1]
 
     def read_reasons(self) -> list[int]:
         """Packets by reason, in the order of layout.REASONS."""
         cpus = bpf.possible_cpus()
         values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
-        numbers = [number for (number,) in REASON.iter_unpack(values)]
-        return [sum(numbers[start : start + cpus]) for start in range(0, len(numbers), cpus)]
+        return [sum(row) for row in struct.iter_unpack(f"<{cpus}Q", values)]
+
+    def set_reasons(self, packets: list[int]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        padding = bytes(REASON.size * (bpf.possible_cpus() - 1))
+        values = b"".join(REASON.pack(number) + padding for number in packets)
+        bpf.map_update_batch(self["reasons"], b"".join(map(index, range(len(packets)))), values, len(packets))
 
     # --- flows
 
@@ -223,7 +250,16 @@ class Maps:
         """Sessions that were started and not freed, expired ones included."""
         spec = self.spec("sessions")
         values = bpf.map_lookup_batch(self["sessions"], spec.max_entries, spec.value_size)[1]
-        return sum(1 for session in SESSION.iter_unpack(values) if session[SESSION_SEEN])
+        seen = memoryview(values).cast("I")[SESSION_WORD_SEEN :: SESSION.size // 4]
+        return len(seen) - seen.tolist().count(0)
+
+    def links(self) -> int:
+        """How many interfaces are up that redirect may use."""
+        return len(bpf.map_keys(self["links"])) // 4
+
+    def number(self, name: str) -> int:
+        """The kernel's id of a map: another one if the maps were made anew."""
+        return bpf.map_info(self[name]).id
 
     # --- links that redirect may use
 
@@ -311,14 +347,14 @@ def pin(maps: Maps, directory: Path) -> None:
         bpf.object_pin(descriptor, str(directory / name))
 
 
-def open_pinned(directory: Path, sizes: Sizes) -> Maps:
+def open_pinned(directory: Path, sizes: Sizes, read_only: bool = False) -> Maps:
     """The pinned maps; EngineError if they are not what this engine writes."""
     maps = Maps(sizes, {})
     try:
         for spec in map_specs(sizes):
             path = directory / spec.name
             try:
-                descriptor = bpf.object_get(str(path))
+                descriptor = bpf.object_get(str(path), read_only)
             except FileNotFoundError:
                 raise _other_layout(directory, f"{spec.name} is not pinned") from None
             maps.descriptors[spec.name] = descriptor

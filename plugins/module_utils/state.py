@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .departed import Departed
 from .errors import EngineError
 from .filters import FilterKey, Filters, parse_filters
 from .layout import Sizes
@@ -60,8 +61,9 @@ class ProgramState:
     source: str
     digest: str
     sizes: Sizes
-    # Files of earlier releases do not have it.
+    # Files of earlier releases do not have these.
     prepare: bool = False
+    attached_at: float = 0.0  # seconds since 1970; 0: not attached
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class State:
     tables: Tables = Tables()
     filters: Filters = field(default_factory=dict)
     filter_ids: dict[FilterKey, int] = field(default_factory=dict)
+    departed: Departed = Departed()
+    # How often something was changed, and when that was last.
+    generation: int = 0
+    applied_at: float = 0.0
+    # Since when counters have only grown.
+    counting_since: float = 0.0
 
     def dump(self) -> dict[str, Any]:
         allocation = self.allocation
@@ -107,6 +115,10 @@ class State:
                 "backends": sorted(allocation.retiring_backends),
             },
             "tables": asdict(self.tables),
+            "departed": self.departed.dump(),
+            "generation": self.generation,
+            "applied_at": self.applied_at,
+            "counting_since": self.counting_since,
         }
 
 
@@ -150,6 +162,10 @@ def _load(document: dict[str, Any]) -> State:
         ),
         filters=parsed_filters,
         filter_ids=dict(zip(parsed_filters, filter_ids)),
+        departed=Departed.load(document.get("departed", {})),
+        generation=document.get("generation", 0),
+        applied_at=document.get("applied_at", 0.0),
+        counting_since=document.get("counting_since", 0.0),
     )
 
 

@@ -1,16 +1,18 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ingress hook of tc (clsact), through pyroute2: where the driver has no XDP, it costs less than generic XDP.
+"""The ingress hook of tc (clsact): where the driver has no XDP, it costs less than generic XDP.
 
 Others may have filters of their own there; ours is known by its place and its name.
 """
 
 from __future__ import annotations
 
+import struct
 from contextlib import contextmanager
 from typing import Any
 
+from . import netlink
 from .errors import EngineError
 from .link import HookRefused, driver, import_pyroute2, interface_index, kernel_words, route_socket
 
@@ -22,6 +24,11 @@ PRIORITY = 1
 HANDLE = 1
 FILTER_NAME = "lbops_balancer"
 ETH_P_ALL = 3
+
+RTM_GETTFILTER = 46
+# family, index, handle, parent, info
+TCMSG = struct.Struct("=BxxxiIII")
+TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_ID = 2, 7, 11
 
 
 @contextmanager
@@ -50,11 +57,13 @@ def _filters(route: Any, index: int) -> list[Any]:
 
 def attached(interface: str) -> int | None:
     """The id of our program there."""
-    with route_socket() as route:
-        for message in _filters(route, interface_index(interface)):
-            options = _options(message)
-            if options is not None and options.get_attr("TCA_BPF_NAME") == FILTER_NAME:
-                return options.get_attr("TCA_BPF_ID")
+    request = TCMSG.pack(0, interface_index(interface), 0, INGRESS, 0)
+    with netlink.Socket(netlink.NETLINK_ROUTE) as route:
+        for reply in route.request(RTM_GETTFILTER, request, netlink.NLM_F_DUMP):
+            found = dict(netlink.attributes(reply[TCMSG.size :]))
+            options = dict(netlink.attributes(found.get(TCA_OPTIONS, b"")))
+            if netlink.string(options.get(TCA_BPF_NAME, b"")) == FILTER_NAME and TCA_BPF_ID in options:
+                return netlink.number(options[TCA_BPF_ID])
     return None
 
 

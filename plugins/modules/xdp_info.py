@@ -33,12 +33,18 @@ EXAMPLES = r"""
 
 RETURN = r"""
 program:
-  description: The program, its hook, its features, and what the kernel says of it.
+  description:
+    - The program, its hook, its features, and what the kernel says of it.
+    - C(attached_at), C(applied_at) and C(counting_since) are seconds since 1970, when the program was attached, when
+      the configuration was changed last, and since when counters have only grown.
+    - C(generation) tells how often something was changed.
   returned: success
   type: dict
   sample: {"attached": true, "hook": "native", "program_id": 42}
 services:
-  description: The services with C(packets), C(bytes), C(reply_packets) and C(reply_bytes); bytes are those of frames.
+  description:
+    - The services with C(packets), C(bytes), C(reply_packets), C(reply_bytes) and C(new_flows).
+    - Bytes are those of frames.
   returned: success
   type: list
   elements: dict

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 # A process each, since some of them move into a network namespace of their own.
-BENCHMARKS = ("dataplane", "forwarding", "flood", "control")
+BENCHMARKS = ("dataplane", "forwarding", "flood", "control", "exporter")
 
 
 def main() -> int:

@@ -172,12 +172,12 @@ def test_a_state_file_that_cannot_be_read_is_refused_with_the_remedy(lab):
             lab,
             [
                 shell(f"cp {STATE_FILE} /root/saved; {command}; cp {STATE_FILE} /root/spoilt"),
-                shell("curl -s http://127.0.0.1:9477/metrics | grep ^lbops_collector_success"),
+                shell("curl -s http://127.0.0.1:9477/metrics | grep '^lbops_collector_success.*balancer'"),
                 *tasks,
                 shell(f"cmp {STATE_FILE} /root/spoilt && mv /root/saved {STATE_FILE}; rm /root/spoilt"),
             ],
         )
-        assert results[1]["stdout"] == f'lbops_collector_success{{interface="{INTERFACE}"}} 0.0'
+        assert results[1]["stdout"] == f'lbops_collector_success{{collector="balancer",interface="{INTERFACE}"}} 0'
         assert [bool(re.fullmatch(message, result["msg"])) for result in results[2:-1]] == [True] * len(tasks), results
         assert not results[-1]["failed"]
     assert changed(run(lab, APPLY)) == [False] * 3

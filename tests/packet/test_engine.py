@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -233,3 +234,62 @@ def test_sessions_outlive_a_repair(balancer, net):
         live.write_backends({place: bytes(damaged)})
     assert balancer.apply_backends(declared[1], True, False).details["repaired"]
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80, tcp_flags="A"))[1][34:36] == first[1][34:36]
+
+
+def counted(balancer: Balancer) -> dict[str, int]:
+    """Packets by everything that counts them."""
+    info = balancer.info()
+    found = {f"service {entry['name']}": entry["packets"] for entry in info["services"]}
+    found |= {f"backend {entry['address']}": entry["packets"] for entry in info["backends"]}
+    return found | {f"{row['verdict']} {row['reason']}": row["packets"] for row in info["reasons"]}
+
+
+def test_what_comes_again_goes_on_counting_where_it_was(balancer, net):
+    declare(balancer, [WEB], web(1))
+    for port in range(20000, 20010):
+        run(balancer, net, tcp(CLIENT, port, VIP, 80))
+    before = counted(balancer)
+    assert before["service web"] == before["backend 10.0.0.1"] == 10
+    declare(balancer, [WEB], web(2))
+    assert "backend 10.0.0.1" not in counted(balancer)
+    declare(balancer, [WEB], web(1, 2))
+    assert counted(balancer) == {**before, "backend 10.0.0.2": 0}
+    declare(balancer, [], [])
+    declare(balancer, [WEB], web(1, 2))
+    assert counted(balancer) == {**before, "backend 10.0.0.2": 0}
+    assert not state.load(balancer.state_file).departed.backends
+
+
+def test_new_maps_go_on_counting_where_the_old_ones_were(balancer, net):
+    declare(balancer, [WEB], web(1))
+    for port in range(20000, 20010):
+        run(balancer, net, tcp(CLIENT, port, VIP, 80))
+        run(balancer, net, udp(CLIENT, port, VIP, 9))
+    before, known = counted(balancer), state.load(balancer.state_file)
+    assert before["pass not_ours"] == 10
+    larger = dataclasses.replace(SIZES, max_backends=2048)
+    request = ProgramRequest("native", FEATURES, larger, SOURCE)
+    assert balancer.apply_program(request, check=False).details["new_maps"]
+    assert counted(balancer) == before
+    after = state.load(balancer.state_file)
+    assert after.counting_since == known.counting_since > 0
+    assert after.generation == known.generation + 1
+    assert after.applied_at > known.applied_at
+
+
+def test_reading_needs_no_more_than_descriptors_to_read(balancer):
+    declare(balancer, [WEB], web(1))
+    with maps.open_pinned(balancer.maps_directory, SIZES, read_only=True) as live:
+        with pytest.raises(PermissionError):
+            live.zero_counters("service_counters", [0])
+
+
+def test_counters_are_read_as_far_as_asked_for_and_in_pieces(balancer, monkeypatch):
+    with live_maps(balancer) as live:
+        live.set_counters("backend_counters", {place: (place, 2, 3, 4, 5) for place in range(100)})
+        whole = live.read_counters("backend_counters")
+        assert whole[7] == (7, 2, 3, 4, 5) and len(whole) == SIZES.max_backends
+        monkeypatch.setattr(maps, "READ_BYTES", 1000)
+        assert live.read_counters("backend_counters") == whole
+        assert live.read_counters("backend_counters", 9) == whole[:9]
+        assert live.read_counters("backend_counters", 0) == []

@@ -18,7 +18,13 @@ SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 COMMANDS = ("roles/balancer/files", "usr/sbin", "lbops-top", set())
 
 
+EXPORTER = ("roles/exporter/files/lbops_exporter", "usr/lib/lbops/lbops_exporter", "*.py", set())
+
+
 def content(role: str) -> list:
+    if role == "exporter":
+        # It runs beside one of the others.
+        return [EXPORTER]
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
     return [ENGINE, SOURCE, units, COMMANDS] if role == "balancer" else [ENGINE, units]
 

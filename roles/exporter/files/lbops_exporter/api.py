@@ -1,0 +1,47 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration as JSON, with the objects that xdp_info returns. Nothing can be changed here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine.errors import EngineError
+from engine.live import Reading
+
+from .source import Sources
+
+DOCUMENTS = ("config", "services", "backends")
+
+
+def _entries(name: str, interface: str, reading: Reading) -> list[dict[str, Any]]:
+    found = reading.service_entries() if name == "services" else reading.backend_entries()
+    return [{"interface": interface, **entry} for entry in found]
+
+
+def document(name: str, sources: Sources) -> tuple[bytes, bool]:
+    """One of DOCUMENTS, and whether everything could be read; if not, it says what could not."""
+    interfaces: dict[str, Any] = {}
+    entries: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+    try:
+        present = sources.interfaces()
+    except OSError as error:
+        return json.dumps({"errors": {"": str(error)}}).encode(), False
+    for interface in present:
+        try:
+            reading = sources.read(interface)
+        except (EngineError, OSError) as error:
+            errors[interface] = str(error)
+            continue
+        if name == "config":
+            interfaces[interface] = reading.info()
+        else:
+            entries += _entries(name, interface, reading)
+    found: Any = {"interfaces": interfaces} if name == "config" else entries
+    if errors:
+        # A list without what could not be read would be taken for the whole.
+        found = {"interfaces": interfaces, "errors": errors} if name == "config" else {"errors": errors}
+    return json.dumps(found).encode() + b"\n", not errors

@@ -1,0 +1,202 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packets, bytes and flows by service, backend, filter and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from engine.layout import REASONS
+from engine.live import Reading
+from engine.model import Backend
+from engine.state import State
+
+from .collector import Collector
+from .exposition import Family, Page, pairs
+from .source import Sources
+
+_SERVICE = ("interface", "service")
+_BACKEND = ("address", "backend", "interface", "port", "service")
+SERVICE_PACKETS = Family(
+    "lbops_service_packets_total", "counter", "Packets by service.", ("direction", "interface", "service")
+)
+SERVICE_BYTES = Family(
+    "lbops_service_bytes_total", "counter", "Bytes of frames by service.", ("direction", "interface", "service")
+)
+SERVICE_FLOWS = Family(
+    "lbops_service_new_flows_total", "counter", "Flows remembered or sessions started, by service.", _SERVICE
+)
+SERVICE_HITS = Family(
+    "lbops_service_flow_table_hits_total", "counter", "Packets of flows that were remembered, by service.", _SERVICE
+)
+SERVICE_MISSES = Family(
+    "lbops_service_flow_table_misses_total", "counter", "Packets that began a flow to remember, by service.", _SERVICE
+)
+_DIRECTED = ("address", "backend", "direction", "interface", "port", "service")
+BACKEND_PACKETS = Family("lbops_backend_packets_total", "counter", "Packets by backend.", _DIRECTED)
+BACKEND_BYTES = Family("lbops_backend_bytes_total", "counter", "Bytes of frames by backend.", _DIRECTED)
+BACKEND_FLOWS = Family(
+    "lbops_backend_new_flows_total", "counter", "Flows remembered or sessions started, by backend.", _BACKEND
+)
+BACKEND_HITS = Family(
+    "lbops_backend_flow_table_hits_total", "counter", "Packets of flows that were remembered, by backend.", _BACKEND
+)
+BACKEND_MISSES = Family(
+    "lbops_backend_flow_table_misses_total", "counter", "Packets that began a flow to remember, by backend.", _BACKEND
+)
+WEIGHT = Family("lbops_backend_weight", "gauge", "Share of new packets a backend gets, 0 when drained.", _BACKEND)
+ENABLED = Family("lbops_backend_enabled", "gauge", "Whether a backend is enabled, not drained.", _BACKEND)
+REASON_PACKETS = Family(
+    "lbops_reason_packets_total",
+    "counter",
+    "Packets that were passed to the kernel, dropped, answered or forwarded unlearnt, by reason.",
+    ("interface", "reason", "verdict"),
+)
+FILTER_PACKETS = Family(
+    "lbops_filter_packets_total",
+    "counter",
+    "Packets a filter decided on, by what it did.",
+    ("interface", "prefix", "protocol", "verdict"),
+)
+
+
+class Hits:
+    """Packets without new flows. A flow is counted before its first packet, so this may seem to shrink: it does not."""
+
+    def __init__(self) -> None:
+        self._counted: dict[Any, int] = {}
+
+    def of(self, key: Any, row: tuple[int, ...]) -> int:
+        found = max(self._counted.get(key, 0), row[0] - row[4])
+        self._counted[key] = found
+        return found
+
+
+class Labels:
+    """The labels of one configuration, before and after the direction, and what stays as long as it does."""
+
+    def __init__(self, interface: str, current: State) -> None:
+        self.current = current
+        config = current.config
+        self.services = [("", pairs({"interface": interface, "service": name})) for name in config.services]
+        tails: dict[str, str] = {}
+        self.backends: list[tuple[str, str]] = []
+        for backend in config.backends.values():
+            head, tail = _backend_labels(interface, backend)
+            # Few different ones, each kept once.
+            self.backends.append((head, tails.setdefault(tail, tail)))
+        self.constant = Page()
+        backends = config.backends.values()
+        self.constant.add_lines(WEIGHT, _plain(WEIGHT, self.backends, (backend.share for backend in backends)))
+        enabled = (int(backend.state == "enabled") for backend in backends)
+        self.constant.add_lines(ENABLED, _plain(ENABLED, self.backends, enabled))
+
+
+def _backend_labels(interface: str, backend: Backend) -> tuple[str, str]:
+    port = "" if backend.port is None else backend.port
+    return (
+        pairs({"address": backend.target, "backend": backend.name or backend.target}) + ",",
+        pairs({"interface": interface, "port": port, "service": backend.service}),
+    )
+
+
+def _directed(family: Family, labels: Iterable[tuple[str, str]], rows: Iterable[tuple], place: int) -> Iterator[str]:
+    name = family.name
+    for (head, tail), row in zip(labels, rows):
+        yield f'{name}{{{head}direction="to_backend",{tail}}} {row[place]}'
+        yield f'{name}{{{head}direction="to_client",{tail}}} {row[place + 2]}'
+
+
+def _plain(family: Family, labels: Iterable[tuple[str, str]], values: Iterable[int]) -> Iterator[str]:
+    name = family.name
+    for (head, tail), value in zip(labels, values):
+        yield f"{name}{{{head}{tail}}} {value}"
+
+
+class BalancerCollector(Collector):
+    name = "balancer"
+    families = (
+        SERVICE_PACKETS,
+        SERVICE_BYTES,
+        SERVICE_FLOWS,
+        SERVICE_HITS,
+        SERVICE_MISSES,
+        BACKEND_PACKETS,
+        BACKEND_BYTES,
+        BACKEND_FLOWS,
+        BACKEND_HITS,
+        BACKEND_MISSES,
+        WEIGHT,
+        ENABLED,
+        REASON_PACKETS,
+        FILTER_PACKETS,
+    )
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._labels: dict[str, Labels] = {}
+        self._service_hits = Hits()
+        self._backend_hits = Hits()
+
+    def subjects(self) -> Iterable[str]:
+        return self._sources.interfaces()
+
+    def collect(self, page: Page, interface: str) -> None:
+        reading = self._sources.read(interface)
+        if reading.current is None:
+            return
+        known = self._labels.get(interface)
+        if known is None or known.current is not reading.current:
+            known = self._labels[interface] = Labels(interface, reading.current)
+        self._services(page, interface, reading, known)
+        self._backends(page, interface, reading, known)
+        for item, (packets, dropped) in zip(reading.current.filters.values(), reading.filters):
+            labels = {"interface": interface, "prefix": item.prefix, "protocol": item.protocol}
+            page.add(FILTER_PACKETS, dropped, verdict="drop", **labels)
+            page.add(FILTER_PACKETS, packets - dropped, verdict="pass", **labels)
+        for (reason, verdict), packets in zip(REASONS, reading.reasons):
+            page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
+
+    def _services(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
+        labels, rows, services = known.services, reading.services, reading.current.config.services
+        page.add_lines(SERVICE_PACKETS, _directed(SERVICE_PACKETS, labels, rows, 0))
+        page.add_lines(SERVICE_BYTES, _directed(SERVICE_BYTES, labels, rows, 1))
+        page.add_lines(SERVICE_FLOWS, _plain(SERVICE_FLOWS, labels, (row[4] for row in rows)))
+        self._remembered(
+            page,
+            (SERVICE_HITS, SERVICE_MISSES),
+            self._service_hits,
+            [
+                (label, (interface, name), row)
+                for label, (name, service), row in zip(labels, services.items(), rows)
+                if service.flow_table
+            ],
+        )
+
+    def _backends(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
+        labels, rows, config = known.backends, reading.backends, reading.current.config
+        page.add_lines(BACKEND_PACKETS, _directed(BACKEND_PACKETS, labels, rows, 0))
+        page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
+        page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
+        page.merge(known.constant)
+        remembering = {name for name, service in config.services.items() if service.flow_table}
+        self._remembered(
+            page,
+            (BACKEND_HITS, BACKEND_MISSES),
+            self._backend_hits,
+            [
+                (label, (interface, key), row)
+                for label, key, row in zip(labels, config.backends, rows)
+                if key.service in remembering
+            ],
+        )
+
+    @staticmethod
+    def _remembered(
+        page: Page, families: tuple[Family, Family], hits: Hits, found: list[tuple[tuple[str, str], Any, tuple]]
+    ) -> None:
+        labels = [label for label, _key, _row in found]
+        page.add_lines(families[0], _plain(families[0], labels, (hits.of(key, row) for _label, key, row in found)))
+        page.add_lines(families[1], _plain(families[1], labels, (row[4] for _label, _key, row in found)))

@@ -1,0 +1,83 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What drivers count, by their own names: packets by queue, everything about XDP, and the rest summed over queues."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from engine import ethtool_ioctl
+from engine.nic import supported
+
+from .collector import Collector
+from .devices import Devices
+from .exposition import Family, Page
+
+QUEUE = Family(
+    "lbops_interface_queue_packets_total",
+    "counter",
+    "Packets by queue, where the driver tells.",
+    ("direction", "interface", "queue"),
+)
+XDP = Family(
+    "lbops_interface_xdp_total",
+    "counter",
+    "What the driver counts about XDP, by its own names, summed over queues.",
+    ("interface", "statistic"),
+)
+OTHER = Family(
+    "lbops_interface_driver_statistic",
+    "untyped",
+    "What else the driver counts, by its own names, summed over queues.",
+    ("interface", "statistic"),
+)
+# rx_queue_0_packets (virtio_net, veth, igb, ixgbe), rx-0.packets (i40e, ice), rx0_packets (mlx5), queue_0_rx_cnt (ena),
+# [0]: rx_ucast_packets (bnxt)
+_OF_QUEUE = (
+    re.compile(r"^(?P<direction>[rt]x)_queue_(?P<queue>\d+)_(?P<what>.+)$"),
+    re.compile(r"^(?P<direction>[rt]x)-?(?P<queue>\d+)[._](?P<what>.+)$"),
+    re.compile(r"^queue_(?P<queue>\d+)_(?P<direction>[rt]x)_(?P<what>.+)$"),
+    re.compile(r"^\[(?P<queue>\d+)\]: (?P<direction>[rt]x)_(?P<what>.+)$"),
+)
+_PACKETS = frozenset(("packets", "cnt", "ucast_packets"))
+_DIRECTIONS = {"rx": "receive", "tx": "transmit"}
+
+
+def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], Counter, Counter]:
+    """Packets by direction and queue, what is about XDP, and the rest; both summed over queues."""
+    packets: dict[tuple[str, int], int] = {}
+    xdp: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for name, value in statistics.items():
+        match = next(filter(None, (pattern.match(name) for pattern in _OF_QUEUE)), None)
+        if match:
+            direction, queue, what = match["direction"], int(match["queue"]), match["what"]
+            if what in _PACKETS:
+                packets[(_DIRECTIONS[direction], queue)] = value
+                continue
+            name = f"{direction}_{what}"
+        (xdp if "xdp" in name else others)[name.strip().replace(" ", "_")] += value
+    return packets, xdp, others
+
+
+class DriverCollector(Collector):
+    name = "driver"
+    families = (QUEUE, XDP, OTHER)
+
+    def __init__(self, devices: Devices) -> None:
+        self._devices = devices
+
+    def subjects(self) -> Iterable[str]:
+        return self._devices.names()
+
+    def collect(self, page: Page, interface: str) -> None:
+        index = self._devices.find(interface).index
+        packets, xdp, others = sort_out(supported(lambda: ethtool_ioctl.statistics(index)) or {})
+        for (direction, queue), value in packets.items():
+            page.add(QUEUE, value, direction=direction, interface=interface, queue=queue)
+        for family, found in ((XDP, xdp), (OTHER, others)):
+            for name, value in found.items():
+                page.add(family, value, interface=interface, statistic=name)

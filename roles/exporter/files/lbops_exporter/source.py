@@ -1,0 +1,151 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the engine says of the balancers of this host; one reading serves all collectors of a scrape."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from engine import state
+from engine.balancer import Balancer
+from engine.live import Reading
+
+SUFFIX = ".json"
+# How long a change may keep the state before it is read in the midst of one.
+MAX_AGE = 30.0  # seconds
+
+
+def entries(paths: state.Paths) -> list[str]:
+    """The names of the state files, without their suffix. Raises OSError if the directory cannot be read."""
+    try:
+        names = os.listdir(paths.state)
+    except FileNotFoundError:
+        return []
+    return sorted(name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+
+
+def interfaces(paths: state.Paths) -> list[str]:
+    """Those with a balancer."""
+    return [name for name in entries(paths) if not name.startswith(state.NIC_PREFIX)]
+
+
+def tuned_interfaces(paths: state.Paths) -> list[str]:
+    prefix = state.NIC_PREFIX
+    return [name[len(prefix) :] for name in entries(paths) if name.startswith(prefix)]
+
+
+class Floors:
+    """Packets that the old maps count while new ones take their place are lost to these: wait until they catch up."""
+
+    def __init__(self) -> None:
+        self._last: Reading | None = None
+        self._floors: dict[Any, tuple[int, ...]] = {}
+
+    @staticmethod
+    def _rows(reading: Reading) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        current = reading.current
+        if current:
+            yield from zip((("service", name) for name in current.config.services), reading.services)
+            yield from zip((("backend", key) for key in current.config.backends), reading.backends)
+            yield from zip((("filter", key) for key in current.filters), reading.filters)
+        yield from ((("reason", place), (packets,)) for place, packets in enumerate(reading.reasons))
+
+    def raised(self, reading: Reading) -> Reading:
+        last, self._last = self._last, reading
+        if not last or not last.current or not reading.current:
+            return reading
+        if last.current.counting_since != reading.current.counting_since:
+            self._floors = {}
+            return reading
+        if last.maps != reading.maps:
+            self._floors = dict(self._rows(last))
+        if not self._floors:
+            return reading
+        rows = [tuple(map(max, row, self._floors.get(key, row))) for key, row in self._rows(reading)]
+        services, backends, filters = len(reading.services), len(reading.backends), len(reading.filters)
+        self._last = replace(
+            reading,
+            services=rows[:services],
+            backends=rows[services : services + backends],
+            filters=rows[services + backends : services + backends + filters],
+            reasons=[packets for (packets,) in rows[services + backends + filters :]],
+        )
+        return self._last
+
+
+class Source:
+    """The balancer of one interface. The state file is parsed when it was replaced, the maps are read each time."""
+
+    def __init__(self, interface: str, paths: state.Paths) -> None:
+        self._balancer = Balancer(interface, paths)
+        self._paths = paths
+        self._signature: tuple[int, ...] = ()
+        self._current: state.State | None = None
+        self._floors = Floors()
+        self._reading: Reading | None = None
+        self._read_at = 0.0
+
+    def _state(self) -> state.State | None:
+        try:
+            found = os.stat(self._balancer.state_file)
+        except FileNotFoundError:
+            return None
+        signature = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if signature != self._signature:
+            # Nobody takes the one before for right if this fails.
+            self._signature, self._current = (), None
+            self._current = state.load(self._balancer.state_file)
+            self._signature = signature
+        return self._current
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[bool]:
+        """Whether nobody is changing anything; nobody begins to, either, for as long as this takes."""
+        descriptor = os.open(self._paths.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> Reading:
+        """Raises EngineError or OSError."""
+        with self._unchanged() as unchanged:
+            now = time.monotonic()
+            if not unchanged and self._reading and now - self._read_at < MAX_AGE:
+                return self._reading
+            self._reading = None
+            self._reading, self._read_at = self._floors.raised(self._balancer.read(self._state())), now
+            return self._reading
+
+
+class Sources:
+    def __init__(self, paths: state.Paths = state.HOST_PATHS) -> None:
+        self.paths = paths
+        self._sources: dict[str, Source] = {}
+        self._readings: dict[str, Reading] = {}
+
+    def forget(self) -> None:
+        """Read anew from here on."""
+        self._readings.clear()
+        present = interfaces(self.paths)
+        self._sources = {interface: source for interface, source in self._sources.items() if interface in present}
+
+    def interfaces(self) -> list[str]:
+        return interfaces(self.paths)
+
+    def read(self, interface: str) -> Reading:
+        """Raises EngineError or OSError."""
+        if interface not in self._readings:
+            source = self._sources.setdefault(interface, Source(interface, self.paths))
+            self._readings[interface] = source.read()
+        return self._readings[interface]

@@ -1,0 +1,90 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TLS and basic authentication by the keys of Prometheus' web configuration file, here JSON, a kind of YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .passwords import PREFIXES, Users
+
+
+class WebConfigError(Exception):
+    """What is wrong with the file."""
+
+
+class Tls:
+    """Certificate and key, read anew when either was replaced."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        self._files = certificate, key
+        self._signature: list[tuple[int, int]] = []
+        self._context = self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """Raises OSError, ssl.SSLError included, for files that make none."""
+        found = [os.stat(path) for path in self._files]
+        signature = [(file.st_ino, file.st_mtime_ns) for file in found]
+        if signature != self._signature:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_cert_chain(*self._files)
+            self._context, self._signature = context, signature
+        return self._context
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    tls: Tls | None = None
+    users: Users | None = None
+
+
+def _tls(found: dict[str, Any], where: str) -> Tls:
+    _only(found, ("cert_file", "key_file"), f"{where}: tls_server_config")
+    try:
+        return Tls(found["cert_file"], found["key_file"])
+    except KeyError as error:
+        raise WebConfigError(f"{where}: tls_server_config has no {error.args[0]}") from None
+    except OSError as error:
+        raise WebConfigError(
+            f"{where}: cert_file {found['cert_file']} and key_file {found['key_file']} cannot be used: {error}"
+        ) from None
+
+
+def _users(found: dict[str, Any], where: str) -> Users:
+    for name, digest in found.items():
+        if not isinstance(digest, str) or not digest.startswith(PREFIXES):
+            raise WebConfigError(
+                f"{where}: basic_auth_users: that of {name} is not a bcrypt digest; make one with htpasswd -nB {name}"
+            )
+    return Users(found)
+
+
+def _only(found: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(found, dict):
+        raise WebConfigError(f"{where} is not a mapping")
+    strange = [name for name in found if name not in known]
+    if strange:
+        raise WebConfigError(f"{where} has no {strange[0]!r}; there are {', '.join(known)}")
+
+
+def load(path: Path | None) -> WebConfig:
+    """Raises WebConfigError."""
+    if path is None:
+        return WebConfig()
+    where = str(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WebConfigError(f"{where} cannot be read: {error}") from None
+    _only(found, ("tls_server_config", "basic_auth_users"), where)
+    tls, users = found.get("tls_server_config"), found.get("basic_auth_users")
+    if users is not None:
+        _only(users, tuple(users), f"{where}: basic_auth_users")
+    return WebConfig(_tls(tls, where) if tls else None, _users(users, where) if users else None)

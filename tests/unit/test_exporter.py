@@ -1,0 +1,387 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The exporter's pure parts, and its server on a port of this process."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support import exporter as host
+
+from lbops_exporter import balancer, driver, nic, program, softnet, source  # isort: skip
+from lbops_exporter.collector import Collector, Guard  # isort: skip
+from lbops_exporter.exporter import Exporter, collectors  # isort: skip
+from lbops_exporter.exposition import Family, Page  # isort: skip
+from lbops_exporter.passwords import Bcrypt, Users  # isort: skip
+from lbops_exporter.server import Server  # isort: skip
+from lbops_exporter.source import Floors, Sources  # isort: skip
+from lbops_exporter.web_config import WebConfig, WebConfigError, load  # isort: skip
+from engine import state, tuned  # isort: skip
+from engine.errors import EngineError  # isort: skip
+from engine.live import Reading  # isort: skip
+
+DOCUMENT = (host.ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+FAMILIES = [family for part in (*collectors(Sources()), Guard()) for family in part.families]
+
+
+def samples(text: str) -> dict[str, float]:
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+# --- names
+
+
+def test_what_is_documented_is_exported_and_nothing_else():
+    rows = re.findall(r"^\| `(lbops_\w+)` \| (counter|gauge|untyped) \| (.*?) \| (.*?) \|$", DOCUMENT, re.MULTILINE)
+    documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows}
+    # By prometheus-client.
+    assert documented.pop("lbops_exporter_scrapes_total")[0] == "counter"
+    assert len(documented) == len(FAMILIES)
+    assert documented == {family.name: (family.kind, family.labels, family.help) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_names_follow_the_conventions(family):
+    assert re.fullmatch(r"lbops_[a-z0-9_]+", family.name)
+    assert (family.kind == "counter") == family.name.endswith("_total")
+    assert list(family.labels) == sorted(family.labels)
+    assert family.help.endswith(".")
+    assert not re.search(r"_(ms|ns|us|usecs|milliseconds|kbytes|bits)(_|$)", family.name)
+
+
+def test_every_metric_of_the_reference_has_a_counterpart():
+    names = """xdp_packet_processed_rate xdp_packet_processed xdp_packet_latency_ns interfaces_stat interfaces_spec
+    xdp_mode xdp_prog_id_total xdp_prog_id_created interface_qdisk /api/v1/configs""".split()
+    table = DOCUMENT.partition("## From xdp_lb.py")[2]
+    for name in names:
+        assert f"| `{name}" in table, name
+    for name in re.findall(r"lbops_\w+", table):
+        assert name.rstrip("_") in DOCUMENT.partition("## From xdp_lb.py")[0], name
+
+
+# --- text
+
+
+def test_labels_are_escaped_as_prometheus_reads_them():
+    page = Page()
+    name = 'a "b" \\ c\nd'
+    page.add(Family("lbops_x_total", "counter", "X.", ("value",)), 7, value=name)
+    [family] = text_string_to_metric_families(page.content().decode())
+    [sample] = family.samples
+    assert (sample.labels, sample.value, family.type) == ({"value": name}, 7, "counter")
+
+
+def test_an_empty_page_is_empty():
+    assert Page().content() == b""
+
+
+# --- guard
+
+
+class Stub(Collector):
+    name = "stub"
+    families = (Family("lbops_stub", "gauge", "Stub.", ("interface",)),)
+    failing: set = set()
+
+    def subjects(self):
+        return ["eth0", "eth1"]
+
+    def collect(self, page, interface):
+        page.add(self.families[0], 1, interface=interface)
+        if interface in self.failing:
+            raise EngineError("broken\nin two")
+
+
+def test_a_collector_that_fails_is_a_metric_and_told_of_once(capsys):
+    guard, stub = Guard(), Stub()
+    stub.failing = {"eth1"}
+    for _scrape in range(2):
+        found = samples(guard.run([stub]).content().decode())
+        assert found['lbops_collector_success{collector="stub",interface="eth0"}'] == 1
+        assert found['lbops_collector_success{collector="stub",interface="eth1"}'] == 0
+        assert 'lbops_stub{interface="eth0"}' in found and 'lbops_stub{interface="eth1"}' not in found
+    stub.failing = set()
+    guard.run([stub])
+    assert capsys.readouterr().out.splitlines() == [
+        'exporter event=failed collector=stub interface=eth1 error="broken\\nin two"',
+        "exporter event=recovered collector=stub interface=eth1",
+    ]
+
+
+def test_a_collector_that_does_not_know_its_interfaces_is_a_metric(monkeypatch):
+    monkeypatch.setattr(Stub, "subjects", lambda self: 1 / 0)
+    assert samples(Guard().run([Stub()]).content().decode()) == {
+        'lbops_collector_success{collector="stub",interface=""}': 0
+    }
+
+
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    paths = state.Paths(state=tmp_path)
+    for name in ("eth0.json", "nic-eth1.json", "a.b.json", ".eth0.json.new"):
+        (tmp_path / name).touch()
+    assert source.interfaces(paths) == ["a.b", "eth0"]
+    assert source.tuned_interfaces(paths) == ["eth1"]
+    assert source.interfaces(state.Paths(state=tmp_path / "missing")) == []
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(source.os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        source.interfaces(paths)
+
+
+# --- counters
+
+
+def reading(packets: int, maps: int, since: float = 1.0) -> Reading:
+    config = SimpleNamespace(services={"web": None}, backends={"one": None})
+    current = SimpleNamespace(config=config, filters={}, counting_since=since)
+    row = (packets, packets, 0, 0, 0)
+    return Reading({}, current, [row], [row], [], [packets], {}, maps)
+
+
+def test_new_maps_wait_until_they_have_caught_up():
+    floors = Floors()
+    assert floors.raised(reading(100, 1)).services[0][0] == 100
+    behind = floors.raised(reading(97, 2))
+    assert (behind.services[0][0], behind.backends[0][0], behind.reasons) == (100, 100, [100])
+    assert floors.raised(reading(99, 2)).services[0][0] == 100
+    assert floors.raised(reading(103, 2)).services[0][0] == 103
+    assert floors.raised(reading(102, 3)).services[0][0] == 103
+
+
+def test_counters_that_began_anew_begin_anew():
+    floors = Floors()
+    floors.raised(reading(100, 1))
+    assert floors.raised(reading(3, 2, since=2.0)).services[0][0] == 3
+
+
+def test_runs_add_up_over_programs():
+    runs = program.Runs()
+    assert runs.add(7, 10, 1000) == (10, 1000)
+    assert runs.add(7, 15, 1500) == (15, 1500)
+    assert runs.add(8, 1, 100) == (16, 1600)
+    assert runs.add(8, 2, 200) == (17, 1700)
+
+
+def test_hits_never_shrink():
+    hits = balancer.Hits()
+    assert hits.of("web", (10, 0, 0, 0, 3)) == 7
+    assert hits.of("web", (10, 0, 0, 0, 4)) == 7
+    assert hits.of("web", (12, 0, 0, 0, 4)) == 8
+    assert hits.of("other", (0, 0, 0, 0, 2)) == 0
+
+
+def test_32_bits_are_unwrapped():
+    unwrapped = softnet.Unwrapped()
+    assert [unwrapped.add("x", value) for value in (5, 0xFFFFFFFF, 3, 4)] == [
+        5,
+        0xFFFFFFFF,
+        (1 << 32) + 3,
+        (1 << 32) + 4,
+    ]
+
+
+# --- what drivers and devices say
+
+
+def test_statistics_of_drivers_are_sorted_out():
+    packets, xdp, others = driver.sort_out(
+        {
+            "rx_queue_0_packets": 1,
+            "rx-1.packets": 2,
+            "tx2_packets": 3,
+            "queue_3_rx_cnt": 4,
+            "[4]: tx_ucast_packets": 5,
+            "rx_queue_0_xdp_drops": 6,
+            "rx_queue_1_xdp_drops": 7,
+            "rx_xdp_drop": 8,
+            "rx_crc_errors_phy": 9,
+            "rx0_bytes": 10,
+            "rx1_bytes": 11,
+        }
+    )
+    assert packets == {
+        ("receive", 0): 1,
+        ("receive", 1): 2,
+        ("transmit", 2): 3,
+        ("receive", 3): 4,
+        ("transmit", 4): 5,
+    }
+    assert xdp == {"rx_xdp_drops": 13, "rx_xdp_drop": 8}
+    assert others == {"rx_crc_errors_phy": 9, "rx_bytes": 21}
+
+
+def test_the_hash_key_stays_here():
+    image = {"rss": {"key": "6d:5a", "queues": 2}, "rings": {"rx": 256}, "irq_affinity": {"vectors": {"0": "1"}}}
+    assert list(nic.settings(image)) == [
+        ("rss", "queues", 2),
+        ("rings", "rx", 256),
+        ("irq_affinity", "vectors.0", "1"),
+    ]
+
+
+def test_drift_is_what_a_profile_would_change():
+    entry = tuned.Tuned({}, saved={"rings": {"rx": 512, "tx": 512}, "features": {"lro": False}})
+    entry.saved["irq_affinity"] = {"irqbalance_ban": True}
+    entry.settled = {"rings.tx": [512, 256]}
+    facts = {"rings": {"rx": 256, "tx": 256}, "features": {"lro": False}}
+    assert list(nic.drifted(facts, entry)) == [
+        ("rings", "rx", True),
+        ("rings", "tx", False),
+        ("features", "lro", False),
+    ]
+
+
+# --- TLS and users
+
+
+def digest_of(password: bytes) -> str:
+    made = Bcrypt()
+    return made._crypt(password, b"$2b$05$abcdefghijklmnopqrstuu").decode()
+
+
+def test_users():
+    users = Users({"prometheus": digest_of(b"let me in")})
+    for _twice in range(2):
+        assert users.accept("prometheus", b"let me in")
+        assert not users.accept("prometheus", b"let me out")
+        assert not users.accept("nobody", b"let me in")
+        assert not users.accept("prometheus", b"let me in\0")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    (
+        ({"tls": {}}, "has no 'tls'; there are tls_server_config, basic_auth_users"),
+        ([], "is not a mapping"),
+        ({"tls_server_config": {"cert_file": "/missing"}}, "tls_server_config has no key_file"),
+        ({"tls_server_config": {"cert_file": "/missing", "key_file": "/missing"}}, "cert_file /missing and key_file"),
+        ({"tls_server_config": {"ciphers": []}}, "tls_server_config has no 'ciphers'; there are cert_file, key_file"),
+        ({"basic_auth_users": {"me": "secret"}}, "that of me is not a bcrypt digest; make one with htpasswd -nB me"),
+        ({"basic_auth_users": ["me"]}, "basic_auth_users is not a mapping"),
+    ),
+)
+def test_a_web_configuration_that_makes_no_sense(tmp_path, content, problem):
+    path = tmp_path / "web.yml"
+    path.write_text(json.dumps(content))
+    with pytest.raises(WebConfigError) as raised:
+        load(path)
+    assert str(path) in str(raised.value) and problem in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_no_web_configuration_is_none(tmp_path):
+    (tmp_path / "web.yml").write_text("{}\n")
+    assert load(tmp_path / "web.yml") == load(None) == WebConfig()
+
+
+# --- HTTP
+
+
+@pytest.fixture
+def serve(tmp_path) -> Iterator:
+    servers = []
+
+    def start(web: WebConfig | None = None) -> int:
+        paths = state.Paths(tmp_path / "pins", tmp_path / "state")
+        server = Server("127.0.0.1", 0, Exporter(paths), web or WebConfig())
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server.server_port
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, content, response.headers
+
+
+def test_a_host_without_balancers_answers(serve):
+    port = serve()
+    status, content, headers = ask(port, "/metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert {family.name for family in text_string_to_metric_families(content.decode())} >= {
+        "lbops_softnet_processed",
+        "lbops_collector_success",
+        "process_resident_memory_bytes",
+    }
+    assert json.loads(ask(port, "/api/v1/config")[1]) == {"interfaces": {}}
+    assert json.loads(ask(port, "/api/v1/services")[1]) == json.loads(ask(port, "/api/v1/backends")[1]) == []
+
+
+def test_compression(serve):
+    _status, content, headers = ask(serve(), "/metrics", **{"Accept-Encoding": "gzip, deflate"})
+    assert headers["Content-Encoding"] == "gzip" and b"lbops_softnet" in gzip.decompress(content)
+
+
+def test_what_is_not_there_and_what_is_not_done(serve):
+    port = serve()
+    assert ask(port, "/")[0] == 200
+    assert ask(port, "/api/v1/configs")[0] == 404
+    assert ask(port, "/metrics", "HEAD")[:2] == (200, b"")
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        status, _content, headers = ask(port, "/api/v1/config", method)
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_page_is_made_once_for_all_who_wait(serve, tmp_path):
+    made = Exporter(state.Paths(tmp_path / "pins", tmp_path / "state"))
+    pages = []
+    with made._lock:
+        threads = [threading.Thread(target=lambda: pages.append(made.metrics(False))) for _number in range(10)]
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pages) == 10
+    assert samples(made.metrics(False).decode())["lbops_exporter_scrapes_total"] < 10
+
+
+def test_the_silent_keep_nobody_waiting(serve):
+    port = serve()
+    silent = [socket.create_connection(("127.0.0.1", port)) for _number in range(20)]
+    assert ask(port, "/metrics")[0] == 200
+    for connection in silent:
+        connection.close()
+
+
+def test_a_fault_of_our_own_is_told_of(serve, monkeypatch, capsys):
+    monkeypatch.setattr(Exporter, "metrics", lambda self, packed: 1 / 0)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(serve(), "/metrics")
+    assert 'event=failed client=127.0.0.1 error="ZeroDivisionError: ' in capsys.readouterr().out
+
+
+def test_names_and_passwords(serve):
+    port = serve(WebConfig(users=Users({"me": digest_of(b"a:b")})))
+
+    def status(text: bytes | None) -> int:
+        headers = {"Authorization": "Basic " + base64.b64encode(text).decode()} if text is not None else {}
+        return ask(port, "/metrics", **headers)[0]
+
+    assert [status(text) for text in (b"me:a:b", None, b"me", b"me:", b"you:a:b", b"\xff:a")] == [200, *[401] * 5]
+    assert ask(port, "/metrics", Authorization="Basic !!")[0] == 401
+    assert ask(port, "/metrics", Authorization="Bearer x")[2]["WWW-Authenticate"] == 'Basic realm="lbops"'
+    assert ask(port, "/metrics", "POST")[0] in (401, 405)
