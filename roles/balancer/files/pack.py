@@ -19,7 +19,10 @@ SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 
 def content(role: str) -> list:
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
-    return [ENGINE, SOURCE, units] if role == "balancer" else [ENGINE, units]
+    if role == "balancer":
+        return [ENGINE, SOURCE, units]
+    program = (f"roles/{role}/files", f"usr/lib/lbops/{role}", "*.py", set())
+    return [ENGINE, program, units]
 
 
 def pack(collection: Path, archive: Path, role: str) -> None:
