@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from ansible_collections.lbops.xdp.plugins.filter import inventory
 from ansible_collections.lbops.xdp.plugins.module_utils import health
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 
-# The program finds the engine by the name it has on a host.
-sys.modules.setdefault("engine", module_utils)
+# The program finds the engine by the name it has on a host; modules of their own, apart from the collection's.
+engine = types.ModuleType("engine")
+engine.__path__ = list(module_utils.__path__)
+sys.modules.setdefault("engine", engine)
 
 from roles.health.files import dns, http, icmp, log, rounds  # noqa: E402
 from roles.health.files.common import Failed, Target  # noqa: E402

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import socket
 import ssl
 from asyncio import TimeoutError as AsyncTimeout
@@ -70,5 +70,5 @@ def reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason}"
     if isinstance(error, OSError) and error.errno:
-        return errno.errorcode.get(error.errno, str(error.errno)).lower()
+        return os.strerror(error.errno)
     return type(error).__name__

@@ -47,7 +47,8 @@ async def check(target: Target) -> None:
     token = os.urandom(TOKEN_BYTES)
     # Ping sockets would need a setting of the kernel's, net.ipv4.ping_group_range.
     with open_socket(target, socket.SOCK_RAW, protocol) as channel:
-        await loop.sock_connect(channel, (target.address, 0))
+        # Nothing is sent by this, so it does not wait.
+        channel.connect((target.address, 0))
         await loop.sock_sendall(channel, request(version, token))
         while not is_reply(version, await loop.sock_recv(channel, 4096), token):
             pass

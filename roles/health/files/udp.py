@@ -28,6 +28,6 @@ async def exchange(target: Target, request: bytes) -> bytes:
     loop = asyncio.get_running_loop()
     with open_socket(target, socket.SOCK_DGRAM) as channel:
         # A connected socket takes datagrams from nobody else, and is told of ICMP errors.
-        await loop.sock_connect(channel, (target.address, target.port))
+        channel.connect((target.address, target.port))
         await loop.sock_sendall(channel, request)
         return await loop.sock_recv(channel, LONGEST)
