@@ -206,9 +206,9 @@ def _misfit(health: Health, service: Service, members: list[Backend]) -> str:
                 f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
                 "takes the backend's own address; leave it out"
             )
-        if health.check not in END_TO_END_KINDS:
+        if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):
             return (
-                f"end_to_end cannot check {health.check}, which needs a whole connection; take one of "
+                f"end_to_end cannot check {health.check} here, which needs a whole connection; take one of "
                 f"{', '.join(END_TO_END_KINDS)}"
             )
     if health.source is not None:

@@ -21,6 +21,9 @@ from tests.support.client import Client
 UNIT = f"lbops-health@{INTERFACE}.service"
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 VIP = "10.77.0.10"
+# Held by the backends for these tests only.
+WAY = {"address": "10.77.0.131"}
+TUNNEL = {"forwarding": "ipip", "source": "10.77.2.1"}
 DSR = {"address": "10.77.0.130", "forwarding": "dsr"}
 RHYTHM = {"interval": 1, "timeout": 0.3, "rise": 2, "fall": 2}
 # Interval times fall, and what it may take to write a ring.
@@ -47,6 +50,11 @@ SERVICES = [
     # Dropping, for lack of any server.
     service("nobody", 99, "udp", 9999, {"check": "udp", "request": "?", "all_down": "drop"}),
     service("kept", 8080, "udp", None, {"check": "tcp", "port": 9998}, **DSR),
+    service(
+        "way-udp", 8080, "udp", None, {"check": "udp", "request": "?", "end_to_end": True}, **WAY, forwarding="dsr"
+    ),
+    service("way-icmp", 9, "udp", None, {"check": "icmp", "end_to_end": True}, **WAY, forwarding="dsr"),
+    service("tunnel", 8080, "tcp", None, {"check": "tcp", "end_to_end": True}, **WAY, **TUNNEL),
     {**service("unchecked", 8082, "udp", None, {}, **DSR), "health": None},
 ]
 SERVER_OF = {"tcp": "lab-echo", "udp": "lab-echo", "http": "health-http", "https": "health-https", "dns": "health-dns"}
@@ -59,7 +67,7 @@ def apply(lab: Lab, services: list[dict], *arguments: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def servers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
+def servers(lab: Lab, decapsulating: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("certificate")
     subprocess.run(
         f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {directory}/key -out {directory}/certificate -days 2 "
@@ -76,6 +84,7 @@ def servers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
             unit = f"[Service]\nExecStart=/usr/bin/python3 /run/health-servers.py {kind}\n"
             lab.ssh(host, f"printf '{unit}' >/run/systemd/system/health-{kind}.service")
         lab.ssh(host, "systemctl daemon-reload; systemctl start health-http health-https health-dns")
+        lab.ssh(host, f"ip addr replace {WAY['address']}/32 dev lo")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,8 @@ def checked(lab: Lab, servers: None) -> Iterator[dict[str, tuple[int, str]]]:
     }
     # The inventory of the other tests checks nothing.
     lab.playbook("site.yml")
+    for host in BACKENDS:
+        lab.ssh(host, f"ip addr del {WAY['address']}/32 dev lo")
 
 
 def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
@@ -158,7 +169,7 @@ def test_a_second_run_changes_nothing(checked):
 
 
 def test_every_kind_of_check_finds_real_servers_well(lab, checked):
-    for name in ("tcp", "udp", "http", "https", "dns", "icmp"):
+    for name in ("tcp", "udp", "http", "https", "dns", "icmp", "way-udp", "way-icmp", "tunnel"):
         wait_for(lambda name=name: set(healthy(lab, name).values()) == {True})
         assert in_ring(lab, name) == set(BACKENDS)
     assert set(healthy(lab, "unchecked").values()) == {None}
@@ -206,6 +217,27 @@ def test_icmp(lab, checked):
     lab.ssh("be3", "sysctl -qw net.ipv4.icmp_echo_ignore_all=0")
     assert took <= BOUND
     settle(lab, "icmp")
+
+
+@pytest.mark.parametrize("name", ["way-udp", "way-icmp", "tunnel"])
+def test_a_backend_that_lost_the_vip_leaves_only_where_the_way_is_checked(lab, checked, name):
+    """Its own address answers as before."""
+    settle(lab, name)
+    watcher = Watcher(lab, name)
+    now = lab.ssh("be2", f"python3 -c 'import time; print(time.time())'; ip addr del {WAY['address']}/32 dev lo")
+    took = watcher.moment() - float(now)
+    print(f"\n{name}: out {took:.2f} s after the VIP was gone")
+    assert took <= BOUND and in_ring(lab, name) == {"be1", "be3"}
+    assert in_ring(lab, "icmp") == in_ring(lab, "tcp") == set(BACKENDS)
+    lab.ssh("be2", f"ip addr add {WAY['address']}/32 dev lo")
+    settle(lab, name)
+
+
+def test_a_tunnel_that_ends_nowhere_is_noticed(lab, checked):
+    settle(lab, "tunnel")
+    lab.ssh("be3", f"ip link set {INTERFACE} xdp off")
+    wait_for(lambda: in_ring(lab, "tunnel") == {"be1", "be2"})
+    assert in_ring(lab, "way-udp") == set(BACKENDS)
 
 
 def test_traffic_goes_to_the_others_and_their_flows_stay(lab, checked):

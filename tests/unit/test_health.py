@@ -16,13 +16,16 @@ from ansible_collections.lbops.xdp.plugins import module_utils
 from ansible_collections.lbops.xdp.plugins.filter import inventory
 from ansible_collections.lbops.xdp.plugins.module_utils import health
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.packet import Packet
 
 # The program finds the engine by the name it has on a host; modules of their own, apart from the collection's.
 engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from roles.health.files import dns, http, icmp, log, rounds  # noqa: E402
+from roles.health.files import dns, frames, http, icmp, log, rounds  # noqa: E402
 from roles.health.files.common import Failed, Target  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
 
@@ -157,7 +160,7 @@ def test_a_good_check_is_no_problem():
         ({"health": {"check": "tcp", "end_to_end": True}}, "end_to_end is for dsr and ipip"),
         (
             {"forwarding": "dsr", "health": {"check": "http", "end_to_end": True}},
-            "end_to_end cannot check http, which needs a whole connection; take one of tcp, udp, dns, icmp",
+            "end_to_end cannot check http here, which needs a whole connection; take one of tcp, udp, dns, icmp",
         ),
         (
             {"health": {"check": "tcp", "source": "fd00::1"}},
@@ -232,6 +235,81 @@ def test_the_name_of_a_certificate(host, name):
         options = {"check": "https", **({"host": given} if given else {})}
         target = Target(health.parse_one("web", options), services["web"], backend, "eth0")
         assert http.server_name(target) == expected
+
+
+# --- frames of end_to_end, by scapy's account
+
+
+def flow(version: int, ports: bool = True) -> frames.Flow:
+    from engine.addresses import Address
+
+    addresses = ("10.77.2.1", "10.77.0.130") if version == 4 else ("fd00::1", "fd00::130")
+    return frames.Flow(*map(Address, addresses), *((40000, 8080) if ports else ()))
+
+
+def sound(packet: bytes, version: int) -> Packet:
+    """As scapy reads it; checksums that it computes anew are the same."""
+    kind = IP if version == 4 else IPv6
+    read = kind(packet)
+    again = kind(packet)
+    for layer in (IP, TCP, UDP, ICMP, ICMPv6EchoRequest, ICMPv6EchoReply):
+        if again.haslayer(layer):
+            for field in ("chksum", "cksum", "len", "plen"):
+                if field in again[layer].fields:
+                    delattr(again[layer], field)
+    assert bytes(again) == packet
+    return read
+
+
+def swapped(request: Packet) -> Packet:
+    """What goes back, without the layers above."""
+    kind = type(request)
+    return kind(src=request.dst, dst=request.src)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_datagram_and_its_answer(version):
+    request = sound(frames.udp(flow(version), b"odd"), version)
+    assert (request[UDP].sport, request[UDP].dport, bytes(request[UDP].payload)) == (40000, 8080, b"odd")
+    answer = swapped(request) / UDP(sport=8080, dport=40000) / b"yes"
+    assert frames.answer_of(flow(version), 17, bytes(answer))[8:] == b"yes"
+    assert frames.answer_of(flow(version), 17, bytes(answer) + bytes(9))[8:] == b"yes"
+    for other in (
+        request,
+        swapped(request) / UDP(sport=8081, dport=40000),
+        swapped(request) / UDP(sport=8080, dport=40001),
+        swapped(request) / TCP(sport=8080, dport=40000),
+    ):
+        assert frames.answer_of(flow(version), 17, bytes(other)) is None
+    assert frames.answer_of(flow(version), 17, b"") is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    "flags, acknowledged, accepted",
+    [("SA", 1, True), ("R", 1, False), ("RA", 1, False), ("A", 1, None), ("SA", 2, None), ("RA", 0, None)],
+)
+def test_a_handshake(version, flags, acknowledged, accepted):
+    sequence = 0xFFFFFFFF
+    request = sound(frames.tcp(flow(version), sequence, frames.SYN), version)
+    assert (request[TCP].seq, str(request[TCP].flags)) == (sequence, "S")
+    number = (sequence + acknowledged) % 2**32
+    answer = swapped(request) / TCP(sport=8080, dport=40000, flags=flags, ack=number)
+    segment = frames.answer_of(flow(version), 6, bytes(answer))
+    assert frames.syn_answer(segment, sequence) is accepted
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_echo_to_the_vip(version):
+    token, here = b"0123456789abcdef", flow(version, ports=False)
+    request = sound(frames.echo(here, token), version)
+    kind = ICMP(type=0) if version == 4 else ICMPv6EchoReply()
+    answer = swapped(request) / kind / token
+    protocol = frames.ICMP_OF[version]
+    message = frames.answer_of(here, protocol, bytes(answer))
+    assert frames.is_echo_reply(here, message, token)
+    assert not frames.is_echo_reply(here, message, token[::-1])
+    assert frames.answer_of(here, protocol, bytes(request)) is None
 
 
 # --- the log

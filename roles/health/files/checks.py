@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from . import dns, http, icmp, tcp, udp
+from . import dns, end_to_end, http, icmp, tcp, udp
 from .common import Failed, Target, reason
 
 CHECKS = {
@@ -24,7 +24,8 @@ CHECKS = {
 async def problem_of(target: Target) -> str:
     """Why the backend fails its check; nothing if it does not."""
     try:
-        await asyncio.wait_for(CHECKS[target.health.check](target), target.health.timeout)
+        check = end_to_end.check if target.health.end_to_end else CHECKS[target.health.check]
+        await asyncio.wait_for(check(target), target.health.timeout)
     except (Failed, OSError, ssl.CertificateError, asyncio.TimeoutError) as error:
         return reason(error)
     return ""
