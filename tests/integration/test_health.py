@@ -186,6 +186,8 @@ def test_a_backend_whose_server_stops_leaves_in_time_and_comes_back(lab, checked
         assert took <= BOUND
         assert in_ring(lab, name) == {"be2", "be3"}
         assert healthy(lab, name) == {"be1": False, "be2": True, "be3": True}
+        if name == "udp":
+            assert re.search(r"be1 +10\.77\.2\.11:8080 +down ", lab.playbook("status.yml")[1])
     finally:
         lab.ssh("be1", f"systemctl start {SERVER_OF[name]}")
     settle(lab, name)

@@ -32,19 +32,19 @@ class Neighbours:
     """Where addresses are in the Ethernet segment: lbops-watch@ has the kernel verify them."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[int, str]] = {}
+        self._reading: asyncio.Future[dict[str, tuple[int, str]]] | None = None
         self._until = 0.0
-        self._lock = asyncio.Lock()
 
     async def find(self, address: str) -> tuple[int, str]:
         """Interface and Ethernet address."""
-        async with self._lock:
-            if time.monotonic() > self._until:
-                self._known = await asyncio.get_running_loop().run_in_executor(None, self._read)
-                self._until = time.monotonic() + NEIGHBOURS_AGE
-        if address not in self._known:
+        if self._reading is None or time.monotonic() > self._until:
+            self._until = time.monotonic() + NEIGHBOURS_AGE
+            self._reading = asyncio.get_running_loop().run_in_executor(None, self._read)
+        # A check whose time is up must not end what others wait for.
+        known = await asyncio.shield(self._reading)
+        if address not in known:
             raise Failed("no neighbour with its address")
-        return self._known[address]
+        return known[address]
 
     @staticmethod
     def _read() -> dict[str, tuple[int, str]]:
