@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.lbops.xdp.plugins.module_utils import model
+from ansible_collections.lbops.xdp.plugins.module_utils import health, model
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
 from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.
-INVENTORY_KEYS = ("backends", "backend_port", "interfaces")
+INVENTORY_KEYS = ("backends", "backend_port", "interfaces", "health")
 
 
 def services(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,6 +56,11 @@ def features(declared: list[dict[str, Any]], filters: list[dict[str, Any]] | Non
     """The argument C(features) of xdp_program: what these services and filters need."""
     parsed = model.parse_services(services(declared))
     return sorted(used_features(model.Config(parsed, {}), parse_filters(filters or [])))
+
+
+def health_checks(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the role health writes for its service: how the backends of each service that says so are checked."""
+    return [check.as_dict() for check in health.parse(declared).values()]
 
 
 def _unserved(position: int, service: Any, groups: dict[str, list[str]]) -> str:
@@ -100,11 +105,11 @@ def inventory_problems(
         )
         model.check(config)
         parse_filters(filters or [])
+        return health.problems(health.parse(declared), config)
     except Problems as error:
         return error.problems
     except EngineError as error:
         return [str(error)]
-    return []
 
 
 class FilterModule:
@@ -115,5 +120,6 @@ class FilterModule:
             "services": services,
             "backends": backends,
             "features": features,
+            "health_checks": health_checks,
             "inventory_problems": inventory_problems,
         }

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import bpf, compiler, filters, link, live, maps, model, next_hops, plan, state, tables, tc
+from . import bpf, compiler, filters, link, live, maps, model, next_hops, observed, plan, state, tables, tc
 from .departed import Departed
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, Sizes
@@ -98,6 +98,7 @@ class Balancer:
         self.maps_directory = self.pins / "maps"
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
+        self.health_file = paths.health_file(interface)
 
     # --- what every operation begins with
 
@@ -391,7 +392,8 @@ class Balancer:
         maps.pin(live_maps, directory)
         if current is None:
             return None
-        planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes)
+        out = self.observed().out(current.config)
+        planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes, out=out)
         written = self._write(planned, live_maps, state.Tables(), _endpoint_tables(planned, sizes))
         if current.filters:
             table = filters.pack_filter_table(current.filters, current.filter_ids, sizes)
@@ -546,6 +548,7 @@ class Balancer:
         finish(self.interface, self.preparing_file, attached=False)
         _remove_pins(self.pins)
         state.remove(self.state_file)
+        state.remove(self.health_file)
         self._remove_pin_directories()
 
     def _remove_pin_directories(self) -> None:
@@ -664,8 +667,12 @@ class Balancer:
         """Make a checked configuration the live one; `ways` are those to the backends that are new."""
         sizes = current.program.sizes
         with maps.open_pinned(self.maps_directory, sizes) as live_maps:
+            current = self._settled(current, live_maps, check)
             drift = self._drift(current, live_maps)
-            planned = plan.make(current.config, current.allocation, desired, sizes, drift)
+            out = self.observed().out(desired)
+            planned = plan.make(
+                current.config, current.allocation, desired, sizes, drift, was_out=current.tables.out, out=out
+            )
             warnings: list[str] = []
             details: dict[str, Any] = {"repaired": bool(drift)}
             # What does not fit is refused before anything is touched, in check mode as well.
@@ -682,7 +689,8 @@ class Balancer:
                 written = self._write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
                 # Until here packets may have been counted for what is removed.
-                self._save_result(current, planned, written, _departed(current, planned, live_maps))
+                departed = _departed(current, planned, live_maps)
+                self._save(replace(_result(current, planned, written), departed=departed))
         changes = planned.services if what == "services" else planned.backends
         before = [live.public(entry) for entry in getattr(current.config, what).values() if _in_slice(entry, only)]
         after = [live.public(entry) for entry in getattr(desired, what).values() if _in_slice(entry, only)]
@@ -698,8 +706,7 @@ class Balancer:
         known = current.tables
         live_rings = live_maps.ring_ids()
         entries = live_maps.read_backends()
-        # A killed run left no ids: what it should have written may be missing altogether.
-        unfinished = bool(current.allocation.rings) and not known.endpoints
+        unfinished = _is_unfinished(current)
         return plan.Drift(
             endpoints=unfinished
             or (live_maps.table_id("endpoints"), live_maps.table_id("endpoints6"))
@@ -725,10 +732,6 @@ class Balancer:
                 departed=departed,
             ),
         )
-
-    def _save_result(self, current: state.State, planned: plan.Plan, written: state.Tables, departed: Departed) -> None:
-        settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
-        self._save(replace(current, config=planned.desired, allocation=settled, tables=written, departed=departed))
 
     def _refuse_lost_ways(self, created: list[model.Backend], ways: next_hops.Ways, hook: str) -> None:
         """Raises EngineError for an interface that is not there, or that takes no packets.
@@ -770,7 +773,9 @@ class Balancer:
 
         def pack(names: list[str]) -> dict[int, bytes | None]:
             return {
-                allocation.rings[name]: tables.pack_ring(desired.services[name], members[name], allocation.backends)
+                allocation.rings[name]: tables.pack_ring(
+                    desired.services[name], members[name], allocation.backends, planned.out
+                )
                 for name in names
             }
 
@@ -795,9 +800,11 @@ class Balancer:
                 endpoint_ids = swap(final)
             live_maps.write_rings(swapped, table_ids)
         live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
-        live_maps.retire_backends(allocation.retiring_backends)
+        live_maps.retire_backends(
+            allocation.retiring_backends.union(allocation.backends[key] for key in planned.suspended_backends)
+        )
         digest = _backends_digest(live_maps.read_backends(), allocation)
-        return state.Tables(*endpoint_ids, known.filters, table_ids, digest)
+        return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
 
     def _write_pools(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
         pools = planned.allocation.pools
@@ -811,9 +818,66 @@ class Balancer:
     def _entry(self, planned: plan.Plan, key: model.BackendKey) -> bytes:
         backend = planned.desired.backends[key]
         interface = _index_or_0(backend.interface)
-        return tables.pack_backend(
+        entry = tables.pack_backend(
             planned.desired.services[key.service], backend, planned.backend_place(key, interface)
         )
+        return tables.retired(entry) if key in planned.out else entry
+
+    # --- what health checks see
+
+    def observe(self, seen: observed.Observed) -> frozenset[model.BackendKey]:
+        """Have rings and remembered flows follow what health checks saw; what is desired stays as it is.
+
+        Returns the backends that are out.
+        """
+        self._check_host()
+        # No directory is made: where there is none, there is no balancer either.
+        with state.locked(self.paths, create=False):
+            current = self._live(state.load(self.state_file))
+            observed.save(self.health_file, seen)
+            with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
+                return self._follow(current, live_maps, seen).tables.out
+
+    def forget_health(self) -> None:
+        """Nothing is checked any more: what is desired is all there is to go by."""
+        if state.load(self.state_file) is not None and self.program_pin.exists():
+            self.observe(observed.Observed())
+        state.remove(self.health_file)
+
+    def observed(self) -> observed.Observed:
+        """What health checks saw last."""
+        return observed.load(self.health_file)
+
+    def _follow(self, current: state.State, live_maps: maps.Maps, seen: observed.Observed) -> state.State:
+        """Drift is left for a module to tell of, except where a killed run left no more to go by."""
+        known, sizes = current.tables, current.program.sizes
+        out = seen.out(current.config)
+        if out == known.out and not known.following:
+            return current
+        drift = self._drift(current, live_maps)
+        repaired = drift if known.following or _is_unfinished(current) else plan.Drift()
+        planned = plan.make(
+            current.config, current.allocation, current.config, sizes, repaired, was_out=known.out, out=out
+        )
+        packed = _endpoint_tables(planned, sizes) if repaired.endpoints else (None, None)
+        state.save(self.state_file, replace(current, tables=replace(known, following=True)))
+        written = self._write(planned, live_maps, known, packed)
+        if drift.backends and not repaired.backends:
+            written = replace(written, backends=known.backends)
+        followed = _result(current, planned, written)
+        state.save(self.state_file, followed)
+        return followed
+
+    def _settled(self, current: state.State, live_maps: maps.Maps, check: bool) -> state.State:
+        """What health checks were killed at is finished first, and is no change of whoever comes next."""
+        if not current.tables.following:
+            return current
+        if not check:
+            return self._follow(current, live_maps, self.observed())
+        allocation, live_rings = current.allocation, live_maps.ring_ids()
+        rings = {place: live_rings[place] for place in allocation.rings.values() if place in live_rings}
+        digest = _backends_digest(live_maps.read_backends(), allocation)
+        return replace(current, tables=replace(current.tables, rings=rings, backends=digest))
 
     # --- filters
 
@@ -882,7 +946,7 @@ class Balancer:
             counting_since=current.counting_since,
         )
         with maps.open_pinned(self.maps_directory, current.program.sizes, read_only=True) as live_maps:
-            return live.read(facts, current, live_maps)
+            return live.read(facts, current, live_maps, self.observed().healthy)
 
     # --- what runs on the host without a controller
 
@@ -989,6 +1053,17 @@ def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
         return None if found is None else tables.pack_endpoint_tables(found, sizes)
 
     return pack(planned.endpoints), pack(planned.interim_endpoints)
+
+
+def _is_unfinished(current: state.State) -> bool:
+    """A killed run left no ids: what it should have written may be missing altogether."""
+    return bool(current.allocation.rings) and not current.tables.endpoints
+
+
+def _result(current: state.State, planned: plan.Plan, written: state.Tables) -> state.State:
+    """What the plan leaves once it is written."""
+    settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
+    return replace(current, config=planned.desired, allocation=settled, tables=written)
 
 
 def _table_ids(live_maps: maps.Maps) -> tuple[int, ...]:

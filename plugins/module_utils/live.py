@@ -12,7 +12,7 @@ from typing import Any
 from .filters import Filter
 from .layout import MAX_LINKS, MAX_POOLS, REASONS
 from .maps import Maps
-from .model import Backend, Service
+from .model import Backend, BackendKey, Service
 from .state import State
 
 COUNTERS = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows")
@@ -38,6 +38,8 @@ class Reading:
     fill: dict[str, tuple[int, int]] = field(default_factory=dict)
     # The kernel's id of a map: another one if the maps were made anew.
     maps: int = 0
+    # By backend, what health checks say.
+    healthy: dict[BackendKey, bool] = field(default_factory=dict)
 
     def info(self) -> dict[str, Any]:
         """What xdp_info returns."""
@@ -63,8 +65,11 @@ class Reading:
         return [{**public(entry), **dict(zip(COUNTERS, row))} for entry, row in zip(services, self.services)]
 
     def backend_entries(self) -> list[dict[str, Any]]:
-        backends = self.current.config.backends.values() if self.current else ()
-        return [{**public(entry), **dict(zip(COUNTERS, row))} for entry, row in zip(backends, self.backends)]
+        backends = self.current.config.backends.items() if self.current else ()
+        return [
+            {**public(entry), **dict(zip(COUNTERS, row)), "healthy": self.healthy.get(key)}
+            for (key, entry), row in zip(backends, self.backends)
+        ]
 
 
 def _rows(live_maps: Maps, name: str, places: Collection[int]) -> list[Row]:
@@ -72,7 +77,7 @@ def _rows(live_maps: Maps, name: str, places: Collection[int]) -> list[Row]:
     return [rows[place] for place in places]
 
 
-def read(program: dict[str, Any], current: State, live_maps: Maps) -> Reading:
+def read(program: dict[str, Any], current: State, live_maps: Maps, healthy: dict[BackendKey, bool]) -> Reading:
     allocation, sizes = current.allocation, current.program.sizes
     fill = {
         "services": (len(current.config.services), sizes.max_services),
@@ -93,4 +98,5 @@ def read(program: dict[str, Any], current: State, live_maps: Maps) -> Reading:
         live_maps.read_reasons(),
         fill,
         live_maps.number("reasons"),
+        healthy,
     )

@@ -18,7 +18,6 @@ from .errors import EngineError
 from .layout import (
     BACKEND,
     BACKEND_COUNTERS,
-    BACKEND_FORWARDING_BYTE,
     CONTROL,
     COUNTERS,
     FILTER_COUNTERS,
@@ -34,6 +33,7 @@ from .layout import (
     index,
     map_specs,
 )
+from .tables import retired
 
 # How much of a per-CPU map is read in one call.
 READ_BYTES = 1 << 20
@@ -139,12 +139,9 @@ class Maps:
         if not places:
             return
         entries = self.read_backends()
-        retired = {}
-        for place in places:
-            entry = bytearray(entries[place * BACKEND.size : (place + 1) * BACKEND.size])
-            entry[BACKEND_FORWARDING_BYTE] = 0
-            retired[place] = bytes(entry)
-        self.write_backends(retired)
+        self.write_backends(
+            {place: retired(entries[place * BACKEND.size : (place + 1) * BACKEND.size]) for place in places}
+        )
 
     def write_pools(self, pools: dict[int, bytes]) -> None:
         """struct pool by id."""

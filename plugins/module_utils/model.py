@@ -9,7 +9,7 @@ Addresses are strings as inet_ntop(3) writes them, ports and weights are numbers
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
@@ -440,6 +440,11 @@ def parse_backends(raw: Any) -> dict[BackendKey, Backend]:
         backends[key] = backend
     raise_all(errors)
     return backends
+
+
+def ring_members(backends: Iterable[Backend], out: Container[BackendKey] = ()) -> list[Backend]:
+    """Those that take new flows; `out` are those that health checks took out."""
+    return [backend for backend in backends if backend.share and backend.key not in out]
 
 
 def backend_ports(service: Service, port: int | None) -> range:

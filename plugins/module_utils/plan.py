@@ -17,7 +17,7 @@ from typing import Callable, TypeVar
 from .errors import EngineError
 from .filters import FilterKey, Filters
 from .layout import ENDPOINT_BACKEND, ENDPOINT_SOURCE, MAX_POOLS, Sizes
-from .model import Backend, BackendKey, Config, Pool, Service
+from .model import Backend, BackendKey, Config, Pool, Service, ring_members
 from .tables import BackendPlace, Endpoints, PoolPlace, endpoints
 
 T = TypeVar("T")
@@ -80,6 +80,9 @@ class Plan:
     swapped_rings: list[str]
     endpoints: Endpoints | None  # None: the table stays
     removed_rings: frozenset[int]
+    # Backends that health checks took out: flows remembered with them are chosen anew.
+    out: frozenset[BackendKey]
+    suspended_backends: list[BackendKey]
     # Replies of backends that were removed may still be on their way.
     replies_linger: bool
 
@@ -182,13 +185,26 @@ def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Siz
     return placed
 
 
-def _shares(members: list[Backend], ids: dict[BackendKey, int]) -> list[tuple[BackendKey, int, int]]:
+def _shares(
+    members: list[Backend], ids: dict[BackendKey, int], out: frozenset[BackendKey]
+) -> list[tuple[BackendKey, int, int]]:
     """What a ring is made of, whatever the order of the inventory."""
-    return sorted((backend.key, ids[backend.key], backend.share) for backend in members if backend.share)
+    return sorted((backend.key, ids[backend.key], backend.share) for backend in ring_members(members, out))
 
 
-def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes, drift: Drift = Drift()) -> Plan:
-    """The plan. Raises EngineError if the maps are too small."""
+def make(
+    current: Config,
+    allocation: Allocation,
+    desired: Config,
+    sizes: Sizes,
+    drift: Drift = Drift(),
+    was_out: frozenset[BackendKey] = frozenset(),
+    out: frozenset[BackendKey] = frozenset(),
+) -> Plan:
+    """The plan. Raises EngineError if the maps are too small.
+
+    `out`: backends that health checks keep out of the rings, `was_out`: those that the live rings leave out.
+    """
     _check_sizes(desired, sizes)
     rings = _assign(
         desired.services,
@@ -249,12 +265,19 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
 
     service_changes = compare(current.services, desired.services)
     backend_changes = compare(current.backends, desired.backends)
+    out = out.intersection(desired.backends)
     written_backends = [
-        key for key, place in backends.items() if drift.backends or allocation.backends.get(key) != place
+        key
+        for key, place in backends.items()
+        if drift.backends or allocation.backends.get(key) != place or key in was_out - out
     ]
     # Those that are new are among those that are written.
-    touched = {key.service for key in (*written_backends, *backend_changes.modified, *backend_changes.removed)}
-    new_rings, swapped_rings = _rings_to_write(current, allocation, desired, planned, drift, touched)
+    touched = {
+        key.service for key in (*written_backends, *backend_changes.modified, *backend_changes.removed, *out ^ was_out)
+    }
+    new_rings, swapped_rings = _rings_to_write(
+        _Rings(current, allocation, was_out), _Rings(desired, planned, out), drift, touched
+    )
 
     endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
     final = endpoints(desired, rings, backends, pools) if endpoints_change else None
@@ -282,6 +305,8 @@ def make(current: Config, allocation: Allocation, desired: Config, sizes: Sizes,
         swapped_rings=swapped_rings,
         endpoints=final,
         removed_rings=planned.retiring_rings,
+        out=out,
+        suspended_backends=[key for key in backends if key in out - was_out],
         replies_linger=interim is not None
         and any(key[-1] in (ENDPOINT_BACKEND, ENDPOINT_SOURCE) for key in interim.keys() - final.keys()),
     )
@@ -309,25 +334,33 @@ def assign_filters(desired: Filters, current: dict[FilterKey, int], sizes: Sizes
     return _assign(desired, current.get, places)
 
 
-def _rings_to_write(
-    current: Config, allocation: Allocation, desired: Config, planned: Allocation, drift: Drift, touched: set[str]
-) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class _Rings:
+    """What rings are made from."""
+
+    config: Config
+    allocation: Allocation
+    out: frozenset[BackendKey]
+
+
+def _rings_to_write(before: _Rings, after: _Rings, drift: Drift, touched: set[str]) -> tuple[list[str], list[str]]:
     """Services that get a ring in a new place, and services whose ring is replaced where it is.
 
     Only those in `touched` may have other members than before.
     """
     new, swapped = [], []
-    members_before, members_after = current.backends_of(), desired.backends_of()
-    for name, service in desired.services.items():
-        place = planned.rings[name]
-        if allocation.rings.get(name) != place:
+    members_before, members_after = before.config.backends_of(), after.config.backends_of()
+    for name, service in after.config.services.items():
+        place = after.allocation.rings[name]
+        if before.allocation.rings.get(name) != place:
             new.append(name)
             continue
         if (
             place in drift.rings
-            or not _same_rules(current.services[name], service)
+            or not _same_rules(before.config.services[name], service)
             or name in touched
-            and _shares(members_before[name], allocation.backends) != _shares(members_after[name], planned.backends)
+            and _shares(members_before[name], before.allocation.backends, before.out)
+            != _shares(members_after[name], after.allocation.backends, after.out)
         ):
             swapped.append(name)
     return new, swapped

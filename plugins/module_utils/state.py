@@ -26,8 +26,9 @@ from .plan import Allocation
 from .tables import PoolPlace
 
 SCHEMA = 2
-# What nic_profile keeps lies beside it; see tuned.py.
+# What nic_profile keeps lies beside it, see tuned.py, and what health checks saw, see observed.py.
 NIC_PREFIX = "nic-"
+HEALTH_PREFIX = "health-"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Paths:
     def preparing_file(self, interface: str) -> Path:
         """What is being changed for the sake of a native program; see native.py."""
         return self.state / f"{interface}.preparing"
+
+    def health_file(self, interface: str) -> Path:
+        return self.state / f"{HEALTH_PREFIX}{interface}.json"
 
 
 HOST_PATHS = Paths()
@@ -75,6 +79,13 @@ class Tables:
     filters: int = 0
     rings: dict[int, int] = field(default_factory=dict)
     backends: str = ""
+    # Backends that the rings leave out since health checks said so.
+    out: frozenset[BackendKey] = frozenset()
+    # Health checks were about to change rings and entries: these may be the old ones or the new ones.
+    following: bool = False
+
+    def dump(self) -> dict[str, Any]:
+        return {**vars(self), "out": sorted(map(list, self.out), key=str)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class State:
                 "rings": sorted(allocation.retiring_rings),
                 "backends": sorted(allocation.retiring_backends),
             },
-            "tables": asdict(self.tables),
+            "tables": self.tables.dump(),
             "departed": self.departed.dump(),
             "generation": self.generation,
             "applied_at": self.applied_at,
@@ -159,6 +170,9 @@ def _load(document: dict[str, Any]) -> State:
             tables["filters"],
             {int(ring): table for ring, table in tables["rings"].items()},
             tables["backends"],
+            # Files of earlier releases have neither.
+            frozenset(BackendKey(*key) for key in tables.get("out", ())),
+            tables.get("following", False),
         ),
         filters=parsed_filters,
         filter_ids=dict(zip(parsed_filters, filter_ids)),
@@ -238,7 +252,8 @@ def remove(path: Path) -> None:
 
 def interfaces(paths: Paths) -> list[str]:
     """The interfaces that have a balancer's state."""
-    return sorted(path.stem for path in paths.state.glob("*.json") if not path.name.startswith(NIC_PREFIX))
+    others = (NIC_PREFIX, HEALTH_PREFIX)
+    return sorted(path.stem for path in paths.state.glob("*.json") if not path.name.startswith(others))
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from .addresses import Address
 from .errors import EngineError
 from .layout import (
     BACKEND,
+    BACKEND_FORWARDING_BYTE,
     ENDPOINT,
     ENDPOINT6,
     ENDPOINT_BACKEND,
@@ -38,7 +39,7 @@ from .layout import (
     Sizes,
     ticks,
 )
-from .model import Backend, BackendKey, Config, Pool, Service, backend_ports
+from .model import Backend, BackendKey, Config, Pool, Service, backend_ports, ring_members
 from .ring import hashed, maglev, round_robin
 
 # Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
@@ -149,6 +150,11 @@ def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> byt
         place.pool.id if place.pool else 0,
     )
     return BACKEND.pack(*fields, zlib.crc32(BACKEND.pack(*fields, 0)))
+
+
+def retired(entry: bytes) -> bytes:
+    """struct backend as it is when flows remembered with it are to be chosen anew."""
+    return entry[:BACKEND_FORWARDING_BYTE] + b"\0" + entry[BACKEND_FORWARDING_BYTE + 1 :]
 
 
 def pack_pool(pool: Pool, place: PoolPlace) -> bytes:
@@ -281,13 +287,18 @@ def _positions(service: Service, active: list[Backend]) -> Iterable[int]:
     return maglev([f"{backend.target}:{backend.port or service.port}" for backend in active], weights)
 
 
-def pack_ring(service: Service, backends: Iterable[Backend], backend_ids: dict[BackendKey, int]) -> bytes | None:
+def pack_ring(
+    service: Service,
+    backends: Iterable[Backend],
+    backend_ids: dict[BackendKey, int],
+    out: Container[BackendKey] = (),
+) -> bytes | None:
     """struct ring, or None for a service without a backend that takes packets.
 
     One that remembers flows has a ring for as long as it has backends, drained ones included.
     """
     backends = list(backends)
-    active = [backend for backend in backends if backend.share]
+    active = ring_members(backends, out)
     if not active and not (backends and service.remembers_flows):
         return None
     slots = b""

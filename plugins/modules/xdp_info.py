@@ -49,7 +49,9 @@ services:
   type: list
   elements: dict
 backends:
-  description: The backends with the same counters.
+  description:
+    - The backends with the same counters, and with C(healthy), whether health checks found the backend up; null while
+      nothing has checked it.
   returned: success
   type: list
   elements: dict

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from tests.support.client import Client
 CHECKOUT = Path(__file__).resolve().parents[2]
 DIRECTORY = CHECKOUT / "build/lab" / os.environ.get("INTEGRATION_LAB", "integration")
 INTERFACE = "data0"
+SERVERS = ("be1", "be2", "be3")
 
 
 class Lab:
@@ -164,6 +167,23 @@ def site(lab: Lab) -> dict[str, tuple[int, str]]:
         "again": lab.playbook("site.yml"),
         "again_check": lab.playbook("site.yml", "--check", "--diff"),
     }
+
+
+@pytest.fixture(scope="module")
+def decapsulating(lab: Lab, site: dict) -> Iterator[None]:
+    """Backends that take tunnel packets: this kernel has no tunnel device, so a program takes the header off."""
+    from bcc import BPF
+
+    program = BPF(text=Path(__file__).with_name("decapsulate.c").read_bytes())
+    code = base64.b64encode(program.dump_func(b"decapsulate")).decode()
+    program.cleanup()
+    attach = (CHECKOUT / "playbooks/lab/xdp_pass.py").read_text().partition('if __name__ == "__main__"')[0]
+    script = f"{attach}\nimport base64\nattach('data0', base64.b64decode('{code}'))\n"
+    for name in SERVERS:
+        lab.ssh(name, f"python3 -c {shlex.quote(script)}; sysctl -qw net.ipv4.conf.data0.rp_filter=0")
+    yield
+    for name in SERVERS:
+        lab.ssh(name, "ip link set data0 xdp off")
 
 
 @pytest.fixture

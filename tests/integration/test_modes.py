@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab
+from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
 from tests.support.batch import Task, run
 from tests.support.client import Client
 
@@ -47,23 +46,6 @@ def both_protocols(lab: Lab, site: dict) -> Iterator[None]:
         lab.ssh(host, command)
     yield
     lab.playbook("site.yml")
-
-
-@pytest.fixture(scope="module")
-def decapsulating(lab: Lab, site: dict) -> Iterator[None]:
-    """Backends that take tunnel packets: this kernel has no tunnel device, so a program takes the header off."""
-    from bcc import BPF
-
-    program = BPF(text=Path(__file__).with_name("decapsulate.c").read_bytes())
-    code = base64.b64encode(program.dump_func(b"decapsulate")).decode()
-    program.cleanup()
-    attach = (CHECKOUT / "playbooks/lab/xdp_pass.py").read_text().partition('if __name__ == "__main__"')[0]
-    script = f"{attach}\nimport base64\nattach('data0', base64.b64decode('{code}'))\n"
-    for name in BACKENDS:
-        lab.ssh(name, f"python3 -c {shlex.quote(script)}; sysctl -qw net.ipv4.conf.data0.rp_filter=0")
-    yield
-    for name in BACKENDS:
-        lab.ssh(name, "ip link set data0 xdp off")
 
 
 @pytest.fixture

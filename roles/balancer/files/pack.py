@@ -26,7 +26,10 @@ def content(role: str) -> list:
         # It runs beside one of the others.
         return [EXPORTER]
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
-    return [ENGINE, SOURCE, units, COMMANDS] if role == "balancer" else [ENGINE, units]
+    if role == "balancer":
+        return [ENGINE, SOURCE, units, COMMANDS]
+    program = (f"roles/{role}/files", f"usr/lib/lbops/{role}", "*.py", set())
+    return [ENGINE, program, units]
 
 
 def pack(collection: Path, archive: Path, role: str) -> None:

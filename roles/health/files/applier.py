@@ -1,0 +1,54 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring what the checks saw to the data plane, off the thread that checks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from engine.balancer import Balancer
+from engine.errors import EngineError
+from engine.model import BackendKey
+from engine.observed import Observed
+
+from .log import Log
+
+# Seconds until a failed attempt is repeated.
+RETRY = 1.0
+# Seconds that may pass until news are written that change no ring.
+LEISURE = 1.0
+
+
+class Applier:
+    """One attempt at a time; what comes in meanwhile goes together with the next one."""
+
+    def __init__(self, balancer: Balancer, seen: Callable[[], Observed], log: Log) -> None:
+        self._balancer, self._seen, self._log = balancer, seen, log
+        self._wanted = asyncio.Event()
+        self._out: frozenset[BackendKey] | None = None
+
+    def now(self) -> None:
+        self._wanted.set()
+
+    def at_leisure(self) -> None:
+        asyncio.get_running_loop().call_later(LEISURE, self._wanted.set)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            started = time.monotonic()
+            try:
+                out = await loop.run_in_executor(None, self._balancer.observe, self._seen())
+            except (EngineError, OSError) as error:
+                self._log("not_applied", reason=error)
+                self._wanted.set()
+                await asyncio.sleep(RETRY)
+                continue
+            if out != self._out:
+                self._log("applied", out=len(out), milliseconds=round((time.monotonic() - started) * 1000))
+            self._out = out

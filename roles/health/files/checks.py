@@ -1,0 +1,31 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One check of one backend, whatever its kind."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from . import dns, end_to_end, http, icmp, tcp, udp
+from .common import Failed, Target, reason
+
+CHECKS = {
+    "tcp": tcp.check,
+    "http": http.check,
+    "https": http.check,
+    "udp": udp.check,
+    "dns": dns.check,
+    "icmp": icmp.check,
+}
+
+
+async def problem_of(target: Target) -> str:
+    """Why the backend fails its check; nothing if it does not."""
+    try:
+        check = end_to_end.check if target.health.end_to_end else CHECKS[target.health.check]
+        await asyncio.wait_for(check(target), target.health.timeout)
+    except (Failed, OSError, ssl.CertificateError, asyncio.TimeoutError) as error:
+        return reason(error)
+    return ""

@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all kinds of checks have in common."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from asyncio import TimeoutError as AsyncTimeout
+from dataclasses import dataclass
+
+from engine.health import Health
+from engine.model import Backend, Service
+
+
+class Failed(Exception):
+    """Why a check failed, in words; never what a server sent, which may be secret."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend of a service, and how it is checked."""
+
+    health: Health
+    service: Service
+    backend: Backend
+    # Whose program forwards to it; checks of the way that packets take leave by it.
+    interface: str
+
+    @property
+    def address(self) -> str:
+        return self.backend.target
+
+    @property
+    def port(self) -> int:
+        return self.health.port or self.backend.port or self.service.first_port
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return family_of(self.address)
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def open_socket(target: Target, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
+    """Bound to the source, if there is one."""
+    made = socket.socket(target.family, kind, protocol)
+    made.setblocking(False)
+    try:
+        if target.health.source:
+            made.bind((target.health.source, 0))
+    except OSError as error:
+        made.close()
+        raise Failed(f"source {target.health.source}: {error.strerror}") from None
+    return made
+
+
+def reason(error: Exception) -> str:
+    """Why it failed, for the log."""
+    if isinstance(error, Failed):
+        return str(error)
+    if isinstance(error, (AsyncTimeout, TimeoutError)):
+        return "timed out"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__

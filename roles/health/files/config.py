@@ -1,0 +1,61 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is checked: the role's file says how, the balancer's state says whom."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from engine import state
+from engine.errors import EngineError
+from engine.health import Health, load
+from engine.model import BackendKey
+
+from .common import Target
+
+DIRECTORY = Path("/etc/lbops")
+
+
+def read_checks(interface: str, directory: Path = DIRECTORY) -> dict[str, Health]:
+    """By the name of the service."""
+    path = directory / f"health-{interface}.json"
+    try:
+        return load(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise EngineError(f"{path} does not exist; apply the role lbops.xdp.health") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{path} is damaged ({error}); apply the role lbops.xdp.health again") from None
+
+
+class Targets:
+    """The backends of the services that are checked, read again when the balancer's state changed."""
+
+    def __init__(self, interface: str, checks: dict[str, Health], paths: state.Paths = state.HOST_PATHS) -> None:
+        self._interface, self._checks, self._path = interface, checks, paths.state_file(interface)
+        self._version: tuple[int, int] | None = None
+
+    def changed(self) -> bool:
+        """Since it was read last; the file is replaced, never rewritten."""
+        return self._current_version() != self._version
+
+    def read(self) -> dict[BackendKey, Target]:
+        self._version = self._current_version()
+        current = state.load(self._path)
+        if current is None:
+            return {}
+        services = current.config.services
+        return {
+            key: Target(self._checks[key.service], services[key.service], backend, self._interface)
+            for key, backend in current.config.backends.items()
+            if key.service in self._checks and backend.address
+        }
+
+    def _current_version(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns

@@ -1,0 +1,117 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way that the program takes to a backend: its Ethernet address for `dsr`, a header in front for `ipip`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import socket
+import struct
+import time
+
+from engine.addresses import Address
+from engine.link import route_socket
+from engine.next_hops import resolved
+
+from .common import Failed, Target, family_of
+from .frames import ETHERTYPES, Flow, ip_packet
+
+IPIP, IPV6_IN_IP = 4, 41
+# include/uapi/asm-generic/socket.h, include/uapi/linux/in6.h
+SO_ATTACH_FILTER = 26
+IPV6_HDRINCL = 36
+# Seconds that the kernel's neighbours are remembered, for all checks together.
+NEIGHBOURS_AGE = 1.0
+# Classic BPF: load a word, jump if equal, return.
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+
+
+class Neighbours:
+    """Where addresses are in the Ethernet segment: lbops-watch@ has the kernel verify them."""
+
+    def __init__(self) -> None:
+        self._reading: asyncio.Future[dict[str, tuple[int, str]]] | None = None
+        self._until = 0.0
+
+    async def find(self, address: str) -> tuple[int, str]:
+        """Interface and Ethernet address."""
+        if self._reading is None or time.monotonic() > self._until:
+            self._until = time.monotonic() + NEIGHBOURS_AGE
+            self._reading = asyncio.get_running_loop().run_in_executor(None, self._read)
+        # A check whose time is up must not end what others wait for.
+        known = await asyncio.shield(self._reading)
+        if address not in known:
+            raise Failed("no neighbour with its address")
+        return known[address]
+
+    @staticmethod
+    def _read() -> dict[str, tuple[int, str]]:
+        with route_socket() as route:
+            return {entry.address: (entry.interface, mac) for entry, mac in resolved(route).items()}
+
+
+NEIGHBOURS = Neighbours()
+
+
+def source_of(target: Target) -> Address:
+    """The address to which the backend answers for the VIP."""
+    if target.health.source:
+        return Address(target.health.source)
+    if family_of(target.service.address) != target.family:
+        raise Failed("source is missing: the backend's address is not of the VIP's family")
+    with socket.socket(target.family, socket.SOCK_DGRAM) as probe:
+        probe.connect((target.address, 9))
+        return Address(probe.getsockname()[0])
+
+
+async def send(target: Target, flow: Flow, packet: bytes) -> None:
+    if target.service.forwarding == "ipip":
+        _send_in_tunnel(target, flow, packet)
+    else:
+        await _send_to_neighbour(target, flow, packet)
+
+
+async def _send_to_neighbour(target: Target, flow: Flow, packet: bytes) -> None:
+    interface = target.interface
+    mac = target.backend.mac
+    if not mac:
+        index, mac = await NEIGHBOURS.find(target.address)
+        interface = socket.if_indextoname(index)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as out:
+        out.sendto(packet, (interface, ETHERTYPES[flow.version], 0, 0, bytes.fromhex(mac.replace(":", ""))))
+
+
+def _send_in_tunnel(target: Target, flow: Flow, packet: bytes) -> None:
+    prefix = target.service.source_prefix
+    if prefix is None:
+        raise Failed("the service has no source")
+    protocol = IPIP if flow.version == 4 else IPV6_IN_IP
+    tunnelled = ip_packet(prefix.address, Address(target.address), protocol, packet)
+    with socket.socket(target.family, socket.SOCK_RAW, socket.IPPROTO_RAW) as out:
+        if target.family == socket.AF_INET6:
+            out.setsockopt(socket.IPPROTO_IPV6, IPV6_HDRINCL, 1)
+        out.sendto(tunnelled, (target.address, 0))
+
+
+def listener(flow: Flow) -> socket.socket:
+    """Hears what comes from the VIP to the source, by whatever interface and whether the kernel takes it or not."""
+    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPES[flow.version]))
+    heard.setblocking(False)
+    _attach_filter(heard, 12 if flow.version == 4 else 8, flow.vip.packed + flow.source.packed)
+    return heard
+
+
+def _attach_filter(channel: socket.socket, offset: int, wanted: bytes) -> None:
+    """Everything else of what the host receives stays out of the queue."""
+    words = struct.unpack(f">{len(wanted) // 4}I", wanted)
+    steps = []
+    for number, word in enumerate(words):
+        steps.append((LOAD, 0, 0, offset + 4 * number))
+        # To the end, which refuses, where it is another one.
+        steps.append((EQUAL, 0, 2 * (len(words) - number) - 1, word))
+    steps += [(RETURN, 0, 0, 0xFFFF), (RETURN, 0, 0, 0)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
+    channel.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)

@@ -1,0 +1,375 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role health, with real servers that stop, and the kernel's own word on who is in a ring."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
+from tests.support.client import Client
+
+UNIT = f"lbops-health@{INTERFACE}.service"
+BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
+VIP = "10.77.0.10"
+# Held by the backends for these tests only.
+WAY = {"address": "10.77.0.131"}
+TUNNEL = {"forwarding": "ipip", "source": "10.77.2.1"}
+DSR = {"address": "10.77.0.130", "forwarding": "dsr"}
+RHYTHM = {"interval": 1, "timeout": 0.3, "rise": 2, "fall": 2}
+# Interval times fall, and what it may take to write a ring.
+BOUND = 2.5
+SERVERS = Path(__file__).with_name("servers.py")
+
+
+def service(name: str, port: int, protocol: str, backend_port: int | None, health: dict, **keys) -> dict:
+    made = {"name": name, "address": VIP, "protocol": protocol, "port": port, "backends": "backends", **keys}
+    if backend_port:
+        made["backend_port"] = backend_port
+    return {**made, "health": {**RHYTHM, **health}}
+
+
+SERVICES = [
+    service("tcp", 7, "tcp", 8080, {"check": "tcp", "source": "10.77.2.1"}),
+    service("udp", 7, "udp", 8080, {"check": "udp", "request": "how are you", "response": "how are you"}),
+    service(
+        "http", 80, "tcp", 8081, {"check": "http", "path": "/health", "host": "www.example.net", "body": "fine for www"}
+    ),
+    service("https", 443, "tcp", 8443, {"check": "https", "path": "/health", "verify": False, "status": 200}),
+    service("dns", 53, "udp", 5353, {"check": "dns", "name": "www.example.net"}),
+    service("icmp", 8081, "udp", None, {"check": "icmp"}, **DSR),
+    # Dropping, for lack of any server.
+    service("nobody", 99, "udp", 9999, {"check": "udp", "request": "?", "all_down": "drop"}),
+    service("kept", 8080, "udp", None, {"check": "tcp", "port": 9998}, **DSR),
+    service(
+        "way-udp", 8080, "udp", None, {"check": "udp", "request": "?", "end_to_end": True}, **WAY, forwarding="dsr"
+    ),
+    service("way-icmp", 9, "udp", None, {"check": "icmp", "end_to_end": True}, **WAY, forwarding="dsr"),
+    service("tunnel", 8080, "tcp", None, {"check": "tcp", "end_to_end": True}, **WAY, **TUNNEL),
+    {**service("unchecked", 8082, "udp", None, {}, **DSR), "health": None},
+]
+SERVER_OF = {"tcp": "lab-echo", "udp": "lab-echo", "http": "health-http", "https": "health-https", "dns": "health-dns"}
+
+
+def apply(lab: Lab, services: list[dict], *arguments: str) -> tuple[int, str]:
+    extra = lab.inventory.with_suffix(".services")
+    extra.write_text(json.dumps({"balancer_services": services}))
+    return lab.playbook("site.yml", "--extra-vars", f"@{extra}", *arguments)
+
+
+@pytest.fixture(scope="module")
+def servers(lab: Lab, decapsulating: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("certificate")
+    subprocess.run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {directory}/key -out {directory}/certificate -days 2 "
+        "-subj /CN=www.example.net",
+        shell=True,
+        check=True,
+        capture_output=True,
+    )
+    certificate = (directory / "key").read_text() + (directory / "certificate").read_text()
+    for host in BACKENDS:
+        lab.ssh(host, f"cat >/run/health-servers.py <<'END'\n{SERVERS.read_text()}\nEND")
+        lab.ssh(host, f"cat >/run/health-certificate.pem <<'END'\n{certificate}\nEND")
+        for kind in ("http", "https", "dns"):
+            unit = f"[Service]\nExecStart=/usr/bin/python3 /run/health-servers.py {kind}\n"
+            lab.ssh(host, f"printf '{unit}' >/run/systemd/system/health-{kind}.service")
+        lab.ssh(host, "systemctl daemon-reload; systemctl start health-http health-https health-dns")
+        lab.ssh(host, f"ip addr replace {WAY['address']}/32 dev lo")
+
+
+@pytest.fixture(scope="module")
+def checked(lab: Lab, servers: None) -> Iterator[dict[str, tuple[int, str]]]:
+    """The output of site.yml: in check mode, for real, again, again in check mode."""
+    yield {
+        "real": apply(lab, SERVICES),
+        "again": apply(lab, SERVICES),
+        "again_check": apply(lab, SERVICES, "--check", "--diff"),
+    }
+    # The inventory of the other tests checks nothing.
+    lab.playbook("site.yml")
+    for host in BACKENDS:
+        lab.ssh(host, f"ip addr del {WAY['address']}/32 dev lo")
+
+
+def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
+    """By the backend's host."""
+    rows = lab.module("xdp_info", interface=INTERFACE)["backends"]
+    return {row["name"]: row["healthy"] for row in rows if row["service"] == name}
+
+
+def in_ring(lab: Lab, name: str) -> set[str]:
+    """The hosts in the live ring, as the kernel has it."""
+    code = (
+        "from engine import bpf, layout, maps, state\n"
+        f"from engine.balancer import Balancer\nb = Balancer('{INTERFACE}'); s = state.load(b.state_file)\n"
+        "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
+        f"    number = live.ring_ids().get(s.allocation.rings['{name}'])\n"
+        "    ids = set()\n"
+        "    if number:\n"
+        "        ring = bpf.map_lookup(bpf.map_fd(number), layout.index(0), live.spec('rings').value_size)\n"
+        "        length = int.from_bytes(ring[4:8], 'little')\n"
+        "        ids = {int.from_bytes(ring[16 + 4 * n:20 + 4 * n], 'little') for n in range(length)}\n"
+        "print(*[s.config.backends[key].name for key, place in s.allocation.backends.items() if place in ids])"
+    )
+    return set(lab.engine(code).split())
+
+
+def wait_for(condition, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+class Watcher:
+    """When the live ring of a service is replaced, by the clock that all containers share."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        code = (
+            "import time\nfrom engine import maps, state\nfrom engine.balancer import Balancer\n"
+            f"b = Balancer('{INTERFACE}'); s = state.load(b.state_file); place = s.allocation.rings['{name}']\n"
+            "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
+            "    first = live.ring_ids().get(place); end = time.time() + 20; now = begun = time.time()\n"
+            "    while live.ring_ids().get(place) == first and now < end: time.sleep(0.01); now = time.time()\n"
+            "print(begun, now)"
+        )
+        self._pool = ThreadPoolExecutor()
+        self._found: Future[str] = self._pool.submit(lab.engine, code)
+        # Until it looks.
+        time.sleep(1.5)
+
+    def moment(self) -> float:
+        begun, moment = map(float, self._found.result().split())
+        assert moment - begun < 19, "the ring stayed"
+        return moment
+
+
+def stop(lab: Lab, host: str, unit: str) -> float:
+    """When."""
+    return float(lab.ssh(host, f"python3 -c 'import time; print(time.time())'; systemctl stop {unit}"))
+
+
+def settle(lab: Lab, name: str) -> None:
+    wait_for(lambda: in_ring(lab, name) == set(BACKENDS) and set(healthy(lab, name).values()) == {True})
+
+
+def test_a_second_run_changes_nothing(checked):
+    assert checked["real"][0] > 0
+    assert checked["again"][0] == checked["again_check"][0] == 0
+
+
+def test_every_kind_of_check_finds_real_servers_well(lab, checked):
+    for name in ("tcp", "udp", "http", "https", "dns", "icmp", "way-udp", "way-icmp", "tunnel"):
+        wait_for(lambda name=name: set(healthy(lab, name).values()) == {True})
+        assert in_ring(lab, name) == set(BACKENDS)
+    assert set(healthy(lab, "unchecked").values()) == {None}
+
+
+@pytest.mark.parametrize("name", list(SERVER_OF))
+def test_a_backend_whose_server_stops_leaves_in_time_and_comes_back(lab, checked, name):
+    settle(lab, name)
+    watcher = Watcher(lab, name)
+    stopped = stop(lab, "be1", SERVER_OF[name])
+    try:
+        took = watcher.moment() - stopped
+        print(f"\n{name}: out {took:.2f} s after its server was stopped")
+        assert took <= BOUND
+        assert in_ring(lab, name) == {"be2", "be3"}
+        assert healthy(lab, name) == {"be1": False, "be2": True, "be3": True}
+        if name == "udp":
+            assert re.search(r"be1 +10\.77\.2\.11:8080 +down ", lab.playbook("status.yml")[1])
+    finally:
+        lab.ssh("be1", f"systemctl start {SERVER_OF[name]}")
+    settle(lab, name)
+
+
+def test_a_backend_that_answers_nothing_any_more_leaves_in_time(lab, checked):
+    """Each check takes its whole timeout."""
+    settle(lab, "tcp")
+    watcher = Watcher(lab, "tcp")
+    now = lab.ssh("be1", "python3 -c 'import time; print(time.time())'; ip route add blackhole 10.77.2.1/32")
+    try:
+        took = watcher.moment() - float(now)
+        print(f"\ntcp, timed out: out after {took:.2f} s")
+        assert took <= BOUND
+        reasons = lab.ssh("lb1", f"journalctl -u {UNIT} -o cat --since -10s")
+        assert re.search(
+            r"event=down service=tcp backend=10.77.2.11:8080 name=be1 check=tcp reason=\"timed out\"", reasons
+        )
+    finally:
+        lab.ssh("be1", "ip route del blackhole 10.77.2.1/32")
+    settle(lab, "tcp")
+
+
+def test_icmp(lab, checked):
+    settle(lab, "icmp")
+    watcher = Watcher(lab, "icmp")
+    now = lab.ssh("be3", "python3 -c 'import time; print(time.time())'; sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+    took = watcher.moment() - float(now)
+    lab.ssh("be3", "sysctl -qw net.ipv4.icmp_echo_ignore_all=0")
+    assert took <= BOUND
+    settle(lab, "icmp")
+
+
+@pytest.mark.parametrize("name", ["way-udp", "way-icmp", "tunnel"])
+def test_a_backend_that_lost_the_vip_leaves_only_where_the_way_is_checked(lab, checked, name):
+    """Its own address answers as before."""
+    settle(lab, name)
+    watcher = Watcher(lab, name)
+    now = lab.ssh("be2", f"python3 -c 'import time; print(time.time())'; ip addr del {WAY['address']}/32 dev lo")
+    took = watcher.moment() - float(now)
+    print(f"\n{name}: out {took:.2f} s after the VIP was gone")
+    assert took <= BOUND and in_ring(lab, name) == {"be1", "be3"}
+    assert in_ring(lab, "icmp") == in_ring(lab, "tcp") == set(BACKENDS)
+    lab.ssh("be2", f"ip addr add {WAY['address']}/32 dev lo")
+    settle(lab, name)
+
+
+def test_a_tunnel_that_ends_nowhere_is_noticed(lab, checked):
+    settle(lab, "tunnel")
+    lab.ssh("be3", f"ip link set {INTERFACE} xdp off")
+    wait_for(lambda: in_ring(lab, "tunnel") == {"be1", "be2"})
+    assert in_ring(lab, "way-udp") == set(BACKENDS)
+
+
+def test_traffic_goes_to_the_others_and_their_flows_stay(lab, checked):
+    settle(lab, "udp")
+    client = Client(DIRECTORY / "ssh_config")
+    try:
+        client("open_flows", 2000, VIP, 7)
+        before = client("ask_flows")
+        assert set(before) == set(BACKENDS)
+        stop(lab, "be1", "lab-echo")
+        wait_for(lambda: in_ring(lab, "udp") == {"be2", "be3"})
+        after = client("ask_flows")
+        assert set(after) == {"be2", "be3"}
+        others = [(old, new) for old, new in zip(before, after) if old != "be1"]
+        moved = sum(old != new for old, new in others)
+        print(f"\n{moved} of {len(others)} flows of the others moved, {len(before) - len(others)} had to")
+        assert moved / len(others) < 0.02
+    finally:
+        lab.ssh("be1", "systemctl start lab-echo")
+        settle(lab, "udp")
+        again = client("ask_flows")
+        client.close()
+    assert again == before
+
+
+def test_an_outage_is_no_change_and_site_yml_revives_nobody(lab, checked):
+    settle(lab, "tcp")
+    stop(lab, "be1", "lab-echo")
+    try:
+        wait_for(lambda: in_ring(lab, "tcp") == in_ring(lab, "udp") == {"be2", "be3"})
+        for arguments in ((), ("--check", "--diff")):
+            changed, output = apply(lab, SERVICES, *arguments)
+            assert changed == 0, output
+            assert in_ring(lab, "tcp") == {"be2", "be3"}
+    finally:
+        lab.ssh("be1", "systemctl start lab-echo")
+    settle(lab, "tcp")
+
+
+def test_killed_it_leaves_the_data_plane_as_it_is_and_goes_on(lab, checked):
+    settle(lab, "tcp")
+    stop(lab, "be1", "lab-echo")
+    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    killed = lab.ssh("lb1", f"systemctl show -P MainPID {UNIT}; systemctl kill -s KILL {UNIT}")
+    for _look in range(5):
+        assert in_ring(lab, "tcp") == {"be2", "be3"}
+    wait_for(lambda: lab.ssh("lb1", f"systemctl show -P MainPID {UNIT}") not in ("0", killed))
+    wait_for(lambda: "event=started" in lab.ssh("lb1", f"journalctl -u {UNIT} -o cat --since -5s"))
+    assert in_ring(lab, "tcp") == {"be2", "be3"} and healthy(lab, "tcp")["be1"] is False
+    lab.ssh("be1", "systemctl start lab-echo")
+    settle(lab, "tcp")
+
+
+def test_stopped_it_leaves_the_data_plane_as_it_is_too(lab, checked):
+    settle(lab, "tcp")
+    lab.ssh("lb1", f"systemctl stop {UNIT}")
+    stop(lab, "be1", "lab-echo")
+    time.sleep(3)
+    assert in_ring(lab, "tcp") == set(BACKENDS)
+    lab.ssh("lb1", f"systemctl start {UNIT}")
+    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    lab.ssh("be1", "systemctl start lab-echo")
+    settle(lab, "tcp")
+
+
+def test_all_down_keeps_all_or_drops(lab, checked):
+    wait_for(lambda: set(healthy(lab, "kept").values()) == set(healthy(lab, "nobody").values()) == {False})
+    assert in_ring(lab, "kept") == set(BACKENDS)
+    assert set(lab.ask(DSR["address"], 8080, 60)) == set(BACKENDS)
+    assert in_ring(lab, "nobody") == set()
+    assert lab.ask(VIP, 99, 2) == {"": 2}
+    lines = lab.ssh("lb1", f"journalctl -u {UNIT} -o cat")
+    assert "event=all_down service=nobody choice=drop" in lines and "event=all_down service=kept choice=keep" in lines
+
+
+def test_the_journal_holds_no_secrets_and_one_line_an_event(lab, checked):
+    lines = [
+        line
+        for line in lab.ssh("lb1", f"journalctl -u {UNIT} -o cat -t python3").splitlines()
+        if line.startswith("health")
+    ]
+    assert lines and all(
+        re.fullmatch(rf'health interface={INTERFACE} event=\w+( \w+=([^\s"=]+|"[^"]*"))*', line) for line in lines
+    )
+    assert not [line for line in lines if "how are you" in line or "/health" in line]
+    assert lab.ssh("lb1", f"stat -c %a /etc/lbops/health-{INTERFACE}.json") == "600"
+
+
+def test_the_service_has_few_powers(lab, checked):
+    properties = lab.ssh("lb1", f"systemctl show -p CapabilityBoundingSet -p NoNewPrivileges -p NRestarts {UNIT}")
+    assert "CapabilityBoundingSet=cap_net_raw cap_bpf" in properties and "NoNewPrivileges=yes" in properties
+
+
+def test_what_is_wrong_is_told_before_anything_is_touched(lab, checked):
+    untouched = lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/data0.json")
+    extra = lab.inventory.with_suffix(".wrong")
+    wrong = [service("tcp", 7, "tcp", 8080, {"check": "tcp", "interval": "soon"})]
+    extra.write_text(json.dumps({"balancer_services": wrong}))
+    result = lab.ansible("ansible-playbook", "playbooks/site.yml", "-e", f"@{extra}")
+    assert result.returncode != 0
+    assert "service tcp: health: interval 'soon' is not a number of seconds" in result.stdout
+    assert lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/data0.json") == untouched
+
+
+def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked):
+    settle(lab, "tcp")
+    stop(lab, "be1", "lab-echo")
+    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    unchecked = [{**SERVICES[0], "health": None}, *SERVICES[1:]]
+    assert apply(lab, unchecked)[0] > 0
+    wait_for(lambda: in_ring(lab, "tcp") == set(BACKENDS))
+    assert set(healthy(lab, "tcp").values()) == {None} and in_ring(lab, "udp") == {"be2", "be3"}
+    lab.ssh("be1", "systemctl start lab-echo")
+    assert apply(lab, SERVICES)[0] > 0
+    settle(lab, "tcp")
+
+
+def test_absent_it_leaves_no_trace_and_gives_every_backend_its_share(lab, checked):
+    settle(lab, "tcp")
+    stop(lab, "be1", "lab-echo")
+    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    absent = ("--tags", "health", "-e", "health_state=absent")
+    assert apply(lab, SERVICES, *absent, "--check")[0] > 0
+    assert in_ring(lab, "tcp") == {"be2", "be3"}
+    assert apply(lab, SERVICES, *absent)[0] > 0
+    lab.ssh("be1", "systemctl start lab-echo")
+    assert in_ring(lab, "tcp") == in_ring(lab, "nobody") == set(BACKENDS)
+    traces = (
+        "ls -d /etc/lbops /usr/lib/lbops/health /var/lib/lbops/health*; systemctl list-units --all 'lbops-health*' -q"
+    )
+    assert lab.ssh("lb1", f"{traces}; systemctl list-unit-files -q 'lbops-health*'; true", check=False) == ""
+    assert apply(lab, SERVICES, *absent)[0] == 0
+    assert apply(lab, SERVICES, "--tags", "balancer")[0] == 0

@@ -1,0 +1,218 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine with backends that health checks took out, on an interface of a private network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state
+
+from tests.packet import test_engine as engine
+from tests.packet.frames import CLIENT, tcp
+from tests.packet.reference import DROP, TX
+from tests.packet.test_engine import VIP, WEB, declare, live_maps, run, web
+
+balancer = engine.balancer
+STICKY = {**WEB, "flow_table": True}
+NAT = {**WEB, "forwarding": "full_nat", "source": "10.0.0.250"}
+FEATURES = engine.FEATURES | {"flow_table"}
+
+
+def seen(*down: int, up: tuple[int, ...] = (), drop: bool = False) -> observed.Observed:
+    healthy = {model.BackendKey("web", f"10.0.0.{host}", None): host in up for host in (*down, *up)}
+    return observed.Observed(healthy, frozenset(["web"] if drop else []))
+
+
+def backend_of(balancer, net, port: int, flags: str = "S") -> str:
+    """Where a packet of this client's port goes; nothing if it is dropped."""
+    verdict, frame = run(balancer, net, tcp(CLIENT, port, VIP, 80, tcp_flags=flags))
+    assert verdict in (TX, DROP)
+    return socket.inet_ntoa(frame[30:34]) if verdict == TX else ""
+
+
+def backends_of(balancer, net, flags: str = "S", flows: int = 1000) -> list[str]:
+    return [backend_of(balancer, net, port, flags) for port in range(20000, 20000 + flows)]
+
+
+def unchanged(balancer, services: list[dict], backends: list[dict]) -> None:
+    """No module sees a change, in check mode or without."""
+    for check in (True, False):
+        for outcome in (
+            balancer.apply_services(services, True, check),
+            balancer.apply_backends(backends, True, check),
+        ):
+            assert not outcome.changed and not outcome.details["repaired"] and outcome.before == outcome.after
+
+
+def test_a_backend_that_is_down_gets_nothing_and_flows_of_others_stay(balancer, net):
+    declare(balancer, [WEB], web(1, 2, 3))
+    before = backends_of(balancer, net)
+    balancer.observe(seen(2))
+    after = backends_of(balancer, net)
+    assert set(after) == {"10.0.0.1", "10.0.0.3"}
+    others = [(old, new) for old, new in zip(before, after) if old != "10.0.0.2"]
+    # Maglev moves some; of 3 backends each has 21,845 slots.
+    assert sum(old != new for old, new in others) / len(others) < 0.02
+    balancer.observe(seen(up=(2,)))
+    assert backends_of(balancer, net) == before
+
+
+def test_what_is_desired_is_neither_revived_nor_changed(balancer, net):
+    declare(balancer, [WEB], web(1, 2, 3))
+    balancer.observe(seen(2))
+    unchanged(balancer, [WEB], web(1, 2, 3))
+    assert "10.0.0.2" not in backends_of(balancer, net)
+    # A real change of something else.
+    assert balancer.apply_backends([*web(1, 2, 3), *web(4)], True, False).changed
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3", "10.0.0.4"}
+    assert balancer.apply_backends([*web(1, 3, 4), *web(2, mac="02:00:00:00:00:07")], True, False).changed
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3", "10.0.0.4"}
+    balancer.observe(seen(up=(1, 2, 3, 4)))
+    assert "10.0.0.2" in backends_of(balancer, net)
+    healthy = {entry["address"]: entry["healthy"] for entry in balancer.info()["backends"]}
+    assert healthy == {f"10.0.0.{host}": True for host in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["keep", "drop"])
+@pytest.mark.parametrize("service", [WEB, STICKY], ids=["hash", "flow table"])
+def test_all_down(balancer, net, service, drop):
+    engine.attach(balancer, features=FEATURES)
+    declare(balancer, [service], web(1, 2))
+    before = backends_of(balancer, net)
+    balancer.observe(seen(1, 2, drop=drop))
+    assert backends_of(balancer, net) == ([""] * 1000 if drop else before)
+    unchanged(balancer, [service], web(1, 2))
+    balancer.observe(seen(1, up=(2,), drop=drop))
+    assert set(backends_of(balancer, net)) == {"10.0.0.2"}
+    balancer.observe(seen(up=(1, 2), drop=drop))
+    assert backends_of(balancer, net) == before
+
+
+def test_the_last_backend_that_was_up_is_removed(balancer, net):
+    declare(balancer, [WEB], web(1, 2))
+    balancer.observe(seen(1, up=(2,)))
+    assert set(backends_of(balancer, net)) == {"10.0.0.2"}
+    assert balancer.apply_backends(web(1), True, False).changed
+    # Nobody else is left, and the service is to keep its backends then.
+    assert set(backends_of(balancer, net)) == {"10.0.0.1"}
+    unchanged(balancer, [WEB], web(1))
+
+
+def test_remembered_flows_leave_a_backend_that_is_down_and_others_stay(balancer, net):
+    """Unlike those of a drained one."""
+    engine.attach(balancer, features=FEATURES)
+    declare(balancer, [STICKY], web(1, 2, 3))
+    before = backends_of(balancer, net)
+    balancer.apply_backends([*web(1, 3), *web(2, state="drained")], True, False)
+    assert backends_of(balancer, net, "A") == before
+    balancer.apply_backends(web(1, 2, 3), True, False)
+    balancer.observe(seen(2))
+    after = backends_of(balancer, net, "A")
+    assert "10.0.0.2" not in after
+    assert [new for old, new in zip(before, after) if old != "10.0.0.2"] == [old for old in before if old != "10.0.0.2"]
+    # And stay where they went when it comes back.
+    balancer.observe(seen(up=(2,)))
+    assert backends_of(balancer, net, "A") == after
+    assert "10.0.0.2" in backends_of(balancer, net, "S")
+    unchanged(balancer, [STICKY], web(1, 2, 3))
+
+
+def test_sessions_of_a_backend_that_is_down_begin_anew(balancer, net):
+    declare(balancer, [NAT], web(1, 2))
+    before = backends_of(balancer, net, flows=100)
+    balancer.observe(seen(2, up=(1,)))
+    assert set(backends_of(balancer, net, "A", flows=100)) == {"10.0.0.1"}
+    balancer.observe(seen(up=(1, 2)))
+    assert set(before) == set(backends_of(balancer, net, "S", flows=100)) | {"10.0.0.2"}
+
+
+def test_a_restore_after_a_reboot_knows_who_was_down(balancer, net):
+    declare(balancer, [WEB], web(1, 2, 3))
+    balancer.observe(seen(2))
+    for pin in (*balancer.maps_directory.iterdir(), balancer.program_pin):
+        pin.unlink()
+    balancer.maps_directory.rmdir()
+    engine.ip(f"link set {engine.FRONT} xdp off")
+    balancer.restore()
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3"}
+    unchanged(balancer, [WEB], web(1, 2, 3))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_while_rings_are_written(balancer, net, moment):
+    """The next module neither tells of a change nor leaves the ring half-way."""
+    declare(balancer, [WEB], web(1, 2, 3))
+    child = os.fork()
+    if not child:
+        write = balancer._write
+
+        def dying(*arguments):
+            if moment == "after":
+                write(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        balancer._write = dying
+        balancer.observe(seen(2))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    unchanged(balancer, [WEB], web(1, 2, 3))
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3"}
+    assert not state.load(balancer.state_file).tables.following
+
+
+def test_drift_is_still_told_of(balancer, net):
+    declare(balancer, [WEB], web(1, 2, 3))
+    with live_maps(balancer) as live:
+        place = state.load(balancer.state_file).allocation.rings["web"]
+        live.write_rings({place: None}, {})
+    balancer.observe(seen(up=(1,)))
+    assert balancer.apply_backends(web(1, 2, 3), True, False).details["repaired"]
+
+
+def test_a_run_that_was_killed_is_finished_before_a_backend_is_taken_out(balancer, net):
+    declare(balancer, [WEB], web(1, 2))
+    engine.killed_while_resolving(balancer, web(1, 2, 3))
+    balancer.observe(seen(2))
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3"}
+    unchanged(balancer, [WEB], web(1, 2, 3))
+
+
+def test_nothing_is_checked_any_more(balancer, net):
+    declare(balancer, [WEB], web(1, 2))
+    balancer.observe(seen(2))
+    balancer.forget_health()
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.2"}
+    assert not balancer.health_file.exists()
+    assert [entry["healthy"] for entry in balancer.info()["backends"]] == [None, None]
+    unchanged(balancer, [WEB], web(1, 2))
+
+
+def test_a_damaged_file_of_what_was_seen_is_as_good_as_none(balancer):
+    declare(balancer, [WEB], web(1, 2))
+    balancer.observe(seen(2))
+    balancer.health_file.write_text("{")
+    assert balancer.observed() == observed.Observed()
+
+
+def test_a_thousand_backends(balancer, net):
+    """One leaves within the half second that it has."""
+    hosts = [
+        {"service": "web", "address": f"10.1.{n // 250}.{n % 250 + 1}", "mac": "02:00:00:00:00:07"} for n in range(1000)
+    ]
+    engine.attach(balancer)
+    request = engine.ProgramRequest("native", engine.FEATURES, replace(engine.SIZES, max_backends=2048), engine.SOURCE)
+    balancer.apply_program(request, check=False)
+    declare(balancer, [WEB], hosts)
+    keys = list(state.load(balancer.state_file).config.backends)
+    started = time.monotonic()
+    balancer.observe(observed.Observed({**dict.fromkeys(keys, True), keys[0]: False}))
+    elapsed = time.monotonic() - started
+    print(f"1000 backends: {elapsed:.3f} s")
+    assert elapsed < 0.4

@@ -1,0 +1,356 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the health checks go by: options, rise and fall, the frames and messages they make, the lines they log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import types
+from typing import Any
+
+import pytest
+from ansible_collections.lbops.xdp.plugins import module_utils
+from ansible_collections.lbops.xdp.plugins.filter import inventory
+from ansible_collections.lbops.xdp.plugins.module_utils import health
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.packet import Packet
+
+# The program finds the engine by the name it has on a host; modules of their own, apart from the collection's.
+engine = types.ModuleType("engine")
+engine.__path__ = list(module_utils.__path__)
+sys.modules.setdefault("engine", engine)
+
+from roles.health.files import dns, frames, http, icmp, log, rounds  # noqa: E402
+from roles.health.files.common import Failed, Target  # noqa: E402
+from roles.health.files.states import Status  # noqa: E402
+
+SERVICE = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80, "backends": "servers"}
+GROUPS = {"servers": ["one", "two"]}
+HOSTVARS = {"one": {"ansible_host": "198.51.100.1"}, "two": {"ansible_host": "198.51.100.2"}}
+
+
+# --- rise and fall
+
+
+@pytest.mark.parametrize(
+    "rise, fall, checks, states",
+    [
+        # One letter a check, good or bad; then what the backend is after each: up, down, or ? for neither.
+        (2, 3, "ggg", "uuu"),
+        (2, 3, "bbbb", "??dd"),
+        (2, 3, "bbgbbb", "??uuud"),
+        (2, 3, "gbbgbbb", "uuuuuud"),
+        (2, 3, "gbbbgg", "uuuddu"),
+        (2, 3, "gbbbgbgg", "uuuddddu"),
+        (1, 1, "gbgb", "udud"),
+        (3, 1, "bggbggg", "ddddddu"),
+        (1, 2, "bbgbb", "?duud"),
+        (1, 2, "bgbb", "?uud"),
+    ],
+)
+def test_rise_and_fall(rise, fall, checks, states):
+    status = Status(rise, fall)
+    found = ""
+    for letter in checks:
+        before = status.healthy
+        changed = status.note(letter == "g")
+        assert changed == (status.healthy is not before)
+        found += {True: "u", False: "d", None: "?"}[status.healthy]
+    assert found == states
+
+
+def test_what_was_known_before_a_restart_goes_on():
+    status = Status(2, 2, False)
+    assert [status.note(True), status.note(True), status.healthy] == [False, True, True]
+
+
+# --- options
+
+
+def check(**options: Any) -> health.Health:
+    return health.parse_one("web", options)
+
+
+def test_defaults():
+    found = check(check="tcp")
+    assert (found.interval, found.timeout, found.rise, found.fall, found.all_down) == (2, 1, 2, 3, "keep")
+    assert not found.end_to_end
+
+
+@pytest.mark.parametrize("interval, fall", [(0.1, 1), (1, 1), (1, 3), (2, 3), (10, 5)])
+def test_checks_that_end_by_their_timeout_keep_to_interval_times_fall(interval, fall):
+    """The backend dies right after a check; from then on each takes its whole timeout."""
+    for timeout in (0.01, interval / 4, interval / 2):
+        found = check(check="tcp", interval=interval, fall=fall, timeout=timeout)
+        clock = 0.0
+        for _check in range(fall):
+            start = clock + max(found.gap, 0.0)
+            ended = start + timeout
+            clock = max(start, ended - found.gap)
+        assert ended <= interval * fall + 1e-9
+
+
+def test_a_short_interval_has_a_short_timeout():
+    assert check(check="tcp", interval=0.5).timeout == 0.25
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, "service web: health: check is missing"),
+        ({"check": "ping"}, "service web: health: check 'ping' is not one of tcp, http, https, udp, dns, icmp"),
+        ({"check": "tcp", "intervall": 3}, "service web: health: unknown key 'intervall'; known are all_down, body"),
+        ({"check": "tcp", "interval": "2s"}, "service web: health: interval '2s' is not a number of seconds"),
+        ({"check": "tcp", "interval": 0}, "interval 0 is not between 0.1 and 3600 seconds"),
+        ({"check": "tcp", "interval": True}, "interval True is not a number of seconds"),
+        ({"check": "tcp", "interval": 1, "timeout": 0.8}, "lower it to 0.5, or raise interval to 1.6"),
+        ({"check": "tcp", "rise": 0}, "rise 0 is not between 1 and 100"),
+        ({"check": "tcp", "fall": "two"}, "fall 'two' is not a whole number"),
+        ({"check": "tcp", "path": "/"}, "path is for http and https, not for tcp; leave it out"),
+        ({"check": "icmp", "port": 80}, "port is for tcp and http and https and udp and dns, not for icmp"),
+        ({"check": "tcp", "port": 65536}, "port 65536 is not between 1 and 65535"),
+        ({"check": "tcp", "source": "lb1"}, "source 'lb1' is not an IPv4"),
+        ({"check": "tcp", "all_down": "none"}, "all_down 'none' is not one of keep, drop"),
+        ({"check": "tcp", "end_to_end": "yes"}, "end_to_end 'yes' is neither true nor false"),
+        ({"check": "udp"}, "service web: health: request is missing"),
+        ({"check": "dns"}, "service web: health: name is missing"),
+        ({"check": "dns", "name": "a..b"}, "name 'a..b' is not one such as www.example.net"),
+        ({"check": "http", "path": "health"}, "path 'health' is not one such as /health"),
+        ({"check": "http", "path": "/a b"}, "path '/a b' is not one such as"),
+        ({"check": "http", "host": "a\r\nX: y"}, "is not one such as www.example.net"),
+        ({"check": "http", "status": 700}, "status 700 is neither a status such as 200 nor a range"),
+        ({"check": "http", "status": "300-200"}, "status '300-200' is neither"),
+        ({"check": "http", "status": []}, "status is an empty list"),
+        ({"check": "http", "body": 5}, "body 5 is not a text; put it in quotes"),
+        ({"check": "http", "verify": True}, "verify is for https, not for http; leave it out"),
+    ],
+)
+def test_what_is_refused(options, words):
+    with pytest.raises(EngineError) as caught:
+        check(**options)
+    assert words in str(caught.value) and str(caught.value).startswith("service web: health: ")
+
+
+@pytest.mark.parametrize(
+    "status, ranges", [(200, [[200, 200]]), ("200-299", [[200, 299]]), ([200, "301-302"], [[200, 200], [301, 302]])]
+)
+def test_status(status, ranges):
+    assert check(check="http", status=status).status == ranges
+
+
+def problems(**service: Any) -> list[str]:
+    return inventory.inventory_problems([{**SERVICE, **service}], GROUPS, HOSTVARS)
+
+
+def test_a_good_check_is_no_problem():
+    assert problems(health={"check": "tcp"}) == []
+
+
+@pytest.mark.parametrize(
+    "service, words",
+    [
+        ({"health": "tcp"}, "service web: health is 'tcp', not a mapping such as {check: tcp}"),
+        ({"health": {"check": "no"}}, "check 'no' is not one of"),
+        ({"port": "any", "health": {"check": "tcp"}}, "port is missing: the service is on any port"),
+        ({"health": {"check": "tcp", "end_to_end": True}}, "end_to_end is for dsr and ipip"),
+        (
+            {"forwarding": "dsr", "health": {"check": "http", "end_to_end": True}},
+            "end_to_end cannot check http here, which needs a whole connection; take one of tcp, udp, dns, icmp",
+        ),
+        (
+            {"health": {"check": "tcp", "source": "fd00::1"}},
+            "source 'fd00::1' is IPv6, which cannot reach 198.51.100.1",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_service_is_told_before_any_host_is_touched(service, words):
+    [problem] = problems(**service)
+    assert words in problem and problem.startswith("service web: health")
+
+
+def test_redirect_has_nothing_to_check():
+    service = {**SERVICE, "forwarding": "redirect", "interfaces": ["eth1"], "health": {"check": "icmp"}}
+    assert "leave health out" in inventory.inventory_problems([service], GROUPS, HOSTVARS)[0]
+
+
+def test_the_data_plane_is_told_nothing_of_it():
+    declared = {**SERVICE, "health": {"check": "tcp"}}
+    assert inventory.services([declared]) == inventory.services([SERVICE])
+
+
+def test_what_the_role_writes_is_what_the_program_reads():
+    declared = [{**SERVICE, "health": {"check": "http", "status": 204}}, {**SERVICE, "name": "unchecked"}]
+    rows = json.loads(json.dumps(inventory.health_checks(declared)))
+    assert health.load(rows) == {"web": health.parse_one("web", {"check": "http", "status": 204})}
+
+
+# --- messages
+
+
+def test_an_echo_request_has_the_checksum_of_the_internet():
+    packet = icmp.request(4, b"0123456789abcdef")
+    assert icmp.checksum(packet) == 0 and packet[0] == 8
+
+
+def test_only_the_reply_to_this_request_counts():
+    token = b"0123456789abcdef"
+    header = bytes([0x45]) + bytes(19)
+    reply = header + bytes([0]) + icmp.request(4, token)[1:]
+    assert icmp.is_reply(4, reply, token)
+    assert not icmp.is_reply(4, header + icmp.request(4, token), token)
+    assert not icmp.is_reply(4, reply, token[::-1])
+
+
+def test_dns():
+    request = dns.query("www.example.net.")
+    assert request[12:] == b"\x03www\x07example\x03net\0\0\x01\0\x01"
+    answer = request[:2] + b"\x81\x80" + request[4:]
+    dns.verify(request, answer)
+    for wrong, words in (
+        (b"", "no DNS message"),
+        (request, "another question"),
+        (bytes(2) + answer[2:] if request[:2] != bytes(2) else b"\1\1" + answer[2:], "another question"),
+        (answer[:3] + b"\x83" + answer[4:], "NXDOMAIN"),
+        (answer[:3] + b"\x82" + answer[4:], "SERVFAIL"),
+    ):
+        with pytest.raises(Failed, match=words):
+            dns.verify(request, wrong)
+
+
+@pytest.mark.parametrize(
+    "host, name",
+    [("www.example.net", "www.example.net"), ("www.example.net:8443", "www.example.net"), ("[fd00::1]:80", "fd00::1")],
+)
+def test_the_name_of_a_certificate(host, name):
+    from engine.model import parse_backends, parse_services
+
+    services = parse_services([{key: value for key, value in SERVICE.items() if key != "backends"}])
+    [backend] = parse_backends([{"service": "web", "address": "fd00::2"}]).values()
+    for given, expected in ((host, name), (None, "fd00::2")):
+        options = {"check": "https", **({"host": given} if given else {})}
+        target = Target(health.parse_one("web", options), services["web"], backend, "eth0")
+        assert http.server_name(target) == expected
+
+
+# --- frames of end_to_end, by scapy's account
+
+
+def flow(version: int, ports: bool = True) -> frames.Flow:
+    from engine.addresses import Address
+
+    addresses = ("10.77.2.1", "10.77.0.130") if version == 4 else ("fd00::1", "fd00::130")
+    return frames.Flow(*map(Address, addresses), *((40000, 8080) if ports else ()))
+
+
+def sound(packet: bytes, version: int) -> Packet:
+    """As scapy reads it; checksums that it computes anew are the same."""
+    kind = IP if version == 4 else IPv6
+    read = kind(packet)
+    again = kind(packet)
+    for layer in (IP, TCP, UDP, ICMP, ICMPv6EchoRequest, ICMPv6EchoReply):
+        if again.haslayer(layer):
+            for field in ("chksum", "cksum", "len", "plen"):
+                if field in again[layer].fields:
+                    delattr(again[layer], field)
+    assert bytes(again) == packet
+    return read
+
+
+def swapped(request: Packet) -> Packet:
+    """What goes back, without the layers above."""
+    kind = type(request)
+    return kind(src=request.dst, dst=request.src)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_datagram_and_its_answer(version):
+    request = sound(frames.udp(flow(version), b"odd"), version)
+    assert (request[UDP].sport, request[UDP].dport, bytes(request[UDP].payload)) == (40000, 8080, b"odd")
+    answer = swapped(request) / UDP(sport=8080, dport=40000) / b"yes"
+    assert frames.answer_of(flow(version), 17, bytes(answer))[8:] == b"yes"
+    assert frames.answer_of(flow(version), 17, bytes(answer) + bytes(9))[8:] == b"yes"
+    for other in (
+        request,
+        swapped(request) / UDP(sport=8081, dport=40000),
+        swapped(request) / UDP(sport=8080, dport=40001),
+        swapped(request) / TCP(sport=8080, dport=40000),
+    ):
+        assert frames.answer_of(flow(version), 17, bytes(other)) is None
+    assert frames.answer_of(flow(version), 17, b"") is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    "flags, acknowledged, accepted",
+    [("SA", 1, True), ("R", 1, False), ("RA", 1, False), ("A", 1, None), ("SA", 2, None), ("RA", 0, None)],
+)
+def test_a_handshake(version, flags, acknowledged, accepted):
+    sequence = 0xFFFFFFFF
+    request = sound(frames.tcp(flow(version), sequence, frames.SYN), version)
+    assert (request[TCP].seq, str(request[TCP].flags)) == (sequence, "S")
+    number = (sequence + acknowledged) % 2**32
+    answer = swapped(request) / TCP(sport=8080, dport=40000, flags=flags, ack=number)
+    segment = frames.answer_of(flow(version), 6, bytes(answer))
+    assert frames.syn_answer(segment, sequence) is accepted
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_echo_to_the_vip(version):
+    token, here = b"0123456789abcdef", flow(version, ports=False)
+    request = sound(frames.echo(here, token), version)
+    kind = ICMP(type=0) if version == 4 else ICMPv6EchoReply()
+    answer = swapped(request) / kind / token
+    protocol = frames.ICMP_OF[version]
+    message = frames.answer_of(here, protocol, bytes(answer))
+    assert frames.is_echo_reply(here, message, token)
+    assert not frames.is_echo_reply(here, message, token[::-1])
+    assert frames.answer_of(here, protocol, bytes(request)) is None
+
+
+# --- the log
+
+
+def test_a_line_of_the_log():
+    fields = {"service": "web", "reason": 'connection "refused"', "name": None}
+    assert log.line("eth0", "down", fields) == (
+        'health interface=eth0 event=down service=web reason="connection \\"refused\\""'
+    )
+
+
+# --- rhythm
+
+
+def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
+    """Time is made: a sleep moves the clock."""
+    moments: list[float] = []
+    now = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if len(moments) == 50:
+            raise asyncio.CancelledError
+
+    class Loop:
+        time = staticmethod(lambda: now[0])
+
+    class Checked:
+        health = health.parse_one("web", {"check": "tcp", "interval": 2, "timeout": 0.9, "fall": 3})
+
+    async def problem(_target: object) -> str:
+        moments.append(now[0])
+        now[0] += 0.5
+        return ""
+
+    monkeypatch.setattr(rounds.asyncio, "sleep", sleep)
+    monkeypatch.setattr(rounds.asyncio, "get_running_loop", Loop)
+    coroutine = rounds.watch(Checked, lambda *_arguments: None, problem)
+    with pytest.raises(asyncio.CancelledError):
+        coroutine.send(None)
+    pauses = [later - earlier for earlier, later in zip(moments, moments[1:])]
+    assert moments[0] <= 1.7 and max(pauses) <= 1.7 + 1e-9 and min(pauses) >= 1.53 - 1e-9
+    assert len({round(pause, 6) for pause in pauses}) > 10
