@@ -162,6 +162,8 @@ static __always_inline int choose_remembered(const int family, const struct pack
 				choice->session->timeout = choice->ring->idle_timeout;
 			return CHOSEN;
 		}
+		/* Seen just now, it would be the youngest of all that a search finds. */
+		*known = 0;
 	}
 	number = is_first ? 0 : search(&memory);
 	FORGET(number, memory.signature);

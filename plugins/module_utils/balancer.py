@@ -134,9 +134,7 @@ class Balancer:
         with self._locked(check) as current:
             if not check:
                 self._finish_replacement()
-                attached = self._attached()
-                ours = bool(attached and attached.hook == "native" and self._is_ours(attached))
-                finish(self.interface, self.preparing_file, ours)
+                self._finish_preparation()
             before = self.program_facts(current)
             self._refuse_foreign(request)
             config = current.config if current else model.Config({}, {})
@@ -197,6 +195,14 @@ class Balancer:
         if native.refusal and hooks == ("native",):
             raise EngineError(native.refusal)
         return native
+
+    def _finish_preparation(self) -> None:
+        """What a killed run prepared stays only if its program is on the driver's hook."""
+        if not self.preparing_file.exists():
+            return
+        attached = self._attached() if link.exists(self.interface) else None
+        ours = bool(attached and attached.hook == "native" and self._is_ours(attached))
+        finish(self.interface, self.preparing_file, ours)
 
     def _finish_replacement(self) -> None:
         """A run may have been killed, or have failed, before its new program was in place."""
@@ -545,7 +551,7 @@ class Balancer:
             attached = self._attached()
             if attached and self._is_ours(attached):
                 self._detach(attached)
-        finish(self.interface, self.preparing_file, attached=False)
+        self._finish_preparation()
         _remove_pins(self.pins)
         state.remove(self.state_file)
         state.remove(self.health_file)

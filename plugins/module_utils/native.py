@@ -127,8 +127,6 @@ class NativeHook:
 
 def finish(interface: str, written_down: Path, attached: bool) -> None:
     """What a killed run prepared is put back, unless its program is on the hook, which needs it. Raises EngineError."""
-    if not written_down.exists():
-        return
     with tuned.locked(interface):
         for entry in reversed([] if attached else json.loads(written_down.read_text(encoding="utf-8"))):
             change = Change(**entry)

@@ -53,7 +53,7 @@ def packets(guests: Guests, guest: str) -> list[int]:
 
 def answers(guests: Guests, guest: str) -> set[str]:
     """Who answers the client's new flows."""
-    found = json.loads(guests.client(guest, "python3", ASKER, VIP, "7", "udp", str(FLOWS), "100"))
+    found = json.loads(guests.client(guest, "python3", ASKER, VIP, "7", "udp", str(FLOWS), "100", "0"))
     return {answer[0] for answer in found}
 
 

@@ -12,11 +12,12 @@ import sys
 TIMEOUT = 1.0  # seconds
 
 
-def ask(vip: str, port: int, kind: str, size: int) -> list[str]:
+def ask(vip: str, port: int, kind: str, source_port: int, size: int) -> list[str]:
     family = socket.AF_INET6 if ":" in vip else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as client:
         client.settimeout(TIMEOUT)
         try:
+            client.bind(("", source_port))
             client.connect((vip, port))
             client.sendall(b"x" * (size - 1) + b"\n")
             answer = b""
@@ -31,8 +32,11 @@ def ask(vip: str, port: int, kind: str, size: int) -> list[str]:
 
 
 def main() -> None:
-    vip, port, kind, count, size = sys.argv[1:]
-    print(json.dumps([ask(vip, int(port), kind, int(size)) for _flow in range(int(count))]))
+    vip, port, kind = sys.argv[1:4]
+    count, size, first_source_port = map(int, sys.argv[4:])
+    # 0 leaves the choice to the kernel, which takes any.
+    source_ports = range(first_source_port, first_source_port + count) if first_source_port else [0] * count
+    print(json.dumps([ask(vip, int(port), kind, source_port, size) for source_port in source_ports]))
 
 
 if __name__ == "__main__":

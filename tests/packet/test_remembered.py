@@ -105,25 +105,51 @@ def buckets(descriptor: int, count: int) -> dict[int, list[int]]:
     return {place: list(flows) for place, flows in enumerate(layout.FLOW_BUCKET.iter_unpack(values)) if any(flows)}
 
 
+class Memories:
+    """What both CPUs remember of the one flow that a program has seen."""
+
+    def __init__(self, program) -> None:
+        assert bpf.possible_cpus() > 1
+        self.here = min(os.sched_getaffinity(0))
+        self._tables = flow_tables(program)
+        ((self._place, flows),) = buckets(self._tables[self.here], program.maps.spec("flows").inner_entries).items()
+        ((self._slot, flow),) = [(slot, flow) for slot, flow in enumerate(flows) if flow]
+        # struct flow_bucket: signature << 33 | tick << 21 | number
+        self._signature, self.tick, self.number = flow >> 33, flow >> 21 & 4095, flow & (1 << 21) - 1
+
+    def write(self, cpu: int, age: int, number: int) -> None:
+        flows = [0] * 8
+        flows[self._slot] = self._signature << 33 | (self.tick - age) % 4096 << 21 | number
+        bpf.map_update(self._tables[cpu], layout.index(self._place), layout.FLOW_BUCKET.pack(*flows))
+
+    def __enter__(self) -> Memories:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for descriptor in self._tables:
+            os.close(descriptor)
+
+
 def test_the_youngest_of_several_memories_counts(make_rig, net):
     """A flow was here, went to another CPU, and comes back: what is remembered here has long expired."""
-    assert bpf.possible_cpus() > 1
     members = [{"service": "sticky", "address": f"10.0.0.{host}"} for host in (1, 2)]
     program = make_rig([STICKY], members).program
     backend, _port = send(program, net, "S", 22)
-    here = min(os.sched_getaffinity(0))
-    memories = flow_tables(program)
-    count = program.maps.spec("flows").inner_entries
-    ((place, flows),) = buckets(memories[here], count).items()
-    ((slot, flow),) = [(slot, flow) for slot, flow in enumerate(flows) if flow]
-    # struct flow_bucket: signature << 33 | tick << 21 | number
-    number, tick = flow & (1 << 21) - 1, flow >> 21 & 4095
-    other = next(found for found in program.backend_ids.values() if found != number)
-    elsewhere = [0] * 8
-    elsewhere[0] = flow >> 33 << 33 | tick << 21 | other
-    flows[slot] = flow >> 33 << 33 | (tick - 2000) % 4096 << 21 | number
-    bpf.map_update(memories[1 - here], layout.index(place), layout.FLOW_BUCKET.pack(*elsewhere))
-    bpf.map_update(memories[here], layout.index(place), layout.FLOW_BUCKET.pack(*flows))
-    for descriptor in memories:
-        os.close(descriptor)
+    with Memories(program) as memories:
+        other = next(found for found in program.backend_ids.values() if found != memories.number)
+        memories.write(1 - memories.here, 0, other)
+        memories.write(memories.here, 2000, memories.number)
     assert send(program, net, "A", 22)[0] != backend
+
+
+def test_a_memory_of_what_is_no_more_is_not_made_younger(make_rig, net):
+    """This CPU knows the client's port from a session that the service had as full_nat; another has the connection."""
+    members = [{"service": "sticky", "address": f"10.0.0.{host}"} for host in (1, 2)]
+    program = make_rig([STICKY], members).program
+    backend, _port = send(program, net, "S", 22)
+    with Memories(program) as memories:
+        memories.write(1 - memories.here, 0, memories.number)
+        memories.write(memories.here, 2, 1 << 20 | 5)
+    flows = program.maps.read_counters("service_counters")[program.rings["sticky"]][4]
+    assert send(program, net, "A", 22)[0] == backend
+    assert program.maps.read_counters("service_counters")[program.rings["sticky"]][4] == flows

@@ -241,8 +241,10 @@ def host(tmp_path: Path, monkeypatch) -> Host:
     monkeypatch.setattr(tuned, "links", lambda: made.devices)
     monkeypatch.setattr(tuned, "boot_id", lambda: made.boot)
     monkeypatch.setattr(link, "exists", lambda interface: interface in [found.name for found in made.devices])
-    monkeypatch.setattr(Device, "members", lambda device: made.members(device))
-    monkeypatch.setattr(Device, "link", lambda device: made.link(device))
+    # Functions, since a bound method would not get the device.
+    for name in ("members", "link"):
+        answer = getattr(made, name)
+        monkeypatch.setattr(Device, name, lambda device, answer=answer: answer(device))
     monkeypatch.setattr(network_device, "LINK_STABLE", 0.0)
     monkeypatch.setattr(network_device, "LINK_TIMEOUT", 0.0)
     monkeypatch.setattr(link_file, "desired", lambda device, values: "")
