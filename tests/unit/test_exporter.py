@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -20,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import exporter as host
 
-from lbops_exporter import balancer, driver, nic, program, softnet, source  # isort: skip
+from lbops_exporter import balancer, driver, nic, page, program, softnet, source  # isort: skip
 from lbops_exporter.collector import Collector, Guard  # isort: skip
+from lbops_exporter.devices import Devices  # isort: skip
 from lbops_exporter.exporter import Exporter, collectors  # isort: skip
 from lbops_exporter.exposition import Family, Page  # isort: skip
 from lbops_exporter.passwords import Bcrypt, Users  # isort: skip
@@ -33,7 +35,7 @@ from engine.errors import EngineError  # isort: skip
 from engine.live import Reading  # isort: skip
 
 DOCUMENT = (host.ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-FAMILIES = [family for part in (*collectors(Sources()), Guard()) for family in part.families]
+FAMILIES = [family for part in (*collectors(Sources(), Devices()), Guard()) for family in part.families]
 
 
 def samples(text: str) -> dict[str, float]:
@@ -344,6 +346,35 @@ def test_what_is_not_there_and_what_is_not_done(serve):
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         status, _content, headers = ask(port, "/api/v1/config", method)
         assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_the_live_page_is_whole_and_fetches_nothing_from_elsewhere(serve):
+    port = serve()
+    waiting, seen = ["/"], {}
+    while waiting:
+        path = waiting.pop()
+        status, content, headers = ask(port, path)
+        assert status == 200, path
+        assert headers["Content-Security-Policy"].startswith("default-src 'none';")
+        seen[path] = headers["Content-Type"].partition(";")[0]
+        text = content.decode()
+        assert not re.search(r"(?:src|href|url\()\W*(?:https?:)?//", text), path
+        found = re.findall(r'(?:src|href)="(page/[^"]+)"', text) + [
+            f"page/{name}" for name in re.findall(r'from "\./([^"]+)"', text)
+        ]
+        waiting += [f"/{name}" for name in found if f"/{name}" not in seen]
+    assert set(seen.values()) == {"text/html", "text/css", "text/javascript"}
+    assert seen.keys() == page.files().keys()
+    assert ask(port, "/page/../server.py")[0] == ask(port, "/page/")[0] == 404
+
+
+def test_queues_and_cpus_without_a_balancer(serve):
+    before = time.time()
+    status, content, _headers = ask(serve(), "/api/v1/queues")
+    found = json.loads(content)
+    assert status == 200 and found["interfaces"] == {} and before <= found["timestamp"] <= time.time()
+    lines = (softnet.STATISTICS).read_text(encoding="ascii").splitlines()
+    assert len(found["cpus"]) == len(lines) and sum(found["cpus"].values()) > 0
 
 
 def test_a_page_is_made_once_for_all_who_wait(serve, tmp_path):

@@ -19,12 +19,13 @@ COMMANDS = ("roles/balancer/files", "usr/sbin", "lbops-top", set())
 
 
 EXPORTER = ("roles/exporter/files/lbops_exporter", "usr/lib/lbops/lbops_exporter", "*.py", set())
+PAGE = ("roles/exporter/files/lbops_exporter/page", "usr/lib/lbops/lbops_exporter/page", "*.*", set())
 
 
 def content(role: str) -> list:
     if role == "exporter":
         # It runs beside one of the others.
-        return [EXPORTER]
+        return [EXPORTER, PAGE]
     units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
     if role == "balancer":
         return [ENGINE, SOURCE, units, COMMANDS]

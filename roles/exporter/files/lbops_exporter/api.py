@@ -37,7 +37,7 @@ def document(name: str, sources: Sources) -> tuple[bytes, bool]:
             errors[interface] = str(error)
             continue
         if name == "config":
-            interfaces[interface] = reading.info()
+            interfaces[interface] = {"timestamp": sources.timestamp(interface), **reading.info()}
         else:
             entries += _entries(name, interface, reading)
     found: Any = {"interfaces": interfaces} if name == "config" else entries

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -48,6 +49,12 @@ BACKEND_MISSES = Family(
 )
 WEIGHT = Family("lbops_backend_weight", "gauge", "Share of new packets a backend gets, 0 when drained.", _BACKEND)
 ENABLED = Family("lbops_backend_enabled", "gauge", "Whether a backend is enabled, not drained.", _BACKEND)
+HEALTHY = Family(
+    "lbops_backend_healthy", "gauge", "Whether health checks find a backend well; only where there are any.", _BACKEND
+)
+READY = Family(
+    "lbops_service_ready_backends", "gauge", "Backends that are enabled, have a weight and are not unhealthy.", _SERVICE
+)
 REASON_PACKETS = Family(
     "lbops_reason_packets_total",
     "counter",
@@ -130,6 +137,8 @@ class BalancerCollector(Collector):
         BACKEND_MISSES,
         WEIGHT,
         ENABLED,
+        HEALTHY,
+        READY,
         REASON_PACKETS,
         FILTER_PACKETS,
     )
@@ -181,6 +190,14 @@ class BalancerCollector(Collector):
         page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
         page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
         page.merge(known.constant)
+        checked = [
+            (label, reading.healthy[key]) for label, key in zip(labels, config.backends) if key in reading.healthy
+        ]
+        page.add_lines(HEALTHY, _plain(HEALTHY, (label for label, _ in checked), (int(well) for _, well in checked)))
+        ready = Counter(
+            key.service for key, backend in config.backends.items() if backend.share and reading.healthy.get(key, True)
+        )
+        page.add_lines(READY, _plain(READY, known.services, (ready[name] for name in config.services)))
         remembering = {name for name, service in config.services.items() if service.flow_table}
         self._remembered(
             page,

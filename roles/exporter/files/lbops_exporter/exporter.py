@@ -21,12 +21,15 @@ from .interface import InterfaceCollector
 from .nic import NicCollector
 from .process import Process
 from .program import ProgramCollector, StatisticsCollector
+from .queues import Queues
 from .softnet import SoftnetCollector
 from .source import Sources
 
+# Of the JSON API.
+DOCUMENTS = (*api.DOCUMENTS, "queues")
 
-def collectors(sources: Sources, per_cpu: bool = False) -> list[Collector]:
-    devices = Devices(sources.paths)
+
+def collectors(sources: Sources, devices: Devices, per_cpu: bool = False) -> list[Collector]:
     return [
         ProgramCollector(sources),
         StatisticsCollector(),
@@ -42,7 +45,9 @@ def collectors(sources: Sources, per_cpu: bool = False) -> list[Collector]:
 class Exporter:
     def __init__(self, paths: state.Paths = state.HOST_PATHS, per_cpu: bool = False) -> None:
         self._sources = Sources(paths)
-        self._collectors = collectors(self._sources, per_cpu)
+        devices = Devices(paths)
+        self._collectors = collectors(self._sources, devices, per_cpu)
+        self._queues = Queues(devices)
         self._guard = Guard()
         self._process = Process()
         self._lock = threading.Lock()
@@ -78,7 +83,9 @@ class Exporter:
             pass
 
     def document(self, name: str) -> tuple[bytes, bool]:
-        """One of api.DOCUMENTS as JSON, and whether everything could be read."""
+        """One of DOCUMENTS, and whether everything could be read."""
         with self._lock:
+            if name == "queues":
+                return self._queues.document()
             self._forget()
             return api.document(name, self._sources)

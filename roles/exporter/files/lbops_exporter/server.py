@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HTTP: /metrics and /api/v1/*, nothing that changes anything."""
+"""HTTP: the live page, /metrics and /api/v1/*, nothing that changes anything."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from . import api
-from .exporter import Exporter
+from . import page
+from .exporter import DOCUMENTS, Exporter
 from .exposition import CONTENT_TYPE
 from .log import log
 from .web_config import WebConfig
@@ -24,7 +24,7 @@ JSON = "application/json"
 # Who says nothing for so long is no longer waited for.
 TIMEOUT = 10.0  # seconds
 AT_ONCE = 32
-INDEX = "".join(f"{path}\n" for path in ("/metrics", *(API + name for name in api.DOCUMENTS)))
+INDEX = "".join(f"{path}\n" for path in ("/", "/metrics", *(API + name for name in DOCUMENTS)))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,11 +40,12 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             packed = "gzip" in self.headers.get("Accept-Encoding", "")
             self._answer(self.server.exporter.metrics(packed), CONTENT_TYPE, packed)
-        elif path.startswith(API) and path[len(API) :] in api.DOCUMENTS:
+        elif path.startswith(API) and path[len(API) :] in DOCUMENTS:
             content, complete = self.server.exporter.document(path[len(API) :])
             self._answer(content, JSON, status=HTTPStatus.OK if complete else HTTPStatus.SERVICE_UNAVAILABLE)
-        elif path == "/":
-            self._answer(INDEX.encode(), "text/plain; charset=utf-8")
+        elif path in self.server.page:
+            content, kind = self.server.page[path]
+            self._answer(content, kind, headers=page.HEADERS)
         else:
             self._answer(f"there is no {path}; there are\n{INDEX}".encode(), "text/plain", status=HTTPStatus.NOT_FOUND)
 
@@ -107,6 +108,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: str, port: int, exporter: Exporter, web: WebConfig) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.exporter, self.web = exporter, web
+        self.page = page.files()
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         super().__init__((address, port), Handler)
 

@@ -48,6 +48,22 @@ class Unwrapped:
         return beyond + value
 
 
+def read() -> list[tuple[int, list[int]]]:
+    """By CPU; lines only ever get longer with new kernels."""
+    found = rows(STATISTICS.read_text(encoding="ascii"))
+    return [(row[12] if len(row) > 12 else place, row) for place, row in enumerate(found)]
+
+
+class Processed:
+    """Packets that each CPU took from devices."""
+
+    def __init__(self) -> None:
+        self._unwrapped = Unwrapped()
+
+    def by_cpu(self) -> dict[int, int]:
+        return {cpu: self._unwrapped.add(cpu, row[0]) for cpu, row in read()}
+
+
 class SoftnetCollector(Collector):
     name = "softnet"
 
@@ -59,18 +75,16 @@ class SoftnetCollector(Collector):
         self.families = (*(family for _column, family in self._counters), BACKLOG, BUDGET, BUDGET_TIME)
 
     def collect(self, page: Page, interface: str) -> None:
-        found = rows(STATISTICS.read_text(encoding="ascii"))
+        found = read()
         for column, family in self._counters:
-            # Lines only ever get longer with new kernels.
-            cpus = [row[12] if len(row) > 12 else place for place, row in enumerate(found)]
-            values = [(cpu, self._unwrapped.add((cpu, column), row[column])) for cpu, row in zip(cpus, found)]
+            values = [(cpu, self._unwrapped.add((cpu, column), row[column])) for cpu, row in found]
             if self._per_cpu:
                 for cpu, value in values:
                     page.add(family, value, cpu=cpu)
             else:
                 page.add(family, sum(value for _cpu, value in values))
-        if all(len(row) > _BACKLOG for row in found):
-            page.add(BACKLOG, sum(row[_BACKLOG] for row in found))
+        if all(len(row) > _BACKLOG for _cpu, row in found):
+            page.add(BACKLOG, sum(row[_BACKLOG] for _cpu, row in found))
         for family, setting, unit in ((BUDGET, "netdev_budget", 1), (BUDGET_TIME, "netdev_budget_usecs", 1e6)):
             path = SETTINGS / setting
             # The network namespaces of containers do not have them.

@@ -91,6 +91,8 @@ class Source:
         self._floors = Floors()
         self._reading: Reading | None = None
         self._read_at = 0.0
+        # When the last reading was made, seconds since 1970.
+        self.timestamp = 0.0
 
     def _state(self) -> state.State | None:
         try:
@@ -125,6 +127,7 @@ class Source:
                 return self._reading
             self._reading = None
             self._reading, self._read_at = self._floors.raised(self._balancer.read(self._state())), now
+            self.timestamp = time.time()
             return self._reading
 
 
@@ -149,3 +152,7 @@ class Sources:
             source = self._sources.setdefault(interface, Source(interface, self.paths))
             self._readings[interface] = source.read()
         return self._readings[interface]
+
+    def timestamp(self, interface: str) -> float:
+        """When what read() returned was read, seconds since 1970."""
+        return self._sources[interface].timestamp

@@ -1,0 +1,114 @@
+// Copyright: (c) 2026, The lbops.xdp authors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+// One interface: its program, services and backends, and what was not forwarded.
+
+import { element, replaced, table } from "./elements.js";
+import { Queues } from "./queues.js";
+import { Rates } from "./rates.js";
+import { Service } from "./service.js";
+import { quantity, whole } from "./text.js";
+
+function programText(program) {
+  if (!program.attached) return "is not attached: the kernel gets all packets";
+  const size = `${whole(program.verified_instructions)} instructions verified, ${whole(program.jited_bytes)} bytes of machine code`;
+  return `${program.name}, id ${program.program_id}, on the ${program.hook} hook; ${size}; digest ${program.digest.slice(0, 12)}`;
+}
+
+class Reasons {
+  #rates = new Rates();
+
+  constructor() {
+    [this.element, this.body] = table("reasons", ["Verdict", "Reason", "Packets/s", "Packets"]);
+  }
+
+  /** Packets a second that were dropped. */
+  update(time, reasons) {
+    const named = reasons.map((row) => ({ ...row, key: `${row.verdict} ${row.reason}` }));
+    const rates = this.#rates.update(time, Object.fromEntries(named.map((row) => [row.key, row.packets])));
+    const met = named.filter((row) => row.packets).sort((one, other) => other.packets - one.packets);
+    const rows = met.map((row) =>
+      element(
+        "tr",
+        { className: row.verdict },
+        element("td", {}, row.verdict),
+        element("td", {}, row.reason),
+        element("td", { className: "number" }, quantity(rates[row.key])),
+        element("td", { className: "number" }, whole(row.packets)),
+      ),
+    );
+    this.body.replaceChildren(...rows);
+    this.element.hidden = !rows.length;
+    return named.reduce((sum, row) => sum + (row.verdict === "drop" ? (rates[row.key] ?? 0) : 0), 0);
+  }
+}
+
+class Tiles {
+  #values;
+
+  constructor(...names) {
+    this.#values = names.map(() => element("b"));
+    const tiles = names.map((name, place) => element("div", { className: "tile" }, this.#values[place], ` ${name}`));
+    this.element = element("div", { className: "tiles" }, ...tiles);
+  }
+
+  show(...texts) {
+    texts.forEach((text, place) => (this.#values[place].textContent = text));
+  }
+}
+
+export class Balancer {
+  #program = element("p", { className: "program" });
+  #tiles = new Tiles("packets/s to backends", "packets/s to clients", "bit/s", "packets/s dropped", "ns a packet");
+  #services = new Map();
+  #list = element("div");
+  #reasons = new Reasons();
+  #queues = new Queues();
+  #runs = new Rates();
+
+  constructor(name) {
+    this.element = element(
+      "section",
+      { id: `balancer-${name}` },
+      element("h2", {}, name),
+      this.#program,
+      this.#tiles.element,
+      this.#list,
+      element("h3", {}, "Not forwarded"),
+      this.#reasons.element,
+      this.#queues.element,
+    );
+  }
+
+  /** `found` as /api/v1/config has it; packets by queue, and when they were read. */
+  update(found, queuesTime, queues) {
+    this.#program.textContent = programText(found.program);
+    this.#program.classList.toggle("bad", !found.program.attached);
+    const backends = Map.groupBy(found.backends, (backend) => backend.service);
+    const rates = found.services.map((service) => {
+      if (!this.#services.has(service.name)) this.#services.set(service.name, new Service());
+      return this.#services.get(service.name).update(found.timestamp, service, backends.get(service.name) ?? []);
+    });
+    const names = new Set(found.services.map((service) => service.name));
+    for (const name of this.#services.keys()) if (!names.has(name)) this.#services.delete(name);
+    replaced(this.#list, found.services.map((service) => this.#services.get(service.name).element));
+    const dropped = this.#reasons.update(found.timestamp, found.reasons);
+    const { run_time_ns: time, run_count: count } = this.#runs.update(found.timestamp, {
+      run_time_ns: found.program.run_time_ns ?? 0,
+      run_count: found.program.run_count ?? 0,
+    });
+    const sum = (name) => rates.reduce((total, rate) => total + (rate[name] ?? 0), 0);
+    this.#tiles.show(
+      quantity(sum("packets")),
+      quantity(sum("reply_packets")),
+      quantity(8 * (sum("bytes") + sum("reply_bytes"))),
+      quantity(dropped),
+      count ? (time / count).toFixed(0) : "–",
+    );
+    this.#queues.update(queuesTime, queues);
+  }
+
+  find(text) {
+    this.#services.forEach((service) => service.find(text.trim().toLowerCase()));
+  }
+}

@@ -1,0 +1,57 @@
+// Copyright: (c) 2026, The lbops.xdp authors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+// Looks every two seconds, and shows what has grown since.
+
+import { Balancer } from "./balancer.js";
+import { Cpus } from "./queues.js";
+import { replaced } from "./elements.js";
+
+const PERIOD = 2000; // milliseconds
+const place = document.getElementById("balancers");
+const state = document.getElementById("state");
+const find = document.getElementById("find");
+const balancers = new Map();
+const cpus = new Cpus();
+
+document.getElementById("host").textContent = location.hostname;
+find.addEventListener("input", () => balancers.forEach((balancer) => balancer.find(find.value)));
+
+async function get(name) {
+  const answer = await fetch(`api/v1/${name}`, { cache: "no-store" });
+  // With 503 comes what could be read, and what could not.
+  if (!answer.ok && answer.status !== 503) throw new Error(`${answer.status} ${answer.statusText}`);
+  return answer.json();
+}
+
+function say(text, isBad) {
+  state.textContent = text;
+  state.classList.toggle("bad", isBad);
+}
+
+function show(config, queues) {
+  for (const name of balancers.keys()) if (!(name in config.interfaces)) balancers.delete(name);
+  for (const [name, found] of Object.entries(config.interfaces)) {
+    if (!balancers.has(name)) balancers.set(name, new Balancer(name));
+    const balancer = balancers.get(name);
+    balancer.update(found, queues.timestamp, queues.interfaces[name]);
+    balancer.find(find.value);
+  }
+  cpus.update(queues.timestamp, queues.cpus);
+  replaced(place, [...[...balancers.values()].map((balancer) => balancer.element), cpus.element]);
+  const errors = Object.entries({ ...config.errors, ...queues.errors }).map(([name, text]) => `${name}: ${text}`);
+  if (errors.length) say(errors.join("; "), true);
+  else if (balancers.size) say(`as of ${new Date(1000 * queues.timestamp).toLocaleTimeString()}`, false);
+  else say("No balancer on this host.", true);
+}
+
+async function look() {
+  try {
+    show(...(await Promise.all([get("config"), get("queues")])));
+  } catch (error) {
+    say(`No answer from the exporter: ${error.message}`, true);
+  }
+  setTimeout(look, PERIOD);
+}
+
+look();
