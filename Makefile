@@ -23,6 +23,9 @@ PLAYBOOK := .venv/bin/ansible-playbook
 PYTEST := $(PYTHON) -m pytest
 # Kernel headers belong to one kernel.
 BCC_STAMP := build/stamps/bcc-$(shell uname -r)
+# Prometheus and its tools, from Debian's package; installed it would be a service that runs.
+PROMETHEUS := build/cache/prometheus
+PROMTOOL := $(PROMETHEUS)/usr/bin/promtool
 TESTS := lint sanity unit packet nic integration molecule
 
 headline = @printf '\n=== %s ===\n' '$(1)'
@@ -83,9 +86,9 @@ test-sanity: .venv/test.stamp ## Run ansible-test sanity, without any ignore fil
 	@$(PYTHON) tests/tools/sanity.py
 
 .PHONY: test-unit
-test-unit: .venv/test.stamp collection ## Test the engine's pure parts
+test-unit: .venv/test.stamp collection $(PROMTOOL) ## Test the engine's pure parts, and the rules for Prometheus
 	$(call headline,unit)
-	@$(PYTEST) tests/unit
+	@$(PYTEST) tests/unit tests/prometheus
 
 .PHONY: test-packet
 test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted frames
@@ -100,9 +103,10 @@ test-nic: deps .venv/test.stamp collection ## Run the modules for network device
 	@$(PYTEST) tests/nic
 
 .PHONY: test-integration
-test-integration: deps .venv/test.stamp collection ## Run modules and roles in a lab of their own
+test-integration: deps .venv/test.stamp collection $(PROMTOOL) ## Run modules and roles in a lab of their own
 	$(need_root)
 	$(call headline,integration)
+	@tests/tools/install-packages tests/integration/debian-packages.txt
 	@$(PYTEST) tests/integration
 
 # molecule runs from the checkout itself and finds the collection by ANSIBLE_COLLECTIONS_PATH. A scenario needs
@@ -131,6 +135,10 @@ test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real v
 	@tests/tools/install-packages tests/vm/debian-packages.txt
 	@ANSIBLE_STRATEGY_PLUGINS=$$(echo $(CURDIR)/.venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy) \
 		.venv/bin/molecule test -s vm
+
+$(PROMTOOL): tests/tools/unpack-package
+	@tests/tools/unpack-package prometheus $(PROMETHEUS)
+	@touch $@
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing

@@ -48,6 +48,12 @@ class Lab:
         assert result.returncode == 0, result.stdout + result.stderr
         return sum(map(int, re.findall(r"changed=(\d+)", result.stdout))), result.stdout
 
+    def services(self, services: list[dict[str, Any]], *arguments: str) -> tuple[int, str]:
+        """site.yml, with these as the balancer's services."""
+        extra = self.inventory.with_suffix(".services")
+        extra.write_text(json.dumps({"balancer_services": services}))
+        return self.playbook("site.yml", "--extra-vars", f"@{extra}", *arguments)
+
     def module(self, name: str, check: bool = False, host: str = "lb1", **arguments: Any) -> dict[str, Any]:
         """The result of one module, failures included."""
         results = self.inventory / "results"

@@ -60,12 +60,6 @@ SERVICES = [
 SERVER_OF = {"tcp": "lab-echo", "udp": "lab-echo", "http": "health-http", "https": "health-https", "dns": "health-dns"}
 
 
-def apply(lab: Lab, services: list[dict], *arguments: str) -> tuple[int, str]:
-    extra = lab.inventory.with_suffix(".services")
-    extra.write_text(json.dumps({"balancer_services": services}))
-    return lab.playbook("site.yml", "--extra-vars", f"@{extra}", *arguments)
-
-
 @pytest.fixture(scope="module")
 def servers(lab: Lab, decapsulating: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("certificate")
@@ -91,9 +85,9 @@ def servers(lab: Lab, decapsulating: None, tmp_path_factory: pytest.TempPathFact
 def checked(lab: Lab, servers: None) -> Iterator[dict[str, tuple[int, str]]]:
     """The output of site.yml: in check mode, for real, again, again in check mode."""
     yield {
-        "real": apply(lab, SERVICES),
-        "again": apply(lab, SERVICES),
-        "again_check": apply(lab, SERVICES, "--check", "--diff"),
+        "real": lab.services(SERVICES),
+        "again": lab.services(SERVICES),
+        "again_check": lab.services(SERVICES, "--check", "--diff"),
     }
     # The inventory of the other tests checks nothing.
     lab.playbook("site.yml")
@@ -271,7 +265,7 @@ def test_an_outage_is_no_change_and_site_yml_revives_nobody(lab, checked):
     try:
         wait_for(lambda: in_ring(lab, "tcp") == in_ring(lab, "udp") == {"be2", "be3"})
         for arguments in ((), ("--check", "--diff")):
-            changed, output = apply(lab, SERVICES, *arguments)
+            changed, output = lab.services(SERVICES, *arguments)
             assert changed == 0, output
             assert in_ring(lab, "tcp") == {"be2", "be3"}
     finally:
@@ -349,11 +343,11 @@ def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked)
     stop(lab, "be1", "lab-echo")
     wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
     unchecked = [{**SERVICES[0], "health": None}, *SERVICES[1:]]
-    assert apply(lab, unchecked)[0] > 0
+    assert lab.services(unchecked)[0] > 0
     wait_for(lambda: in_ring(lab, "tcp") == set(BACKENDS))
     assert set(healthy(lab, "tcp").values()) == {None} and in_ring(lab, "udp") == {"be2", "be3"}
     lab.ssh("be1", "systemctl start lab-echo")
-    assert apply(lab, SERVICES)[0] > 0
+    assert lab.services(SERVICES)[0] > 0
     settle(lab, "tcp")
 
 
@@ -362,14 +356,14 @@ def test_absent_it_leaves_no_trace_and_gives_every_backend_its_share(lab, checke
     stop(lab, "be1", "lab-echo")
     wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
     absent = ("--tags", "health", "-e", "health_state=absent")
-    assert apply(lab, SERVICES, *absent, "--check")[0] > 0
+    assert lab.services(SERVICES, *absent, "--check")[0] > 0
     assert in_ring(lab, "tcp") == {"be2", "be3"}
-    assert apply(lab, SERVICES, *absent)[0] > 0
+    assert lab.services(SERVICES, *absent)[0] > 0
     lab.ssh("be1", "systemctl start lab-echo")
     assert in_ring(lab, "tcp") == in_ring(lab, "nobody") == set(BACKENDS)
     traces = (
         "ls -d /etc/lbops /usr/lib/lbops/health /var/lib/lbops/health*; systemctl list-units --all 'lbops-health*' -q"
     )
     assert lab.ssh("lb1", f"{traces}; systemctl list-unit-files -q 'lbops-health*'; true", check=False) == ""
-    assert apply(lab, SERVICES, *absent)[0] == 0
-    assert apply(lab, SERVICES, "--tags", "balancer")[0] == 0
+    assert lab.services(SERVICES, *absent)[0] == 0
+    assert lab.services(SERVICES, "--tags", "balancer")[0] == 0

@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "files/prometheus/lbops.rules.yml"
+PROGRAMS = ROOT / "build/cache/prometheus/usr/bin"
 DASHBOARD = ROOT / "files/grafana/lbops.json"
 NAME = re.compile(r"\b(?:[a-z_]+:)?lbops_\w+(?::\w+)?")
 
@@ -32,7 +33,7 @@ def queries() -> list[str]:
 
 def test_rules_by_promtool():
     done = subprocess.run(
-        ["promtool", "test", "rules", "lbops.test.yml"],
+        [PROGRAMS / "promtool", "test", "rules", "lbops.test.yml"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

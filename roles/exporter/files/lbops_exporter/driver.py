@@ -49,6 +49,8 @@ _DIRECTIONS = {"rx": "receive", "tx": "transmit"}
 def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], Counter, Counter]:
     """Packets by direction and queue, what is about XDP, and the rest; both summed over queues."""
     packets: dict[tuple[str, int], int] = {}
+    # What veth says of a queue is only what a program saw of it, and that is everything.
+    seen: dict[tuple[str, int], int] = {}
     xdp: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for name, value in statistics.items():
@@ -58,9 +60,11 @@ def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], Co
             if what in _PACKETS:
                 packets[(_DIRECTIONS[direction], queue)] = value
                 continue
+            if what == "xdp_packets":
+                seen[(_DIRECTIONS[direction], queue)] = value
             name = f"{direction}_{what}"
         (xdp if "xdp" in name else others)[name.strip().replace(" ", "_")] += value
-    return packets, xdp, others
+    return {**seen, **packets}, xdp, others
 
 
 class DriverCollector(Collector):
