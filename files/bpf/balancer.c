@@ -5,7 +5,7 @@
  *
  * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
  * FEATURE_IPIP, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE, FEATURE_ANY_PORT,
- * FEATURE_FILTERS, FEATURE_MULTI_BUFFER; HOOK_TC for that hook; and the sizes that layout.h names. The family of a
+ * FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY; HOOK_TC for that hook; and the sizes that layout.h names. The family of a
  * packet is a constant wherever it is passed on, so each has code of its own.
  */
 #include <uapi/linux/bpf.h>
@@ -27,6 +27,7 @@
 #include "fragments.h"
 #include "icmp_error.h"
 #include "ipip.h"
+#include "latency.h"
 #include "layout.h"
 #include "parse.h"
 
@@ -316,7 +317,7 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	return forward(ctx, family, &packet, &choice, has_ports);
 }
 
-int balancer(hook_context *ctx)
+static __always_inline int handle(hook_context *ctx)
 {
 	struct parsed parsed = {};
 	struct packet packet = {};
@@ -337,6 +338,19 @@ int balancer(hook_context *ctx)
 		return handle_any(ctx, 6, &parsed);
 #endif
 	return count_reason(PASS_NOT_IP, PASS);
+}
+
+int balancer(hook_context *ctx)
+{
+#ifdef FEATURE_LATENCY
+	__u64 start = start_clock();
+	int verdict = handle(ctx);
+
+	stop_clock(start);
+	return verdict;
+#else
+	return handle(ctx);
+#endif
 }
 
 #include "search.h"

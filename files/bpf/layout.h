@@ -184,6 +184,15 @@ struct budget {
 	__u32 errors;   /* ICMP errors sent */
 };
 
+/* Bucket 0 has what took less than 2^LATENCY_FIRST ns, each further one twice as much, the last one all the rest. */
+#define LATENCY_FIRST 5
+#define LATENCY_BUCKETS 14
+
+struct latency {
+	__u64 nanoseconds;
+	__u64 packets[LATENCY_BUCKETS];
+};
+
 /* A remembered answer of the kernel's FIB and neighbour tables; valid while its generation is current. */
 struct next_hop {
 	__u32 generation; /* 0: none */

@@ -29,6 +29,7 @@
 #define MAP_FILTERS MAP(17)          /* array of 1 array of filter_lines struct filter_line */
 #define MAP_FILTER_COUNTERS MAP(18)  /* per-CPU array of max_filters struct filter_counters */
 #define MAP_FILTER_LIMITS MAP(19)    /* array of max_filters __u64, see filter.h */
+#define MAP_LATENCY MAP(20)          /* per-CPU array of 1 struct latency */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

@@ -421,6 +421,7 @@ class Balancer:
                 rows = old.read_counters(name)
                 live_maps.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
             live_maps.set_reasons(old.read_reasons())
+            live_maps.set_latency(old.read_latency())
         return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:

@@ -39,6 +39,7 @@ FEATURES = {
         "any_port",
         "filters",
         "multi_buffer",
+        "latency",
     )
 }
 # redirect needs a device map, and frames of several buffers are XDP's; a socket buffer is what it is.

@@ -64,6 +64,9 @@ SESSION = struct.Struct("<16s2s2sIIIIBB2s2sHI16x")
 SESSION_WORD_SEEN = 7  # of its 32-bit words
 POOL = struct.Struct("<IHH")  # first_session, first_port, ports
 BUDGET = struct.Struct("<IIII")
+LATENCY_FIRST, LATENCY_BUCKETS = 5, 14
+LATENCY_BOUNDS = tuple(1 << LATENCY_FIRST + place for place in range(LATENCY_BUCKETS - 1))  # ns, of all but the last
+LATENCY = struct.Struct(f"<Q{LATENCY_BUCKETS}Q")  # nanoseconds, packets
 NEXT_HOP = struct.Struct("<III6s6s")  # generation, interface, mtu, destination, source
 BACKEND_COUNTERS = struct.Struct(f"<QQQQQ{NEXT_HOP.size}x")  # COUNTERS, what the program remembers
 CLIENT_NEXT_HOP = struct.Struct(f"<16s{NEXT_HOP.size}s")
@@ -201,6 +204,7 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         tables("filters", FILTER_LINE, inner_entries=sizes.filter_lines, inner_flags=bpf.MAP_FLAG_MMAPABLE),
         per_cpu("filter_counters", FILTER_COUNTERS.size, sizes.max_filters),
         array("filter_limits", LIMIT.size, sizes.max_filters),
+        per_cpu("latency", LATENCY.size, 1),
     )
 
 

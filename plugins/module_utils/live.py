@@ -38,6 +38,8 @@ class Reading:
     fill: dict[str, tuple[int, int]] = field(default_factory=dict)
     # The kernel's id of a map: another one if the maps were made anew.
     maps: int = 0
+    # Of struct latency, while the program measures it.
+    latency: Row = ()
     # By backend, what health checks say.
     healthy: dict[BackendKey, bool] = field(default_factory=dict)
 
@@ -98,5 +100,6 @@ def read(program: dict[str, Any], current: State, live_maps: Maps, healthy: dict
         live_maps.read_reasons(),
         fill,
         live_maps.number("reasons"),
+        live_maps.read_latency() if "latency" in current.program.features else (),
         healthy,
     )

@@ -21,6 +21,7 @@ from .layout import (
     CONTROL,
     COUNTERS,
     FILTER_COUNTERS,
+    LATENCY,
     LAYOUT_VERSION,
     LIMIT,
     POOL,
@@ -218,6 +219,16 @@ class Maps:
         cpus = bpf.possible_cpus()
         values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
         return [sum(row) for row in struct.iter_unpack(f"<{cpus}Q", values)]
+
+    def read_latency(self) -> tuple[int, ...]:
+        """The fields of struct latency, summed over the CPUs."""
+        values = bpf.map_lookup(self["latency"], index(0), LATENCY.size * bpf.possible_cpus())
+        return tuple(map(sum, zip(*LATENCY.iter_unpack(values))))
+
+    def set_latency(self, row: tuple[int, ...]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        padding = bytes(LATENCY.size * (bpf.possible_cpus() - 1))
+        bpf.map_update(self["latency"], index(0), LATENCY.pack(*row) + padding)
 
     def set_reasons(self, packets: list[int]) -> None:
         """Start from these totals; they are accounted to the first CPU."""

@@ -30,7 +30,7 @@ EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destin
 TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
-    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer".split()
+    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
 )
 TOO_BIG_A_TICK = 100
 

@@ -46,10 +46,13 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_what_is_documented_is_exported_and_nothing_else():
-    rows = re.findall(r"^\| `(lbops_\w+)` \| (counter|gauge|untyped) \| (.*?) \| (.*?) \|$", DOCUMENT, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(lbops_\w+)` \| (counter|gauge|histogram|untyped) \| (.*?) \| (.*?) \|$", DOCUMENT, re.MULTILINE
+    )
     documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows}
     # By prometheus-client.
     assert documented.pop("lbops_exporter_scrapes_total")[0] == "counter"
+    assert documented.pop("lbops_exporter_scrape_seconds")[0] == "histogram"
     assert len(documented) == len(FAMILIES)
     assert documented == {family.name: (family.kind, family.labels, family.help) for family in FAMILIES}
 
@@ -70,7 +73,7 @@ def test_every_metric_of_the_reference_has_a_counterpart():
     for name in names:
         assert f"| `{name}" in table, name
     for name in re.findall(r"lbops_\w+", table):
-        assert name.rstrip("_") in DOCUMENT.partition("## From xdp_lb.py")[0], name
+        assert re.sub("_bucket$|_$", "", name) in DOCUMENT.partition("## From xdp_lb.py")[0], name
 
 
 # --- text
@@ -83,6 +86,25 @@ def test_labels_are_escaped_as_prometheus_reads_them():
     [family] = text_string_to_metric_families(page.content().decode())
     [sample] = family.samples
     assert (sample.labels, sample.value, family.type) == ({"value": name}, 7, "counter")
+
+
+def test_latencies_are_a_histogram():
+    row = (7000, *range(1, 15))
+    lines = balancer._histogram("lbops_program_latency_seconds", 'interface="eth0"', row)
+    page = Page()
+    page.add_lines(balancer.LATENCY, lines)
+    [family] = text_string_to_metric_families(page.content().decode())
+    assert family.type == "histogram"
+    found = {(one.name.rpartition("_")[2], one.labels.get("le")): one.value for one in family.samples}
+    # 2^5 to 2^17 ns, and all.
+    assert len(found) == 16
+    assert (found["bucket", "0.000000032"], found["bucket", "0.000000064"], found["bucket", "0.000131072"]) == (
+        1,
+        3,
+        91,
+    )
+    assert found["bucket", "+Inf"] == found["count", None] == 105
+    assert found["sum", None] == 7e-6
 
 
 def test_an_empty_page_is_empty():

@@ -36,6 +36,7 @@ STRUCTURES = {
     ),
     "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
     "budget": (layout.BUDGET, ["tick", "flows", "searches", "errors"]),
+    "latency": (layout.LATENCY, ["nanoseconds", "packets"]),
     "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),
     "client_next_hop": (layout.CLIENT_NEXT_HOP, ["address", "next_hop"]),
@@ -263,6 +264,7 @@ def test_values_of_maps(compiled):
         "filters": compiled["sizeof filter_line"],
         "filter_counters": compiled["sizeof filter_counters"],
         "filter_limits": 8,
+        "latency": compiled["sizeof latency"],
     }
     assert {spec.name: spec.value_size for spec in layout.map_specs(SIZES)} == sizes
 
@@ -289,6 +291,7 @@ def test_entries_of_maps(compiled):
         "filters": 1,
         "filter_counters": SIZES.max_filters,
         "filter_limits": SIZES.max_filters,
+        "latency": 1,
     }
     assert {spec.name: spec.max_entries for spec in layout.map_specs(SIZES)} == entries
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
-from engine.layout import REASONS
+from engine.layout import LATENCY_BOUNDS, REASONS
 from engine.live import Reading
 from engine.model import Backend
 from engine.state import State
@@ -69,6 +70,14 @@ FILTER_PACKETS = Family(
 )
 
 
+LATENCY = Family(
+    "lbops_program_latency_seconds",
+    "histogram",
+    "Time in the program of one packet in 256, only with the feature latency.",
+    ("interface", "le"),
+)
+
+
 class Hits:
     """Packets without new flows. A flow is counted before its first packet, so this may seem to shrink: it does not."""
 
@@ -122,6 +131,16 @@ def _plain(family: Family, labels: Iterable[tuple[str, str]], values: Iterable[i
         yield f"{name}{{{head}{tail}}} {value}"
 
 
+def _histogram(name: str, labels: str, row: tuple[int, ...]) -> Iterator[str]:
+    """Of struct latency: what a bucket has includes those below."""
+    nanoseconds, *packets = row
+    bounds = [*(f"{bound / 1e9:.9f}".rstrip("0") for bound in LATENCY_BOUNDS), "+Inf"]
+    for bound, count in zip(bounds, accumulate(packets)):
+        yield f'{name}_bucket{{{labels},le="{bound}"}} {count}'
+    yield f"{name}_sum{{{labels}}} {nanoseconds / 1e9}"
+    yield f"{name}_count{{{labels}}} {sum(packets)}"
+
+
 class BalancerCollector(Collector):
     name = "balancer"
     families = (
@@ -141,6 +160,7 @@ class BalancerCollector(Collector):
         READY,
         REASON_PACKETS,
         FILTER_PACKETS,
+        LATENCY,
     )
 
     def __init__(self, sources: Sources) -> None:
@@ -167,6 +187,8 @@ class BalancerCollector(Collector):
             page.add(FILTER_PACKETS, packets - dropped, verdict="pass", **labels)
         for (reason, verdict), packets in zip(REASONS, reading.reasons):
             page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
+        if reading.latency:
+            page.add_lines(LATENCY, _histogram(LATENCY.name, pairs({"interface": interface}), reading.latency))
 
     def _services(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
         labels, rows, services = known.services, reading.services, reading.current.config.services

@@ -17,7 +17,7 @@ class Family:
     """One metric: its name as it is exposed, and its labels, in alphabetical order."""
 
     name: str
-    kind: str  # counter, gauge or untyped
+    kind: str  # counter, gauge, histogram or untyped
     help: str
     labels: tuple[str, ...] = ()
 
