@@ -9,9 +9,9 @@ const UNITS = ["", "k", "M", "G", "T"];
 export function quantity(value) {
   if (value === null || value === undefined) return "–";
   if (value < 999.5) return value < 9.95 && value % 1 ? value.toFixed(1) : value.toFixed(0);
-  const thousands = Math.min(UNITS.length - 1, Math.floor(Math.log10(value * 1.0005) / 3));
-  const scaled = value / 1000 ** thousands;
-  return scaled.toFixed(scaled < 9.995 ? 2 : scaled < 99.95 ? 1 : 0) + UNITS[thousands];
+  let thousands = 0;
+  for (; value >= 999.5 && thousands < UNITS.length - 1; thousands++) value /= 1000;
+  return value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0) + UNITS[thousands];
 }
 
 /** Every digit: 1,234,567. */
