@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import bpf, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
+from . import bpf, compiled, compiler, filters, link, maps, model, next_hops, plan, state, tables, tc
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, REASONS, Sizes
 from .native import NativeHook, examine, finish
@@ -97,6 +97,8 @@ class Balancer:
         self.maps_directory = self.pins / "maps"
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
+        # Whether the program that was loaded last had to be.
+        self._compiled = False
 
     # --- what every operation begins with
 
@@ -294,7 +296,7 @@ class Balancer:
                 if current and _pinned_program_id(self.program_pin) == replaced:
                     state.save(self.state_file, current)
                 raise
-            details["compiled"] = True
+            details["compiled"] = self._compiled
             digest = replace(build, tc=hook == "tc").digest()
         program_state = state.ProgramState(
             attached=request.attached,
@@ -313,6 +315,7 @@ class Balancer:
                 live_maps.update_control(link.mtu(self.interface))
         after = replace(current, program=program_state) if current else state.State(program_state)
         state.save(self.state_file, after)
+        compiled.discard_unused(self.paths)
         return self._program_facts(after), details
 
     def _save_program_intent(self, current: state.State | None, build: compiler.Build) -> None:
@@ -406,7 +409,7 @@ class Balancer:
                 live_maps.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
-        code = compiler.compile_program(build)
+        code, self._compiled = compiled.program(build, self.paths)
         try:
             return bpf.program_load(
                 PROGRAM_NAME,
@@ -536,6 +539,7 @@ class Balancer:
         self._finish_preparation()
         _remove_pins(self.pins)
         state.remove(self.state_file)
+        compiled.discard_unused(self.paths)
         self._remove_pin_directories()
 
     def _remove_pin_directories(self) -> None:
