@@ -914,6 +914,9 @@ class Balancer:
         if current is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore on {self.interface}")
         known = current.program
+        if known.attached:
+            # The first packets would be lost; whoever does not answer is known by and by.
+            next_hops.resolve(next_hops.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         return self.apply_program(
             ProgramRequest(
                 mode=known.mode,

@@ -315,8 +315,11 @@ def test_a_new_program_and_a_restore_keep_filters_and_sources(lab, configure):
     bigger = {**ON, "features": ALL, "max_services": 2048}
     assert run(lab, [Task("xdp_program", bigger)])[0]["new_maps"]
     assert set(names(ask(lab, VIP, 7, "tcp", 30))) == set(BACKENDS)
-    # As a boot does; what was compiled is still there, so that nobody needs the compiler.
-    forget = f"ip link set {INTERFACE} xdp off; rm -r /sys/fs/bpf/lbops"
-    lab.ssh("lb1", f"{forget}; mv {BCC} /root/; systemctl restart lbops-restore@{INTERFACE}; mv /root/bcc {BCC}")
+    # As a boot does: nobody knows the neighbours. What was compiled is still there, so that nobody needs the compiler.
+    watch = f"lbops-watch@{INTERFACE}"
+    forget = f"systemctl stop {watch}; ip link set {INTERFACE} xdp off; rm -r /sys/fs/bpf/lbops"
+    forget += f"; ip neigh flush dev {INTERFACE}; mv {BCC} /root/"
+    lab.ssh("lb1", f"{forget}; systemctl restart lbops-restore@{INTERFACE}; mv /root/bcc {BCC}")
     assert set(names(ask(lab, VIP, 7, "udp", 30))) == set(BACKENDS)
+    lab.ssh("lb1", f"systemctl start {watch}")
     assert [row["prefix"] for row in info(lab)["filters"]] == ["203.0.113.0/24"]
