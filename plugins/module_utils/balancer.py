@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import bpf, compiler, filters, link, live, maps, model, next_hops, observed, plan, state, tables, tc
+from . import bpf, compiled, compiler, filters, link, live, maps, model, next_hops, observed, plan, state, tables, tc
 from .departed import Departed
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, Sizes
@@ -99,6 +99,8 @@ class Balancer:
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
         self.health_file = paths.health_file(interface)
+        # Whether the program that was loaded last had to be.
+        self._compiled = False
 
     # --- what every operation begins with
 
@@ -296,7 +298,7 @@ class Balancer:
                 if current and _pinned_program_id(self.program_pin) == replaced:
                     state.save(self.state_file, current)
                 raise
-            details["compiled"] = True
+            details["compiled"] = self._compiled
             digest = replace(build, tc=hook == "tc").digest()
         program_state = state.ProgramState(
             attached=request.attached,
@@ -317,7 +319,9 @@ class Balancer:
         after = replace(current, program=program_state) if current else state.State(program_state)
         if not after.counting_since:
             after = replace(after, counting_since=time.time())
-        return self.program_facts(self._save(after)), details
+        saved = self._save(after)
+        compiled.discard_unused(self.paths)
+        return self.program_facts(saved), details
 
     def _save(self, done: state.State) -> state.State:
         """What is live from now on."""
@@ -425,7 +429,7 @@ class Balancer:
         return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
-        code = compiler.compile_program(build)
+        code, self._compiled = compiled.program(build, self.paths)
         try:
             return bpf.program_load(
                 PROGRAM_NAME,
@@ -556,6 +560,7 @@ class Balancer:
         _remove_pins(self.pins)
         state.remove(self.state_file)
         state.remove(self.health_file)
+        compiled.discard_unused(self.paths)
         self._remove_pin_directories()
 
     def _remove_pin_directories(self) -> None:
@@ -980,6 +985,9 @@ class Balancer:
         if current is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore on {self.interface}")
         known = current.program
+        if known.attached:
+            # The first packets would be lost; whoever does not answer is known by and by.
+            next_hops.resolve(next_hops.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         return self.apply_program(
             ProgramRequest(
                 mode=known.mode,

@@ -220,13 +220,13 @@ def save(path: Path, state: State) -> None:
     write(path, json.dumps(state.dump(), separators=(",", ":")) + "\n")
 
 
-def write(path: Path, text: str, mode: int = 0o600) -> None:
+def write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace the file as a whole: after a crash it holds the old state or the new one."""
     temporary = _temporary(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -12,8 +12,10 @@ version_added: 0.1.0
 description:
   - Compiles the balancer on the host with only the features asked for, loads it, pins it below
     C(/sys/fs/bpf/lbops/<interface>) and attaches it.
-  - It is compiled again only when its source, its features, its sizes or the kernel changed. A new program takes the
-    old one's place in one step; maps, and with them services, backends and counters, stay. No packet is lost.
+  - It is compiled again only when its source, its features, its sizes or the kernel changed; what was compiled is kept
+    in C(/var/lib/lbops), for the next boot and for further interfaces.
+  - A new program takes the old one's place in one step; maps, and with them services, backends and counters, stay. No
+    packet is lost.
   - When sizes change, or a newer release lays out the maps differently, new maps are filled from
     C(/var/lib/lbops/<interface>.json) before the program that uses them takes over. Packets counted in that moment may
     be missing from the counters.
@@ -220,7 +222,7 @@ prepared:
       why: LRO is on, with which the driver refuses programs
       rollback: {"interface": "eth0", "lro": true}
 compiled:
-  description: Whether the program had to be compiled.
+  description: Whether the program had to be compiled now.
   returned: when something was changed
   type: bool
 new_maps:
