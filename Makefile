@@ -28,6 +28,7 @@ PROMETHEUS := build/cache/prometheus
 PROMTOOL := $(PROMETHEUS)/usr/bin/promtool
 TESTS := lint sanity unit packet nic integration molecule
 
+comma := ,
 headline = @printf '\n=== %s ===\n' '$(1)'
 need_root = @[ "$$(id -u)" -eq 0 ] || { echo "make $@ needs root: it loads BPF programs or boots containers." >&2; exit 1; }
 
@@ -135,6 +136,16 @@ test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real v
 	@tests/tools/install-packages tests/vm/debian-packages.txt
 	@ANSIBLE_STRATEGY_PLUGINS=$$(echo $(CURDIR)/.venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy) \
 		.venv/bin/molecule test -s vm
+
+.PHONY: test-compilers
+test-compilers: export VM_GUESTS := $(VM_GUESTS)
+test-compilers: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
+test-compilers: deps .venv/vm.stamp collection ## Compile and load the program with the compilers and kernels of virtual machines
+	$(need_root)
+	@tests/tools/install-packages tests/vm/debian-packages.txt
+	@trap '$(PYTHON) -m tests.vm.guest stop' EXIT; \
+	$(PYTHON) -m tests.vm.guest start $(subst $(comma), ,$(VM_GUESTS)); \
+	$(PYTEST) -s tests/guests/test_compiler.py
 
 $(PROMTOOL): tests/tools/unpack-package
 	@tests/tools/unpack-package prometheus $(PROMETHEUS)

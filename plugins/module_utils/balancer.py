@@ -297,6 +297,7 @@ class Balancer:
                 self._finish_replacement()
                 if current and _pinned_program_id(self.program_pin) == replaced:
                     state.save(self.state_file, current)
+                compiled.discard_unused(self.paths)
                 raise
             details["compiled"] = self._compiled
             digest = replace(build, tc=hook == "tc").digest()

@@ -1,0 +1,28 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guests' own compilers and kernels. An emulated processor takes some ten minutes: the scenario leaves this out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.guests.conftest import Guests
+from tests.support.batch import Task
+from tests.vm.common import CHECKOUT
+
+
+def test_they_take_the_program_with_all_features(guests: Guests, tmp_path):
+    archive = tmp_path / "engine.tar"
+    pack = CHECKOUT / "roles/balancer/files/pack.py"
+    subprocess.run([sys.executable, pack, CHECKOUT, archive, "balancer"], check=True)
+    script = CHECKOUT / "tests/vm/inside/load_program.py"
+    results = guests.run(
+        Task("ansible.builtin.unarchive", {"src": str(archive), "dest": "/"}),
+        Task("ansible.builtin.script", {"cmd": str(script), "executable": "/usr/bin/python3"}),
+    )
+    for guest, (unpacked, loaded) in results.items():
+        assert not unpacked.get("failed"), unpacked
+        assert "loaded in" in loaded["stdout"], (guest, loaded)
+        print(f"{guest}: {loaded['stdout'].strip()}")
