@@ -1,0 +1,272 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of real servers on loopback, which answer well and badly, over IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ansible_collections.lbops.xdp.plugins import module_utils
+from ansible_collections.lbops.xdp.plugins.module_utils import health
+from scapy.layers.dns import DNS, DNSRR
+
+# The program finds the engine by the name it has on a host; modules of their own, apart from the collection's.
+engine = types.ModuleType("engine")
+engine.__path__ = list(module_utils.__path__)
+sys.modules.setdefault("engine", engine)
+
+from engine.model import Backend, parse_services  # noqa: E402
+
+from roles.health.files import http  # noqa: E402
+from roles.health.files.checks import problem_of  # noqa: E402
+from roles.health.files.common import Target  # noqa: E402
+
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+TIMEOUT = 0.4
+
+
+def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:
+    vip = {4: "192.0.2.10", 6: "2001:db8::10"}[version]
+    services = parse_services([{"name": "web", "address": vip, "protocol": protocol, "port": 1}])
+    # Loopback is no backend's address, except for these tests.
+    backend = Backend("web", LOOPBACK[version], port, 1, "enabled", None, None)
+    parsed = health.parse_one("web", {"timeout": TIMEOUT, **options})
+    return asyncio.run(problem_of(Target(parsed, services["web"], backend, "lo")))
+
+
+def listening(version: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, kind)
+    made.bind((LOOPBACK[version], 0))
+    if kind == socket.SOCK_STREAM:
+        made.listen()
+    return made
+
+
+@contextmanager
+def server(
+    handle: Callable[[socket.socket], None], version: int = 4, context: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """The port of one that handles a connection after the other."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _peer = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(connection, server_side=True) if context else connection as wrapped:
+                    handle(wrapped)
+            except OSError:
+                pass  # The check has hung up.
+
+    with listening(version) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def saying(answer: bytes) -> Callable[[socket.socket], None]:
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    return handle
+
+
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def version(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+# --- TCP, UDP, ICMP
+
+
+def test_a_connection(version):
+    with server(lambda _connection: None, version) as port:
+        assert problem(version, port, check="tcp") == ""
+    assert problem(version, port, check="tcp") == "Connection refused"
+
+
+def test_a_source_that_this_host_does_not_have(version):
+    source = {4: "192.0.2.99", 6: "2001:db8::99"}[version]
+    found = problem(version, 9, check="tcp", source=source)
+    assert found == f"source {source}: Cannot assign requested address"
+
+
+def test_a_datagram(version):
+    with listening(version, socket.SOCK_DGRAM) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            request, peer = listener.recvfrom(100)
+            listener.sendto(b"re: " + request, peer)
+
+        for response, expected in (("re: hello", ""), ("other", "the answer does not hold the response")):
+            thread = threading.Thread(target=serve)
+            thread.start()
+            options = {"check": "udp", "request": "hello", "response": response}
+            assert problem(version, port, "udp", **options) == expected
+            thread.join()
+        begin = time.monotonic()
+        assert problem(version, port, "udp", check="udp", request="hello") == "timed out"
+        assert TIMEOUT <= time.monotonic() - begin < 2 * TIMEOUT
+    assert problem(version, port, "udp", check="udp", request="hello") == "Connection refused"
+
+
+# --- DNS
+
+
+@pytest.mark.parametrize(
+    "code, expected",
+    [(0, ""), (2, "the answer is SERVFAIL"), (3, "the answer is NXDOMAIN"), (9, "the answer is error 9")],
+)
+def test_dns_over_tcp(version, code, expected):
+    asked = []
+
+    def handle(connection: socket.socket) -> None:
+        (length,) = struct.unpack(">H", connection.recv(2))
+        question = DNS(connection.recv(length))
+        asked.append(question.qd[0].qname)
+        found = DNSRR(rrname="www.example.net", rdata="192.0.2.1")
+        answer = bytes(DNS(id=question.id, qr=1, rcode=code, qd=question.qd, an=[] if code else [found]))
+        whole = struct.pack(">H", len(answer)) + answer
+        # In pieces, as TCP may.
+        connection.sendall(whole[:5])
+        time.sleep(0.05)
+        connection.sendall(whole[5:])
+
+    with server(handle, version) as port:
+        assert problem(version, port, check="dns", name="www.example.net") == expected
+    assert asked == [b"www.example.net."]
+
+
+def test_dns_over_tcp_that_ends_too_early():
+    with server(saying(b"\0\x20only this")) as port:
+        assert problem(4, port, check="dns", name=".") == "the connection was closed before an answer"
+
+
+# --- HTTP
+
+
+@pytest.mark.parametrize(
+    "answer, options, expected",
+    [
+        (b"HTTP/1.0 204 No Content\r\n\r\n", {}, ""),
+        (b"HTTP/1.1 302\r\n\r\n", {}, ""),
+        (b"HTTP/1.1 503 Not now\r\n\r\n", {}, "status 503"),
+        (b"HTTP/1.1 503 Not now\r\n\r\n", {"status": [200, "500-599"]}, ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine, but later", {"body": "fine"}, ""),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine, but later",
+            {"body": "later"},
+            "the body does not hold the text",
+        ),
+        (b"HTTP/1.0 200 OK\r\n\r\nup to the end", {"body": "the end"}, ""),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2;x=y\r\nfi\r\n2\r\nne\r\n0\r\n\r\n",
+            {"body": "fine"},
+            "",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n?\r\n", {"body": "x"}, "the answer is no HTTP message"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", {}, "the answer is no HTTP message"),
+        (b"", {}, "the answer is no HTTP message"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000, {"body": "x"}, "the headers are too long"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100000, {"body": "x"}, "the answer is no HTTP message"),
+    ],
+)
+def test_http(answer, options, expected):
+    with server(saying(answer)) as port:
+        assert problem(4, port, check="http", **options) == expected
+
+
+def test_what_http_asks_for(version):
+    asked = []
+
+    def handle(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536).decode().split("\r\n"))
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    with server(handle, version) as port:
+        assert problem(version, port, check="http", path="/health?deep=1") == ""
+        assert problem(version, port, check="http", host="www.example.net") == ""
+    address = {4: "127.0.0.1", 6: "[::1]"}[version]
+    assert asked[0][:2] == ["GET /health?deep=1 HTTP/1.1", f"Host: {address}:{port}"]
+    assert asked[1][:2] == ["GET / HTTP/1.1", "Host: www.example.net"]
+
+
+def test_a_server_that_accepts_and_says_nothing():
+    with server(lambda connection: connection.recv(65536) and time.sleep(2 * TIMEOUT)) as port:
+        begin = time.monotonic()
+        assert problem(4, port, check="http") == "timed out"
+        assert time.monotonic() - begin < 2 * TIMEOUT
+
+
+# --- HTTPS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of www.example.net and loopback's addresses, signed by itself."""
+    directory = tmp_path_factory.mktemp("certificate")
+    names = "subjectAltName=DNS:www.example.net,IP:127.0.0.1,IP:::1"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lbops -addext {names}".split()
+    subprocess.run(
+        [*command, "-keyout", directory / "key", "-out", directory / "chain"], check=True, capture_output=True
+    )
+    (directory / "both").write_bytes((directory / "key").read_bytes() + (directory / "chain").read_bytes())
+    return directory / "both"
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if it were among the host's authorities."""
+    http.tls_context.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("chain")))
+    yield
+    http.tls_context.cache_clear()
+
+
+@pytest.fixture
+def secure(certificate: Path, version: int) -> Iterator[int]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with server(saying(b"HTTP/1.1 200 OK\r\n\r\nfine"), version, context) as port:
+        yield port
+
+
+def test_a_valid_certificate(version, secure, trusted):
+    assert problem(version, secure, check="https", body="fine") == ""
+    assert problem(version, secure, check="https", host="www.example.net:8443") == ""
+
+
+def test_somebody_elses_certificate(version, secure, trusted):
+    found = problem(version, secure, check="https", host="www.example.com")
+    assert found.startswith("certificate: Hostname mismatch")
+    assert problem(version, secure, check="https", host="www.example.com", verify=False) == ""
+
+
+def test_a_certificate_of_nobody_known(version, secure):
+    http.tls_context.cache_clear()
+    assert problem(version, secure, check="https") == "certificate: self-signed certificate"
+    assert problem(version, secure, check="https", verify=False) == ""
+
+
+def test_no_tls_at_all():
+    with server(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        assert problem(4, port, check="https").startswith("TLS: ")
