@@ -10,6 +10,7 @@ are in network byte order are bytes here. An address has 16 bytes, IPv4 in the f
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass
 
 from . import bpf
@@ -23,7 +24,8 @@ FRAGMENT_BUCKETS = 512
 MAX_POOLS = 64
 MAX_LINKS = 256
 FLOWS_PER_BUCKET = 8
-TICK = 2**30 / 1e9  # seconds
+TICK_SHIFT, TICKS_AT_BOOT = 30, 4096  # clock.h
+TICK = (1 << TICK_SHIFT) / 1e9  # seconds
 
 # enum endpoint_kind
 ENDPOINT_SERVICE = 1
@@ -61,7 +63,7 @@ BACKEND_FORWARDING_BYTE = 36
 COUNTERS = struct.Struct("<QQQQQ")  # packets, bytes, reply_packets, reply_bytes, new_flows
 FLOW_BUCKET = struct.Struct("<8Q")
 SESSION = struct.Struct("<16s2s2sIIIIBB2s2sHI16x")
-SESSION_WORD_SEEN = 7  # of its 32-bit words
+SESSION_WORD_SEEN, SESSION_WORD_TIMEOUT = 7, 8  # of its 32-bit words
 POOL = struct.Struct("<IHH")  # first_session, first_port, ports
 BUDGET = struct.Struct("<IIII")
 LATENCY_FIRST, LATENCY_BUCKETS = 5, 14
@@ -211,6 +213,11 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
 def index(number: int) -> bytes:
     """The key of an array's element."""
     return INDEX.pack(number)
+
+
+def ticks_now() -> int:
+    """The data plane's time, as clock_ticks() in clock.h has it."""
+    return (time.clock_gettime_ns(time.CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT) + TICKS_AT_BOOT
 
 
 def ticks(seconds: float) -> int:

@@ -36,6 +36,8 @@ class Reading:
     reasons: list[int] = field(default_factory=list)
     # By map, how many of how many places are taken.
     fill: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # Packets that each CPU's program saw.
+    cpus: list[int] = field(default_factory=list)
     # The kernel's id of a map: another one if the maps were made anew.
     maps: int = 0
     # Of struct latency, while the program measures it.
@@ -90,15 +92,17 @@ def read(program: dict[str, Any], current: State, live_maps: Maps, healthy: dict
         "links": (live_maps.links(), MAX_LINKS),
     }
     if allocation.pools:
-        fill["sessions"] = (live_maps.live_sessions(), sizes.max_sessions)
+        fill["sessions"] = (live_maps.live_sessions(), sum(pool.ports for pool in allocation.pools))
+    service_places = [allocation.service_counters[name] for name in current.config.services]
     return Reading(
         program,
         current,
-        _rows(live_maps, "service_counters", [allocation.service_counters[name] for name in current.config.services]),
+        _rows(live_maps, "service_counters", service_places),
         _rows(live_maps, "backend_counters", [allocation.backend_counters[key] for key in current.config.backends]),
         _rows(live_maps, "filter_counters", [current.filter_ids[key] for key in current.filters]),
         live_maps.read_reasons(),
         fill,
+        live_maps.packets_by_cpu(max(service_places, default=-1) + 1),
         live_maps.number("reasons"),
         live_maps.read_latency() if "latency" in current.program.features else (),
         healthy,

@@ -29,10 +29,12 @@ from .layout import (
     REASONS,
     SESSION,
     SESSION_WORD_SEEN,
+    SESSION_WORD_TIMEOUT,
     MapSpec,
     Sizes,
     index,
     map_specs,
+    ticks_now,
 )
 from .tables import retired
 
@@ -255,11 +257,27 @@ class Maps:
             bpf.map_update_batch(self["sessions"], keys, bytes(SESSION.size * count), count)
 
     def live_sessions(self) -> int:
-        """Sessions that were started and not freed, expired ones included."""
+        """How many have a port at the moment, as is_alive() in sessions.h has it."""
         spec = self.spec("sessions")
         values = bpf.map_lookup_batch(self["sessions"], spec.max_entries, spec.value_size)[1]
-        seen = memoryview(values).cast("I")[SESSION_WORD_SEEN :: SESSION.size // 4]
-        return len(seen) - seen.tolist().count(0)
+        words, now = memoryview(values).cast("I"), ticks_now()
+        seen, timeouts = (words[word :: SESSION.size // 4] for word in (SESSION_WORD_SEEN, SESSION_WORD_TIMEOUT))
+        return sum(now - tick <= timeout for tick, timeout in zip(seen, timeouts))
+
+    def packets_by_cpu(self, services: int) -> list[int]:
+        """Packets that the program saw on each CPU: of the first so many services, and those it named a reason for."""
+        cpus, words = bpf.possible_cpus(), COUNTERS.size // 8
+        found = [0] * cpus
+        for values in self._read_places("service_counters", services):
+            numbers = memoryview(values).cast("Q")
+            for cpu in range(cpus):
+                found[cpu] += sum(sum(numbers[words * cpu + field :: words * cpus]) for field in (0, 2))
+        values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
+        for (_reason, verdict), row in zip(REASONS, struct.iter_unpack(f"<{cpus}Q", values)):
+            # Those that were forwarded have been counted by service.
+            if verdict != "forward":
+                found = list(map(sum, zip(found, row)))
+        return found
 
     def links(self) -> int:
         """How many interfaces are up that redirect may use."""

@@ -229,6 +229,41 @@ def test_a_backend_that_lost_the_vip_leaves_only_where_the_way_is_checked(lab, c
     settle(lab, name)
 
 
+@pytest.fixture
+def over_ipv6(lab: Lab, servers: None) -> Iterator[dict[str, str]]:
+    """The address and the VIP of a backend that has both protocols, as the balancer has."""
+    found = {"address": "fd77:0:0:2::11", "vip": "fd77::130"}
+    lab.ssh("lb1", f"ip addr replace fd77:0:0:2::1/64 dev {INTERFACE} nodad")
+    lab.ssh(
+        "be1", f"ip addr replace {found['address']}/64 dev {INTERFACE} nodad; ip addr replace {found['vip']}/128 dev lo"
+    )
+    lab.ssh("lb1", f"ping -6 -c 3 -i 0.2 {found['address']}")
+    yield found
+    lab.ssh("lb1", f"ip addr del fd77:0:0:2::1/64 dev {INTERFACE}")
+    lab.ssh(
+        "be1", f"ip addr del {found['address']}/64 dev {INTERFACE}; ip addr del {found['vip']}/128 dev lo", check=False
+    )
+
+
+@pytest.mark.parametrize("check", ["udp", "tcp", "icmp"])
+def test_the_way_over_ipv6(lab, checked, over_ipv6, check):
+    """As `lbops-health` does a check, but once."""
+    protocol = "tcp" if check == "tcp" else "udp"
+    options = {"check": check, "end_to_end": True, "timeout": 0.5, **({"request": "?"} if check == "udp" else {})}
+    code = (
+        "import asyncio\nfrom engine.health import parse_one\nfrom engine.model import parse_backends, parse_services\n"
+        "from health.checks import problem_of\nfrom health.common import Target\n"
+        f"services = parse_services([{{'name': 'six', 'address': '{over_ipv6['vip']}', 'protocol': '{protocol}', "
+        "'port': 8080, 'forwarding': 'dsr'}])\n"
+        f"[backend] = parse_backends([{{'service': 'six', 'address': '{over_ipv6['address']}'}}]).values()\n"
+        f"target = Target(parse_one('six', {options!r}), services['six'], backend, '{INTERFACE}')\n"
+        "print(asyncio.run(problem_of(target)))"
+    )
+    assert lab.engine(code) == ""
+    lab.ssh("be1", f"ip addr del {over_ipv6['vip']}/128 dev lo")
+    assert lab.engine(code) != ""
+
+
 def test_a_tunnel_that_ends_nowhere_is_noticed(lab, checked):
     settle(lab, "tunnel")
     lab.ssh("be3", f"ip link set {INTERFACE} xdp off")

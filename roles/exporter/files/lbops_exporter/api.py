@@ -18,7 +18,12 @@ DOCUMENTS = ("config", "services", "backends")
 
 def _entries(name: str, interface: str, reading: Reading) -> list[dict[str, Any]]:
     found = reading.service_entries() if name == "services" else reading.backend_entries()
-    return [{"interface": interface, **entry} for entry in found]
+    return [{**entry, "balancer": interface} for entry in found]
+
+
+def _busy(cpus: list[int]) -> dict[int, int]:
+    """Packets that the program saw, by CPU."""
+    return {cpu: packets for cpu, packets in enumerate(cpus) if packets}
 
 
 def document(name: str, sources: Sources) -> tuple[bytes, bool]:
@@ -29,7 +34,9 @@ def document(name: str, sources: Sources) -> tuple[bytes, bool]:
     try:
         present = sources.interfaces()
     except OSError as error:
-        return json.dumps({"errors": {"": str(error)}}).encode(), False
+        # The page looks for interfaces even then.
+        nothing: dict[str, Any] = {"interfaces": {}} if name == "config" else {}
+        return json.dumps({**nothing, "errors": {"": str(error)}}).encode() + b"\n", False
     for interface in present:
         try:
             reading = sources.read(interface)
@@ -37,7 +44,8 @@ def document(name: str, sources: Sources) -> tuple[bytes, bool]:
             errors[interface] = str(error)
             continue
         if name == "config":
-            interfaces[interface] = {"timestamp": sources.timestamp(interface), **reading.info()}
+            moment = {"timestamp": sources.timestamp(interface), "cpus": _busy(reading.cpus)}
+            interfaces[interface] = {**moment, **reading.info()}
         else:
             entries += _entries(name, interface, reading)
     found: Any = {"interfaces": interfaces} if name == "config" else entries

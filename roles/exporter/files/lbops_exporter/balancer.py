@@ -79,15 +79,22 @@ LATENCY = Family(
 
 
 class Hits:
-    """Packets without new flows. A flow is counted before its first packet, so this may seem to shrink: it does not."""
+    """Packets without new flows: what that grew by from one reading to the next. It may shrink, since a flow is counted
+    when a backend is chosen, and a packet when there is a way to it."""
 
     def __init__(self) -> None:
-        self._counted: dict[Any, int] = {}
+        # By key, the difference last time and the hits so far.
+        self._counted: dict[Any, tuple[int, int]] = {}
 
-    def of(self, key: Any, row: tuple[int, ...]) -> int:
-        found = max(self._counted.get(key, 0), row[0] - row[4])
-        self._counted[key] = found
-        return found
+    def of(self, rows: dict[Any, tuple[int, ...]]) -> list[int]:
+        """In the order of the rows; what is not among them is forgotten."""
+        counted = {}
+        for key, row in rows.items():
+            beyond = row[0] - row[4]
+            last, hits = self._counted.get(key, (0, 0))
+            counted[key] = beyond, hits + max(0, beyond - last)
+        self._counted = counted
+        return [hits for _beyond, hits in counted.values()]
 
 
 class Labels:
@@ -166,8 +173,8 @@ class BalancerCollector(Collector):
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._labels: dict[str, Labels] = {}
-        self._service_hits = Hits()
-        self._backend_hits = Hits()
+        self._service_hits: dict[str, Hits] = {}
+        self._backend_hits: dict[str, Hits] = {}
 
     def subjects(self) -> Iterable[str]:
         return self._sources.interfaces()
@@ -198,9 +205,9 @@ class BalancerCollector(Collector):
         self._remembered(
             page,
             (SERVICE_HITS, SERVICE_MISSES),
-            self._service_hits,
+            self._service_hits.setdefault(interface, Hits()),
             [
-                (label, (interface, name), row)
+                (label, name, row)
                 for label, (name, service), row in zip(labels, services.items(), rows)
                 if service.flow_table
             ],
@@ -224,9 +231,9 @@ class BalancerCollector(Collector):
         self._remembered(
             page,
             (BACKEND_HITS, BACKEND_MISSES),
-            self._backend_hits,
+            self._backend_hits.setdefault(interface, Hits()),
             [
-                (label, (interface, key), row)
+                (label, key, row)
                 for label, key, row in zip(labels, config.backends, rows)
                 if key.service in remembering
             ],
@@ -237,5 +244,5 @@ class BalancerCollector(Collector):
         page: Page, families: tuple[Family, Family], hits: Hits, found: list[tuple[tuple[str, str], Any, tuple]]
     ) -> None:
         labels = [label for label, _key, _row in found]
-        page.add_lines(families[0], _plain(families[0], labels, (hits.of(key, row) for _label, key, row in found)))
+        page.add_lines(families[0], _plain(families[0], labels, hits.of({key: row for _label, key, row in found})))
         page.add_lines(families[1], _plain(families[1], labels, (row[4] for _label, _key, row in found)))

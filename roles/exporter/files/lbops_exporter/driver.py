@@ -42,17 +42,21 @@ _OF_QUEUE = (
     re.compile(r"^queue_(?P<queue>\d+)_(?P<direction>[rt]x)_(?P<what>.+)$"),
     re.compile(r"^\[(?P<queue>\d+)\]: (?P<direction>[rt]x)_(?P<what>.+)$"),
 )
+_OF_CHANNEL = re.compile(r"^ch-?\d+_(?P<what>.+)$")
 _PACKETS = frozenset(("packets", "cnt", "ucast_packets"))
 _DIRECTIONS = {"rx": "receive", "tx": "transmit"}
 
 
-def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], Counter, Counter]:
-    """Packets by direction and queue, what is about XDP, and the rest; both summed over queues."""
+def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], dict[str, int], dict[str, int]]:
+    """Packets by direction and queue, what is about XDP, and the rest; both summed over queues.
+
+    Where a driver has a sum of its own, that counts: it knows of queues that are no more.
+    """
     packets: dict[tuple[str, int], int] = {}
     # What veth says of a queue is only what a program saw of it, and that is everything.
     seen: dict[tuple[str, int], int] = {}
-    xdp: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    of_device: dict[str, int] = {}
+    summed: Counter[str] = Counter()
     for name, value in statistics.items():
         match = next(filter(None, (pattern.match(name) for pattern in _OF_QUEUE)), None)
         if match:
@@ -62,9 +66,19 @@ def sort_out(statistics: dict[str, int]) -> tuple[dict[tuple[str, int], int], Co
                 continue
             if what == "xdp_packets":
                 seen[(_DIRECTIONS[direction], queue)] = value
-            name = f"{direction}_{what}"
-        (xdp if "xdp" in name else others)[name.strip().replace(" ", "_")] += value
+            summed[_named(f"{direction}_{what}")] += value
+        elif match := _OF_CHANNEL.match(name):
+            summed[_named(f"ch_{match['what']}")] += value
+        else:
+            of_device[_named(name)] = value
+    found = {**summed, **of_device}
+    xdp = {name: value for name, value in found.items() if "xdp" in name}
+    others = {name: value for name, value in found.items() if name not in xdp}
     return {**seen, **packets}, xdp, others
+
+
+def _named(name: str) -> str:
+    return name.strip().replace(" ", "_")
 
 
 class DriverCollector(Collector):

@@ -1,13 +1,15 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pages of metrics, one for all who ask while it is made."""
+"""Pages of metrics and documents. What was begun for one serves all who asked before."""
 
 from __future__ import annotations
 
 import gzip
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 from engine import state
 
@@ -42,6 +44,28 @@ def collectors(sources: Sources, devices: Devices, per_cpu: bool = False) -> lis
     ]
 
 
+class Shared:
+    """Something that is made when somebody asks, compressed if wanted. Made under a lock by one for all who wait."""
+
+    def __init__(self, lock: threading.Lock, make: Callable[[], tuple[bytes, bool]]) -> None:
+        self._lock, self._make = lock, make
+        self._begun = 0.0
+        self._content = self._packed = b""
+        self._complete = False
+
+    def get(self, packed: bool) -> tuple[bytes, bool]:
+        """No older than the question, and whether everything could be read."""
+        asked = time.monotonic()
+        with self._lock:
+            if self._begun <= asked:
+                self._begun = time.monotonic()
+                self._content = self._packed = b""
+                self._content, self._complete = self._make()
+            if packed and not self._packed:
+                self._packed = gzip.compress(self._content, 1)
+            return self._packed if packed else self._content, self._complete
+
+
 class Exporter:
     def __init__(self, paths: state.Paths = state.HOST_PATHS, per_cpu: bool = False) -> None:
         self._sources = Sources(paths)
@@ -50,30 +74,27 @@ class Exporter:
         self._queues = Queues(devices)
         self._guard = Guard()
         self._process = Process()
-        self._lock = threading.Lock()
-        self._begun = 0.0
-        self._page = b""
-        self._packed = b""
+        # The collectors and what they share know of one thread only.
+        lock = threading.Lock()
+        self._metrics = Shared(lock, self._collect)
+        self._documents = {name: Shared(lock, partial(self._document, name)) for name in api.DOCUMENTS}
+        self._documents["queues"] = Shared(lock, self._queues.document)
 
     def metrics(self, packed: bool) -> bytes:
         """A page no older than the question, compressed if wanted."""
-        asked = time.monotonic()
-        with self._lock:
-            if self._begun <= asked:
-                self._begun = time.monotonic()
-                self._page = self._packed = b""
-                self._page = self._collect()
-            if packed and not self._packed:
-                self._packed = gzip.compress(self._page, 1)
-            return self._packed if packed else self._page
+        return self._metrics.get(packed)[0]
 
-    def _collect(self) -> bytes:
+    def document(self, name: str, packed: bool) -> tuple[bytes, bool]:
+        """One of DOCUMENTS, no older than the question, and whether everything could be read."""
+        return self._documents[name].get(packed)
+
+    def _collect(self) -> tuple[bytes, bool]:
         started = time.perf_counter()
         self._forget()
         page = self._guard.run(self._collectors).content()
         self._process.scrapes.inc()
         self._process.seconds.observe(time.perf_counter() - started)
-        return page + self._process.content()
+        return page + self._process.content(), True
 
     def _forget(self) -> None:
         try:
@@ -82,10 +103,6 @@ class Exporter:
             # Every collector that needs it says so.
             pass
 
-    def document(self, name: str) -> tuple[bytes, bool]:
-        """One of DOCUMENTS, and whether everything could be read."""
-        with self._lock:
-            if name == "queues":
-                return self._queues.document()
-            self._forget()
-            return api.document(name, self._sources)
+    def _document(self, name: str) -> tuple[bytes, bool]:
+        self._forget()
+        return api.document(name, self._sources)

@@ -22,6 +22,7 @@ INFO = Family(
     "The balancer's program; the value is 1.",
     ("digest", "hook", "interface", "mode", "name", "tag"),
 )
+DESIRED = Family("lbops_program_desired", "gauge", "Whether the program is to be attached.", _INTERFACE)
 ID = Family("lbops_program_id", "gauge", "The kernel's id of the program.", _INTERFACE)
 ATTACHED = Family(
     "lbops_program_attached_timestamp_seconds", "gauge", "When the program was put on its hook.", _INTERFACE
@@ -73,7 +74,7 @@ class Runs:
 
 class ProgramCollector(Collector):
     name = "program"
-    families = (UP, INFO, ID, ATTACHED, VERIFIED, JITED, RUN_TIME, RUNS, GENERATION, APPLIED, COUNTING)
+    families = (UP, DESIRED, INFO, ID, ATTACHED, VERIFIED, JITED, RUN_TIME, RUNS, GENERATION, APPLIED, COUNTING)
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
@@ -83,8 +84,11 @@ class ProgramCollector(Collector):
         return self._sources.interfaces()
 
     def collect(self, page: Page, interface: str) -> None:
-        facts = self._sources.read(interface).program
+        reading = self._sources.read(interface)
+        facts = reading.program
         page.add(UP, int(facts["attached"]), interface=interface)
+        if reading.current:
+            page.add(DESIRED, int(reading.current.program.attached), interface=interface)
         if "program_id" not in facts:
             return
         described = {name: facts[name] for name in ("digest", "hook", "mode", "name", "tag")}

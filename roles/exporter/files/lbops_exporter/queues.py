@@ -27,12 +27,18 @@ class Queues:
         """As JSON, and whether everything could be read."""
         interfaces: dict[str, Any] = {}
         errors: dict[str, str] = {}
-        for name in self._devices.names():
+        cpus: dict[int, int] = {}
+        try:
+            names = self._devices.names()
+            cpus = self._processed.by_cpu()
+        except OSError as error:
+            names, errors[""] = [], str(error)
+        for name in names:
             try:
                 interfaces[name] = self._packets(name)
             except (EngineError, OSError) as error:
                 errors[name] = str(error)
-        document = {"timestamp": time.time(), "interfaces": interfaces, "cpus": self._processed.by_cpu()}
+        document = {"timestamp": time.time(), "interfaces": interfaces, "cpus": cpus}
         if errors:
             document["errors"] = errors
         return json.dumps(document).encode() + b"\n", not errors

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import sys
 import threading
+import time
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,7 +25,8 @@ from .web_config import WebConfig
 API = "/api/v1/"
 JSON = "application/json"
 # Who says nothing for so long is no longer waited for.
-TIMEOUT = 10.0  # seconds
+TIMEOUT = 10.0  # seconds without a word
+LONGEST = 30.0  # seconds that a connection may take in all
 AT_ONCE = 32
 INDEX = "".join(f"{path}\n" for path in ("/", "/metrics", *(API + name for name in DOCUMENTS)))
 
@@ -37,12 +41,12 @@ class Handler(BaseHTTPRequestHandler):
         if not self._allowed():
             return
         path = self.path.partition("?")[0]
+        packed = "gzip" in self.headers.get("Accept-Encoding", "")
         if path == "/metrics":
-            packed = "gzip" in self.headers.get("Accept-Encoding", "")
             self._answer(self.server.exporter.metrics(packed), CONTENT_TYPE, packed)
         elif path.startswith(API) and path[len(API) :] in DOCUMENTS:
-            content, complete = self.server.exporter.document(path[len(API) :])
-            self._answer(content, JSON, status=HTTPStatus.OK if complete else HTTPStatus.SERVICE_UNAVAILABLE)
+            content, complete = self.server.exporter.document(path[len(API) :], packed)
+            self._answer(content, JSON, packed, HTTPStatus.OK if complete else HTTPStatus.SERVICE_UNAVAILABLE)
         elif path in self.server.page:
             content, kind = self.server.page[path]
             self._answer(content, kind, headers=page.HEADERS)
@@ -110,6 +114,8 @@ class Server(ThreadingHTTPServer):
         self.exporter, self.web = exporter, web
         self.page = page.files()
         self._slots = threading.BoundedSemaphore(AT_ONCE)
+        # By thread, its connection and when that has to be over, by the monotonic clock.
+        self._open: dict[int, tuple[socket.socket, float]] = {}
         super().__init__((address, port), Handler)
 
     def server_bind(self) -> None:
@@ -121,24 +127,39 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # Those beyond wait in the queue of the socket.
-        self._slots.acquire()
+        while not self._slots.acquire(timeout=1.0):
+            self.service_actions()
         super().process_request(request, client_address)
 
+    def service_actions(self) -> None:
+        """Hangs up on those who take too long, about once a second: a word now and then keeps no place."""
+        now = time.monotonic()
+        for connection, end in list(self._open.values()):
+            if end < now:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        thread, end = threading.get_ident(), time.monotonic() + LONGEST
+        self._open[thread] = request, end
         try:
             if self.web.tls:
                 request.settimeout(TIMEOUT)
                 # Here and not where connections are accepted, so that nobody keeps the others waiting.
-                request = self.web.tls.context().wrap_socket(request, server_side=True)
+                context = self.web.tls.context()
+                request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+                self._open[thread] = request, end
+                request.do_handshake()
             super().process_request_thread(request, client_address)
         except OSError as error:
             log("refused", client=client_address[0], error=error)
             self.shutdown_request(request)
         finally:
+            del self._open[thread]
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         # Whoever hangs up early is no event.
-        if not isinstance(error, OSError):
+        if not isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError)):
             log("failed", client=client_address[0], error=f"{type(error).__name__}: {error}")

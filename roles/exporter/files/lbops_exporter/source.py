@@ -33,7 +33,7 @@ def entries(paths: state.Paths) -> list[str]:
 
 def interfaces(paths: state.Paths) -> list[str]:
     """Those with a balancer."""
-    return [name for name in entries(paths) if not name.startswith(state.NIC_PREFIX)]
+    return [name for name in entries(paths) if not name.startswith((state.NIC_PREFIX, state.HEALTH_PREFIX))]
 
 
 def tuned_interfaces(paths: state.Paths) -> list[str]:
@@ -56,6 +56,7 @@ class Floors:
             yield from zip((("backend", key) for key in current.config.backends), reading.backends)
             yield from zip((("filter", key) for key in current.filters), reading.filters)
         yield from ((("reason", place), (packets,)) for place, packets in enumerate(reading.reasons))
+        yield ("latency",), reading.latency
 
     def raised(self, reading: Reading) -> Reading:
         last, self._last = self._last, reading
@@ -68,14 +69,18 @@ class Floors:
             self._floors = dict(self._rows(last))
         if not self._floors:
             return reading
-        rows = [tuple(map(max, row, self._floors.get(key, row))) for key, row in self._rows(reading)]
+        counted = list(self._rows(reading))
+        rows = [tuple(map(max, row, self._floors.get(key) or row)) for key, row in counted]
+        # What has caught up, or is there no more, needs no floor.
+        self._floors = {key: row for (key, now), row in zip(counted, rows) if row != now}
         services, backends, filters = len(reading.services), len(reading.backends), len(reading.filters)
         self._last = replace(
             reading,
             services=rows[:services],
             backends=rows[services : services + backends],
             filters=rows[services + backends : services + backends + filters],
-            reasons=[packets for (packets,) in rows[services + backends + filters :]],
+            reasons=[packets for (packets,) in rows[services + backends + filters : -1]],
+            latency=rows[-1],
         )
         return self._last
 

@@ -25,7 +25,8 @@ class Tls:
     def __init__(self, certificate: str, key: str) -> None:
         self._files = certificate, key
         self._signature: list[tuple[int, int]] = []
-        self._context = self.context()
+        self._context: ssl.SSLContext | None = None
+        self.context()
 
     def context(self) -> ssl.SSLContext:
         """Raises OSError, ssl.SSLError included, for files that make none."""
@@ -34,7 +35,13 @@ class Tls:
         if signature != self._signature:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_cert_chain(*self._files)
+            try:
+                context.load_cert_chain(*self._files)
+            except ssl.SSLError:
+                # One of a renewed pair is there before the other.
+                if self._context is None:
+                    raise
+                return self._context
             self._context, self._signature = context, signature
         return self._context
 

@@ -4,10 +4,13 @@
 // One interface: its program, services and backends, and what was not forwarded.
 
 import { element, replaced, table } from "./elements.js";
-import { Queues } from "./queues.js";
+import { Cpus, Queues } from "./queues.js";
 import { Rates } from "./rates.js";
 import { Service } from "./service.js";
 import { quantity, whole } from "./text.js";
+
+// Backends, of all services together: with more the services' own lines are the overview.
+const MOST_OPEN = 200;
 
 function programText(program) {
   if (!program.attached) return "is not attached: the kernel gets all packets";
@@ -64,6 +67,7 @@ export class Balancer {
   #list = element("div");
   #reasons = new Reasons();
   #queues = new Queues();
+  #cpus = new Cpus("Packets/s in the program, by CPU");
   #runs = new Rates();
 
   constructor(name) {
@@ -77,6 +81,7 @@ export class Balancer {
       element("h3", {}, "Not forwarded"),
       this.#reasons.element,
       this.#queues.element,
+      this.#cpus.element,
     );
   }
 
@@ -86,7 +91,7 @@ export class Balancer {
     this.#program.classList.toggle("bad", !found.program.attached);
     const backends = Map.groupBy(found.backends, (backend) => backend.service);
     const rates = found.services.map((service) => {
-      if (!this.#services.has(service.name)) this.#services.set(service.name, new Service());
+      if (!this.#services.has(service.name)) this.#services.set(service.name, new Service(found.backends.length <= MOST_OPEN));
       return this.#services.get(service.name).update(found.timestamp, service, backends.get(service.name) ?? []);
     });
     const names = new Set(found.services.map((service) => service.name));
@@ -106,6 +111,7 @@ export class Balancer {
       count ? (time / count).toFixed(0) : "–",
     );
     this.#queues.update(queuesTime, queues);
+    this.#cpus.update(found.timestamp, found.cpus);
   }
 
   find(text) {

@@ -4,21 +4,22 @@
 // Looks every two seconds, and shows what has grown since.
 
 import { Balancer } from "./balancer.js";
-import { Cpus } from "./queues.js";
+import { Host } from "./queues.js";
 import { replaced } from "./elements.js";
 
 const PERIOD = 2000; // milliseconds
+const PATIENCE = 10000; // milliseconds
 const place = document.getElementById("balancers");
 const state = document.getElementById("state");
 const find = document.getElementById("find");
 const balancers = new Map();
-const cpus = new Cpus();
+const host = new Host();
 
 document.getElementById("host").textContent = location.hostname;
 find.addEventListener("input", () => balancers.forEach((balancer) => balancer.find(find.value)));
 
 async function get(name) {
-  const answer = await fetch(`api/v1/${name}`, { cache: "no-store" });
+  const answer = await fetch(`api/v1/${name}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   // With 503 comes what could be read, and what could not.
   if (!answer.ok && answer.status !== 503) throw new Error(`${answer.status} ${answer.statusText}`);
   return answer.json();
@@ -37,8 +38,9 @@ function show(config, queues) {
     balancer.update(found, queues.timestamp, queues.interfaces[name]);
     balancer.find(find.value);
   }
-  cpus.update(queues.timestamp, queues.cpus);
-  replaced(place, [...[...balancers.values()].map((balancer) => balancer.element), cpus.element]);
+  const others = Object.entries(queues.interfaces).filter(([name]) => !(name in config.interfaces));
+  host.update(queues.timestamp, queues.cpus, others);
+  replaced(place, [...[...balancers.values()].map((balancer) => balancer.element), host.element]);
   const errors = Object.entries({ ...config.errors, ...queues.errors }).map(([name, text]) => `${name}: ${text}`);
   if (errors.length) say(errors.join("; "), true);
   else if (balancers.size) say(`as of ${new Date(1000 * queues.timestamp).toLocaleTimeString()}`, false);

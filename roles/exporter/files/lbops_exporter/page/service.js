@@ -68,10 +68,10 @@ export class Service {
   #backends = new Map();
   #names = "";
 
-  constructor() {
+  constructor(open) {
     [this.table, this.body] = table("backends", HEADINGS);
     const summary = element("summary", {}, this.#name, this.#where, this.#health, this.#chart.element, this.#numbers);
-    this.element = element("details", { open: true, className: "service" }, summary, this.table, this.#more);
+    this.element = element("details", { open, className: "service" }, summary, this.table, this.#more);
     this.element.addEventListener("toggle", () => this.#draw?.());
   }
 
@@ -103,14 +103,14 @@ export class Service {
     const down = backends.filter((backend) => stateOf(backend) === "unhealthy").length;
     const gets = (backend) => (backend.state === "enabled" && stateOf(backend) !== "unhealthy" ? backend.weight : 0);
     const ready = backends.filter((backend) => gets(backend)).length;
-    this.#health.textContent = `${ready} of ${backends.length} backends get packets`;
+    this.#health.textContent = `${ready} of ${backends.length} backends are ready`;
     this.#health.className = `state ${ready ? (down ? "unhealthy" : "healthy") : "none"}`;
     this.#names = [service.name, service.address, ...backends.flatMap((one) => [one.name, one.address])].join(" ").toLowerCase();
     const sum = (value) => counted.reduce((total, one) => total + value(one), 0);
     const rate = sum((one) => one.rate);
     const weight = sum((one) => gets(one.backend));
     this.#draw = () => {
-      if (!this.element.open) return;
+      if (!this.element.open || this.element.hidden) return;
       // Of many the busiest; few stay where the inventory has them.
       const many = counted.length > MOST_ROWS;
       const shown = many ? counted.toSorted((one, other) => other.rate - one.rate).slice(0, MOST_ROWS) : counted;
@@ -123,6 +123,9 @@ export class Service {
   }
 
   find(text) {
-    this.element.hidden = text !== "" && !this.#names.includes(text);
+    const hidden = text !== "" && !this.#names.includes(text);
+    if (hidden === this.element.hidden) return;
+    this.element.hidden = hidden;
+    this.#draw();
   }
 }
