@@ -10,10 +10,15 @@ import gzip
 import http.client
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import exporter as host
 
+from lbops_exporter import server as exporter_server  # isort: skip
 from lbops_exporter import balancer, driver, nic, page, program, softnet, source  # isort: skip
 from lbops_exporter.collector import Collector, Guard  # isort: skip
 from lbops_exporter.devices import Devices  # isort: skip
@@ -29,7 +35,7 @@ from lbops_exporter.exposition import Family, Page  # isort: skip
 from lbops_exporter.passwords import Bcrypt, Users  # isort: skip
 from lbops_exporter.server import Server  # isort: skip
 from lbops_exporter.source import Floors, Sources  # isort: skip
-from lbops_exporter.web_config import WebConfig, WebConfigError, load  # isort: skip
+from lbops_exporter.web_config import Tls, WebConfig, WebConfigError, load  # isort: skip
 from engine import state, tuned  # isort: skip
 from engine.errors import EngineError  # isort: skip
 from engine.live import Reading  # isort: skip
@@ -153,7 +159,7 @@ def test_a_collector_that_does_not_know_its_interfaces_is_a_metric(monkeypatch):
 
 def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
     paths = state.Paths(state=tmp_path)
-    for name in ("eth0.json", "nic-eth1.json", "a.b.json", ".eth0.json.new"):
+    for name in ("eth0.json", "nic-eth1.json", "health-eth0.json", "a.b.json", ".eth0.json.new"):
         (tmp_path / name).touch()
     assert source.interfaces(paths) == ["a.b", "eth0"]
     assert source.tuned_interfaces(paths) == ["eth1"]
@@ -170,11 +176,11 @@ def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypat
 # --- counters
 
 
-def reading(packets: int, maps: int, since: float = 1.0) -> Reading:
+def reading(packets: int, maps: int, since: float = 1.0, filters: bool = False) -> Reading:
     config = SimpleNamespace(services={"web": None}, backends={"one": None})
-    current = SimpleNamespace(config=config, filters={}, counting_since=since)
-    row = (packets, packets, 0, 0, 0)
-    return Reading({}, current, [row], [row], [], [packets], {}, maps)
+    current = SimpleNamespace(config=config, filters={"all": None} if filters else {}, counting_since=since)
+    row, filtered = (packets, packets, 0, 0, 0), [(packets, 0)] if filters else []
+    return Reading({}, current, [row], [row], filtered, [packets], maps=maps, latency=(packets, packets, 0))
 
 
 def test_new_maps_wait_until_they_have_caught_up():
@@ -182,9 +188,18 @@ def test_new_maps_wait_until_they_have_caught_up():
     assert floors.raised(reading(100, 1)).services[0][0] == 100
     behind = floors.raised(reading(97, 2))
     assert (behind.services[0][0], behind.backends[0][0], behind.reasons) == (100, 100, [100])
+    assert behind.latency == (100, 100, 0)
     assert floors.raised(reading(99, 2)).services[0][0] == 100
     assert floors.raised(reading(103, 2)).services[0][0] == 103
     assert floors.raised(reading(102, 3)).services[0][0] == 103
+
+
+def test_a_filter_that_comes_again_begins_anew():
+    floors = Floors()
+    floors.raised(reading(100, 1, filters=True))
+    assert floors.raised(reading(97, 2, filters=True)).filters == [(100, 0)]
+    assert floors.raised(reading(98, 2)).filters == []
+    assert floors.raised(reading(5, 2, filters=True)).filters == [(5, 0)]
 
 
 def test_counters_that_began_anew_begin_anew():
@@ -203,10 +218,17 @@ def test_runs_add_up_over_programs():
 
 def test_hits_never_shrink():
     hits = balancer.Hits()
-    assert hits.of("web", (10, 0, 0, 0, 3)) == 7
-    assert hits.of("web", (10, 0, 0, 0, 4)) == 7
-    assert hits.of("web", (12, 0, 0, 0, 4)) == 8
-    assert hits.of("other", (0, 0, 0, 0, 2)) == 0
+    assert hits.of({"web": (10, 0, 0, 0, 3), "other": (0, 0, 0, 0, 2)}) == [7, 0]
+    assert hits.of({"web": (10, 0, 0, 0, 4)}) == [7]
+    assert hits.of({"web": (12, 0, 0, 0, 4)}) == [9]
+    # New flows without a way to their backend; then packets of old ones again.
+    assert hits.of({"web": (12, 0, 0, 0, 1000)}) == [9]
+    assert hits.of({"web": (15, 0, 0, 0, 1000)}) == [12]
+    # Set up anew.
+    assert hits.of({"web": (0, 0, 0, 0, 0)}) == [12]
+    assert hits.of({"web": (4, 0, 0, 0, 1)}) == [15]
+    assert hits.of({}) == []
+    assert hits.of({"web": (4, 0, 0, 0, 1)}) == [3]
 
 
 def test_32_bits_are_unwrapped():
@@ -236,6 +258,10 @@ def test_statistics_of_drivers_are_sorted_out():
             "rx_crc_errors_phy": 9,
             "rx0_bytes": 10,
             "rx1_bytes": 11,
+            "tx0_bytes": 12,
+            "tx_bytes": 112,
+            "ch0_poll": 13,
+            "ch1_poll": 14,
         }
     )
     assert packets == {
@@ -246,7 +272,8 @@ def test_statistics_of_drivers_are_sorted_out():
         ("transmit", 4): 5,
     }
     assert xdp == {"rx_xdp_drops": 13, "rx_xdp_drop": 8}
-    assert others == {"rx_crc_errors_phy": 9, "rx_bytes": 21}
+    # The device's own sum knows of queues that are no more.
+    assert others == {"rx_crc_errors_phy": 9, "rx_bytes": 21, "tx_bytes": 112, "ch_poll": 27}
 
 
 def test_the_hash_key_stays_here():
@@ -276,6 +303,30 @@ def test_drift_is_what_a_profile_would_change():
 def digest_of(password: bytes) -> str:
     made = Bcrypt()
     return made._crypt(password, b"$2b$05$abcdefghijklmnopqrstuu").decode()
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name}".split()
+    files = ("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.crt")
+    subprocess.run([*command, *files], check=True, capture_output=True)
+
+
+def test_a_renewed_certificate_is_used_once_its_key_is_there(tmp_path):
+    for name in ("old", "new"):
+        make_certificate(tmp_path, name)
+    certificate, key = tmp_path / "used.crt", tmp_path / "used.key"
+    shutil.copy(tmp_path / "old.crt", certificate)
+    shutil.copy(tmp_path / "old.key", key)
+    tls = Tls(str(certificate), str(key))
+    first = tls.context()
+    assert tls.context() is first
+    (tmp_path / "new.crt").rename(certificate)
+    assert tls.context() is first
+    (tmp_path / "new.key").rename(key)
+    assert tls.context() is not first
+    shutil.copy(tmp_path / "old.crt", certificate)
+    with pytest.raises(ssl.SSLError):
+        Tls(str(certificate), str(key))
 
 
 def test_users():
@@ -402,7 +453,7 @@ def test_queues_and_cpus_without_a_balancer(serve):
 def test_a_page_is_made_once_for_all_who_wait(serve, tmp_path):
     made = Exporter(state.Paths(tmp_path / "pins", tmp_path / "state"))
     pages = []
-    with made._lock:
+    with made._metrics._lock:
         threads = [threading.Thread(target=lambda: pages.append(made.metrics(False))) for _number in range(10)]
         for thread in threads:
             thread.start()
@@ -412,12 +463,46 @@ def test_a_page_is_made_once_for_all_who_wait(serve, tmp_path):
     assert samples(made.metrics(False).decode())["lbops_exporter_scrapes_total"] < 10
 
 
-def test_the_silent_keep_nobody_waiting(serve):
+def test_the_silent_and_the_slow_keep_nobody_waiting_for_long(serve, monkeypatch):
+    monkeypatch.setattr(exporter_server, "LONGEST", 1.0)
     port = serve()
-    silent = [socket.create_connection(("127.0.0.1", port)) for _number in range(20)]
-    assert ask(port, "/metrics")[0] == 200
-    for connection in silent:
-        connection.close()
+    slow = [socket.create_connection(("127.0.0.1", port)) for _number in range(2 * exporter_server.AT_ONCE)]
+    over = threading.Event()
+
+    def dawdle() -> None:
+        while not over.wait(0.2):
+            for connection in slow:
+                with suppress(OSError):
+                    connection.send(b"G")
+
+    thread = threading.Thread(target=dawdle)
+    thread.start()
+    try:
+        assert ask(port, "/metrics")[0] == 200
+    finally:
+        over.set()
+        thread.join()
+        for connection in slow:
+            connection.close()
+
+
+def test_what_is_asked_for_compressed_comes_compressed(serve):
+    port = serve()
+    _status, content, headers = ask(port, "/api/v1/config", **{"Accept-Encoding": "gzip"})
+    assert headers["Content-Encoding"] == "gzip" and json.loads(gzip.decompress(content)) == {"interfaces": {}}
+
+
+def test_a_state_directory_that_cannot_be_read_is_told_of_everywhere(serve, monkeypatch):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    port = serve()
+    monkeypatch.setattr(source.os, "listdir", refuse)
+    for name in ("config", "services", "queues"):
+        status, content, _headers = ask(port, f"/api/v1/{name}")
+        found = json.loads(content)
+        assert status == 503 and "Permission denied" in found["errors"][""]
+        assert name == "services" or found["interfaces"] == {}
 
 
 def test_a_fault_of_our_own_is_told_of(serve, monkeypatch, capsys):

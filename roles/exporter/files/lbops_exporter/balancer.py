@@ -83,18 +83,20 @@ class Hits:
     when a backend is chosen, and a packet when there is a way to it."""
 
     def __init__(self) -> None:
-        # By key, the difference last time and the hits so far.
-        self._counted: dict[Any, tuple[int, int]] = {}
+        # By key, packets and the difference last time, and the hits so far.
+        self._counted: dict[Any, tuple[int, int, int]] = {}
 
     def of(self, rows: dict[Any, tuple[int, ...]]) -> list[int]:
         """In the order of the rows; what is not among them is forgotten."""
         counted = {}
         for key, row in rows.items():
             beyond = row[0] - row[4]
-            last, hits = self._counted.get(key, (0, 0))
-            counted[key] = beyond, hits + max(0, beyond - last)
+            packets, last, hits = self._counted.get(key, (0, 0, 0))
+            if row[0] < packets:
+                last = 0  # Counters began anew.
+            counted[key] = row[0], beyond, hits + max(0, beyond - last)
         self._counted = counted
-        return [hits for _beyond, hits in counted.values()]
+        return [hits for _packets, _beyond, hits in counted.values()]
 
 
 class Labels:
@@ -232,11 +234,7 @@ class BalancerCollector(Collector):
             page,
             (BACKEND_HITS, BACKEND_MISSES),
             self._backend_hits.setdefault(interface, Hits()),
-            [
-                (label, key, row)
-                for label, key, row in zip(labels, config.backends, rows)
-                if key.service in remembering
-            ],
+            [(label, key, row) for label, key, row in zip(labels, config.backends, rows) if key.service in remembering],
         )
 
     @staticmethod
