@@ -201,6 +201,8 @@ def _wait(name: str) -> None:
 def start(names: list[str]) -> bool:
     if os.geteuid() != 0:
         raise VmError("the guests' networks are namespaces and taps: run this as root")
+    # Mitogen ties what it starts to one CPU, and what that starts stays there.
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
     with _locked():
         missing = [name for name in names if not _process(_directory(name) / "qemu.pid")]
         if missing:
