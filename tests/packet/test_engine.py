@@ -277,6 +277,21 @@ def test_new_maps_go_on_counting_where_the_old_ones_were(balancer, net):
     assert after.applied_at > known.applied_at
 
 
+def test_packets_are_counted_by_cpu(balancer, net):
+    declare(balancer, [WEB], web(1))
+    everywhere = os.sched_getaffinity(0)
+    try:
+        for cpu, count in zip(sorted(everywhere), (3, 5)):
+            os.sched_setaffinity(0, {cpu})
+            for port in range(20000, 20000 + count):
+                run(balancer, net, tcp(CLIENT, port, VIP, 80))
+                run(balancer, net, udp(CLIENT, port, VIP, 9))
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    found = [packets for packets in balancer.read(state.load(balancer.state_file)).cpus if packets]
+    assert found == [6, 10][: len(everywhere)]
+
+
 def test_reading_needs_no_more_than_descriptors_to_read(balancer):
     declare(balancer, [WEB], web(1))
     with maps.open_pinned(balancer.maps_directory, SIZES, read_only=True) as live:

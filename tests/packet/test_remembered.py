@@ -52,6 +52,20 @@ def test_a_session_that_a_cpu_a_tick_ahead_has_seen_is_alive(nat, net):
     assert send(nat, net, "A") == first
 
 
+def test_only_sessions_that_live_count_as_such(nat, net):
+    assert nat.maps.live_sessions() == 0
+    _backend, port = send(nat, net, "S")
+    assert nat.maps.live_sessions() == 1
+    place = session(nat, port)
+    value = bytearray(bpf.map_lookup(nat.maps["sessions"], place, layout.SESSION.size))
+    (seen,) = struct.unpack_from("<I", value, SEEN)
+    # The tick may turn while this runs.
+    for age, alive in ((NEW - 2, 1), (NEW + 1, 0)):
+        struct.pack_into("<I", value, SEEN, seen - age)
+        bpf.map_update(nat.maps["sessions"], place, bytes(value))
+        assert nat.maps.live_sessions() == alive
+
+
 def test_a_session_ends_when_its_backends_place_is_given_to_another(nat, net):
     first = send(nat, net, "S")
     key = next(iter(nat.backend_ids))
