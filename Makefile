@@ -103,12 +103,15 @@ test-nic: deps .venv/test.stamp collection ## Run the modules for network device
 	$(call headline,nic)
 	@$(PYTEST) tests/nic
 
+# Files of tests are dealt out in their order: the last one removes everything.
+INTEGRATION_LABS ?= 2
+
 .PHONY: test-integration
 test-integration: deps .venv/test.stamp collection $(PROMTOOL) ## Run modules and roles in a lab of their own
 	$(need_root)
 	$(call headline,integration)
 	@tests/tools/install-packages tests/integration/debian-packages.txt
-	@$(PYTEST) tests/integration
+	@$(PYTEST) -n $(INTEGRATION_LABS) --dist loadfile --no-loadscope-reorder tests/integration
 
 # molecule runs from the checkout itself and finds the collection by ANSIBLE_COLLECTIONS_PATH. A scenario needs
 # "prerun: false", or molecule installs a copy of the collection.

@@ -24,7 +24,9 @@ import yaml
 from tests.support.client import Client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-DIRECTORY = CHECKOUT / "build/lab" / os.environ.get("INTEGRATION_LAB", "integration")
+# Each of pytest's workers has a lab of its own.
+LAB = os.environ.get("INTEGRATION_LAB", "integration") + os.environ.get("PYTEST_XDIST_WORKER", "")
+DIRECTORY = CHECKOUT / "build/lab" / LAB
 INTERFACE = "data0"
 SERVERS = ("be1", "be2", "be3")
 

@@ -190,7 +190,7 @@ highest, fallen, pages = dict(), dict(), 0
 while True:
     for line in urllib.request.urlopen("{URL}/metrics").read().decode().splitlines():
         name, _space, value = line.rpartition(" ")
-        if not line.startswith("#") and name.partition("{{")[0].endswith("_total"):
+        if line.startswith("lbops_") and name.partition("{{")[0].endswith(("_total", "_bucket", "_sum", "_count")):
             if float(value) < highest.get(name, 0):
                 fallen[name] = highest[name], float(value)
             highest[name] = float(value)
@@ -227,9 +227,10 @@ def test_counters_never_go_backwards(lab, scraped):
     for name, arguments in (
         ("xdp_backends", {"service": "echo-udp", "backends": udp[1:]}),
         ("xdp_backends", {"service": "echo-udp", "backends": udp}),
-        ("xdp_program", {"features": [*features, "flow_table"]}),
-        ("xdp_program", {"features": features, "max_backends": 20000}),
-        ("xdp_program", {"features": features}),
+        ("xdp_program", {"features": [*features, "latency"]}),
+        ("xdp_program", {"features": [*features, "latency", "flow_table"]}),
+        ("xdp_program", {"features": [*features, "latency"], "max_backends": 20000}),
+        ("xdp_program", {"features": [*features, "latency"]}),
     ):
         before, pages = scraped()["highest"], scraped()["pages"]
         result = lab.module(name, interface=INTERFACE, **arguments)
@@ -240,8 +241,11 @@ def test_counters_never_go_backwards(lab, scraped):
         service = f'lbops_service_packets_total{{direction="to_backend",interface="{INTERFACE}",service="echo-udp"}}'
         assert now["highest"][service] > before[service] + 500
         assert not now["fallen"]
-    assert scraped()["highest"][of_first] >= seen["highest"][of_first]
+    now = scraped()["highest"]
+    assert now[of_first] >= seen["highest"][of_first]
+    assert now[f'lbops_program_latency_seconds_count{{interface="{INTERFACE}"}}'] > 5
     assert of_first in lab.metrics()
+    lab.module("xdp_program", interface=INTERFACE, features=features)
 
 
 def test_a_change_is_one_generation(lab, site):
