@@ -172,7 +172,7 @@ def test_the_api_has_the_objects_of_xdp_info(lab, site):
     for kind in ("services", "backends"):
         expected = [plain(entry) for entry in info[kind]]
         assert [plain(entry) for entry in config[INTERFACE][kind]] == expected
-        assert [plain(entry) for entry in api(kind)] == [{"interface": INTERFACE, **entry} for entry in expected]
+        assert [plain(entry) for entry in api(kind)] == [{**entry, "balancer": INTERFACE} for entry in expected]
     assert config[INTERFACE]["program"] == info["program"]
 
 

@@ -136,6 +136,8 @@ def prometheus(lab: Lab, site: dict, tmp_path_factory: pytest.TempPathFactory) -
         "site.yml", "--tags", "exporter", "--extra-vars", json.dumps({**variables, "exporter_state": "absent"})
     )
     assert not list((directory / "targets").iterdir())
+    # What the health checks go by is theirs.
+    lab.ssh("lb1", f"test -s /etc/lbops/health-{INTERFACE}.json; test ! -e /etc/lbops/exporter-web.yml")
     lab.playbook("site.yml")
 
 
