@@ -150,6 +150,13 @@ def test_a_telephone_needs_no_sideways_scrolling(page: webdriver.Chrome, scheme:
     try:
         width = page.execute_script("return document.documentElement.scrollWidth")
         assert width <= 375
+        # Nor do the tables, whose columns are fewer.
+        scrolling = page.execute_script(
+            "return [...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth).length"
+        )
+        assert scrolling == 0
+        shown = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, ".backends th") if cell.is_displayed()]
+        assert shown[:4] == ["Backend", "State", "Share", "Packets/s"]
         colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         brightness = sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
         assert brightness > 200 if scheme == "light" else brightness < 60
