@@ -29,6 +29,7 @@ STATE = {
 }
 # One queue has all the work, and one CPU.
 SPOIL = f"""ethtool -X data0 equal 1 && ethtool -G data0 rx 256 && ethtool -K data0 rx-gro-hw on
+    sysctl -qw net.ipv4.conf.data0.rp_filter=1
     {INPUTS} | while read irq rest; do echo 0 >/proc/irq/${{irq%:}}/smp_affinity_list; done"""
 
 

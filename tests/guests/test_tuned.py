@@ -36,7 +36,7 @@ def test_the_kernel_has_the_profile(as_applied: dict, guest: str):
         assert "src port" in found[protocol] and "dst port" in found[protocol]
     assert found["vectors"].split()[:4] == ["0", "1", "2", "3"]
     assert found["xps"].split()[:4] == ["1", "2", "4", "8"]
-    assert found["sysctl"].split() == ["600", "2", "1"]
+    assert found["sysctl"].split() == ["600", "0", "1"]
     assert found["program"] == "driver"
 
 
@@ -130,7 +130,8 @@ def test_a_host_that_cannot_be_reached(guests: Guests, earlier: dict):
 def test_restoring(guests: Guests):
     _changed, output = guests.playbook("nic_restore.yml")
     # virtio_net has none while a program is attached; it comes back with the program's end.
-    assert output.count("features.gro_hw was True, and False is what the device makes of that now") == len(GUESTS)
+    # Ansible says once what all guests say.
+    assert "features.gro_hw was True, and False is what the device makes of that now" in output
     guests.playbook("nic_restore.yml", *MGMT)
     for guest in GUESTS:
         found = state(guests, guest)
@@ -138,7 +139,7 @@ def test_restoring(guests: Guests):
         assert re.search(r"(?s)Current.*RX:\s+256\n", found["rings"])
         assert not re.search(r"[1-9](?!.*:)", found["table"])
         assert set(found["vectors"].split()[:4]) == {"0"}
-        assert found["sysctl"].split()[:2] == ["300", "0"]
+        assert found["sysctl"].split()[:2] == ["300", "1"]
     left = guests.each(
         "find /etc /run /var/lib -xdev -name '*lbops-nic*' -o -name '00-lbops-*' -o -path '*/nic-data0*'"
     )

@@ -171,18 +171,30 @@ def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
     own = Path("/etc/sysctl.d/91-lbops-nic-v0.conf")
     arp_ignore, units = Path("/proc/sys/net/ipv4/conf/all/arp_ignore"), Path("/etc/systemd/system")
 
+    rp_filter, rp_filter_of_all = (Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter") for name in ("v0", "all"))
+    rp_filter.write_text("1")
+    rp_filter_of_all.write_text("0")
+
     output = play("nic_tune.yml", own_host, "--check", "--diff", **wanted)
     assert "v0: features.lro False: XDP needs packets as they came" in output
-    assert "+net/ipv4/conf/v0/rp_filter = 2" in output
+    assert "+net/ipv4/conf/v0/rp_filter = 0" in output
     assert not own_state.exists() and features("v0")["rx-vlan-offload"]
 
     play("nic_tune.yml", own_host, **wanted)
     assert not features("v0")["rx-vlan-offload"]
     assert "--on-active=120s" in Path("/run/log").read_text() and not ARMED.exists()
     assert Path("/run/enabled").exists() and (units / "lbops-nic@.service").exists()
-    assert arp_ignore.read_text() == "1\n"
+    assert arp_ignore.read_text() == "1\n" and rp_filter.read_text() == "0\n"
     for options in ((), ("--check",)):
         assert " changed=0 " in play("nic_tune.yml", own_host, *options, **wanted)
+
+    # The larger of both holds.
+    rp_filter_of_all.write_text("1")
+    play("nic_tune.yml", own_host, **wanted)
+    assert rp_filter.read_text() == "2\n"
+    rp_filter_of_all.write_text("0")
+    play("nic_tune.yml", own_host, **wanted)
+    assert rp_filter.read_text() == "0\n"
 
     # Another interface wants some of it as well.
     other = Path("/etc/sysctl.d/91-lbops-nic-other.conf")
@@ -199,6 +211,7 @@ def test_the_role_from_check_to_restore(own_host: Path, own_state: Path):
     run("ip", "link", "property", "add", "dev", "v0", "altname", "another")
     assert " changed=0 " not in play("nic_restore.yml", own_host, nic_tuning_interface="another")
     assert features("v0")["rx-vlan-offload"] and arp_ignore.read_text() == "0\n" and arp_announce.read_text() == "2\n"
+    assert rp_filter.read_text() == "1\n"
     other.unlink()
     left = [*units.glob("lbops*"), *Path("/etc/sysctl.d").glob("*lbops*"), *Path("/run").glob("lbops*")]
     assert not left and not own_state.exists() and not Path("/usr/lib/lbops").exists()
