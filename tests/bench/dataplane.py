@@ -41,8 +41,8 @@ repeats the counters must have grown by them. Each configuration (scenes.py) is 
 100 backends, or 4 in small_config and 2 in services_1000. Next hop from the kernel's FIB and neighbour tables, \
 remembered by the program; from the inventory in the cases *_mac. *_1m: 2^20 flows instead of one, 2^17 in *_100k; \
 flow_miss: 2^24 flows in turn, so each packet is of a flow unseen, with the limit of new flows that is the default. \
-filters_100k: dnat with 100,000 prefixes that do not hold the client. direct_net_ns: without the wrapper, for programs \
-that leave the next repeat the same work. floor: an empty program alone; wrapped_floor: what was subtracted.\
+filters_100k: dnat with 100,000 prefixes that do not hold the client. dnat_udp4_latency: with the histogram of times. \
+direct_net_ns: without the wrapper, for programs that leave the next repeat the same work. floor: an empty program alone; wrapped_floor: what was subtracted.\
 """
 
 MAP_TYPE_PROG_ARRAY = 3
@@ -141,7 +141,9 @@ class Loaded:
 
     def __init__(self, wrapper: bytes, scene: Scene, interface: int, repeat: int) -> None:
         self.wrapper, self.scene, self.interface, self.repeat = wrapper, scene, interface, repeat
-        self.program = Program(scene.services, scene.backends, None, scene.sizes, scene.filters)
+        self.program = Program(
+            scene.services, scene.backends, None, scene.sizes, scene.filters, more_features=scene.more_features
+        )
         self.empty = {case.verdict: return_program(case.verdict) for case in scene.cases}
 
     def close(self) -> None:

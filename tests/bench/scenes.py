@@ -67,6 +67,7 @@ class Scene:
     cases: list[Case]
     filters: list[dict[str, Any]] = field(default_factory=list)
     sizes: Sizes = Sizes(max_services=2048, max_backends=4096, max_endpoints=8192)
+    more_features: frozenset[str] = frozenset()
 
 
 def frame4(l4: Packet, vip: str = VIP) -> Packet:
@@ -227,6 +228,9 @@ def scenes() -> Iterator[Scene]:
         [{"service": "bench", "interface": OUT}],
         [Case("redirect", frame4(udp()), repeatable=True, verdict=reference.REDIRECT)],
     )
+    measured = [Case("dnat_udp4_latency", frame4(udp()))]
+    latency = frozenset(("latency",))
+    yield Scene("latency", [service()], members(port=BACKEND_PORT), measured, more_features=latency)
     yield flow_table()
     yield flood()
     yield thousand_services()

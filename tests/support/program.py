@@ -48,13 +48,14 @@ class Program:
         declared_filters: Iterable[dict[str, Any]] = (),
         mtu: int = 1500,
         tc: bool = False,
+        more_features: frozenset[str] = frozenset(),
     ) -> None:
-        """Features None: what the configuration needs, no more."""
+        """Features None: what the configuration needs, and more_features."""
         self.config = model.Config(model.parse_services(services), model.parse_backends(backends))
         model.check(self.config)
         self.filters = filters.parse_filters(list(declared_filters))
         if features is None:
-            features = used_features(self.config, self.filters)
+            features = used_features(self.config, self.filters) | more_features
         if tc:
             features -= compiler.NOT_ON_TC
         self.maps = maps.create(sizes, mtu)
