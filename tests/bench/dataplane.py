@@ -42,8 +42,8 @@ repeats the counters must have grown by them. Each configuration (scenes.py) is 
 remembered by the program; from the inventory in the cases *_mac. *_1m: 2^20 flows instead of one, 2^17 in *_100k; \
 flow_miss: 2^24 flows in turn, so each packet is of a flow unseen, with the limit of new flows that is the default. \
 filters_100k: dnat with 100,000 prefixes that do not hold the client. dnat_udp4_latency: with the histogram of times. \
-direct_net_ns: without the wrapper, for programs that leave the next repeat the same work. floor: an empty program alone; \
-wrapped_floor: what was subtracted.\
+direct_net_ns: without the wrapper, for programs that leave the next repeat the same work. floor: an empty \
+program alone; wrapped_floor: what was subtracted.\
 """
 
 MAP_TYPE_PROG_ARRAY = 3
