@@ -25,7 +25,8 @@ from tests.prometheus.test_rules import PROGRAMS, RULES, queries, rules
 STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
 SPARE = "t0"
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
-VIP = "10.77.0.10"
+# The backends hold the other one themselves.
+VIP, OWN_VIP = "10.77.0.10", "10.77.0.130"
 HEALTH = {"check": "udp", "request": "?", "interval": 0.5, "timeout": 0.2, "rise": 1, "fall": 2}
 CHECKED = {
     "name": "checked",
@@ -37,7 +38,10 @@ CHECKED = {
 }
 SERVICES = [
     {**CHECKED, "health": HEALTH},
-    {**CHECKED, "name": "remembered", "port": 8, "flow_table": True},
+    {
+        **{key: value for key, value in CHECKED.items() if key != "backend_port"},
+        **{"name": "remembered", "address": OWN_VIP, "port": 8080, "forwarding": "dsr", "flow_table": True},
+    },
     {**CHECKED, "name": "nobody", "port": 9, "backends": "nobody"},
 ]
 # Sends so many datagrams a second for so long from one port: one flow.
@@ -146,8 +150,8 @@ def busy(lab: Lab) -> Iterator[None]:
     """Traffic of many flows to all services."""
     asker = (CHECKOUT / "tests/integration/asker.py").read_text()
     lab.ssh("client", f"cat >/run/asker.py <<'END'\n{asker}\nEND")
-    ask = f"python3 /run/asker.py {VIP} {{}} udp 20 20 0"
-    loop = f"while :; do {ask.format(7)}; {ask.format(8)}; done"
+    ask = "python3 /run/asker.py {} {} udp 20 20 0"
+    loop = f"while :; do {ask.format(VIP, 7)}; {ask.format(OWN_VIP, 8080)}; done"
     lab.ssh("client", f"systemd-run --quiet --collect --unit=busy bash -c '{loop}'")
     yield
     lab.ssh("client", "systemctl stop busy")
