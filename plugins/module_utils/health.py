@@ -30,7 +30,11 @@ ALL_DOWN = ("keep", "drop")
 END_TO_END_KINDS = ("tcp", "udp", "dns", "icmp")
 END_TO_END_FORWARDINGS = ("dsr", "ipip")
 SECONDS_PATTERN = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
-HOST_PATTERN = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
+HOST_PATTERN = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[(?P<six>[^\]]+)\])(:[0-9]{1,5})?")
+HOST_EXAMPLES = "www.example.net, 192.0.2.1:8080 or [2001:db8::1]:8080"
+LONGEST_NAME = 253
+# In bytes: 65535 is the most that a packet says it has, with the headers of UDP, IPv6 and a tunnel's IPv4 in it.
+LONGEST_REQUEST = 65535 - 8 - 40 - 20
 PATH_PATTERN = re.compile(r"/[!-~]*")
 DOMAIN_PATTERN = re.compile(r"([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\.")
 
@@ -102,6 +106,22 @@ class _HealthEntry(Entry):
             raise self.error(f"{key} {value!r} is not one such as {example}")
         return value
 
+    def host(self) -> str | None:
+        value = self.text("host", HOST_PATTERN, HOST_EXAMPLES)
+        found = HOST_PATTERN.fullmatch(value or "")
+        if not found:
+            return value
+        six = found["six"]
+        if len(found["name"]) > LONGEST_NAME or (six and not _is_ipv6(six)):
+            raise self.error(f"host {value!r} is not one such as {HOST_EXAMPLES}")
+        return value
+
+    def request(self) -> str | None:
+        value = self.text("request")
+        if value is not None and len(value.encode()) > LONGEST_REQUEST:
+            raise self.error(f"request is longer than {LONGEST_REQUEST} bytes, which no datagram holds; shorten it")
+        return value
+
     def status_ranges(self) -> list[list[int]]:
         value = self.raw.get("status")
         if value is None:
@@ -115,6 +135,13 @@ class _HealthEntry(Entry):
         if not ranges:
             raise self.error("status is an empty list; leave it out for 200-399")
         return ranges
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return Address(text).family == 6 and bool(Address(text).packed)
+    except (OSError, ValueError):
+        return False
 
 
 def parse_one(service: str, raw: Any) -> Health:
@@ -151,11 +178,11 @@ def parse_one(service: str, raw: Any) -> Health:
         all_down=entry.choice("all_down", ALL_DOWN, Health.all_down),
         end_to_end=entry.boolean("end_to_end"),
         path=entry.text("path", PATH_PATTERN, "/health?full=1, percent-encoded") or Health.path,
-        host=entry.text("host", HOST_PATTERN, "www.example.net"),
+        host=entry.host(),
         status=entry.status_ranges(),
         body=entry.text("body"),
         verify=True if verify is None else entry.boolean("verify"),
-        request=entry.text("request"),
+        request=entry.request(),
         response=entry.text("response"),
         name=entry.text("name", DOMAIN_PATTERN, "www.example.net"),
     )

@@ -123,6 +123,19 @@ def test_a_short_interval_has_a_short_timeout():
         ({"check": "http", "path": "health"}, "path 'health' is not one such as /health"),
         ({"check": "http", "path": "/a b"}, "path '/a b' is not one such as"),
         ({"check": "http", "host": "a\r\nX: y"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www..example.net"}, "host 'www..example.net' is not one such as www.example.net"),
+        ({"check": "http", "host": ".example.net"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www.example.net."}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "a" * 64}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "a." * 127}, "is not one such as www.example.net"),
+        ({"check": "http", "host": ".".join(["a" * 62] * 5)}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "fd00::1"}, "is not one such as www.example.net, 192.0.2.1:8080 or [2001:db8::1]"),
+        ({"check": "http", "host": "[fd00::1"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "[fd00::1::2]"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "[192.0.2.1]"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www.example.net:"}, "is not one such as www.example.net"),
+        ({"check": "udp", "request": "x" * 65468}, "request is longer than 65467 bytes"),
+        ({"check": "udp", "request": "ä" * 32734}, "request is longer than 65467 bytes"),
         ({"check": "http", "status": 700}, "status 700 is neither a status such as 200 nor a range"),
         ({"check": "http", "status": "300-200"}, "status '300-200' is neither"),
         ({"check": "http", "status": []}, "status is an empty list"),
@@ -134,6 +147,21 @@ def test_what_is_refused(options, words):
     with pytest.raises(EngineError) as caught:
         check(**options)
     assert words in str(caught.value) and str(caught.value).startswith("service web: health: ")
+
+
+@pytest.mark.parametrize(
+    "host", ["www.example.net", "a", "a_b.example.net:8443", "192.0.2.1:80", "[2001:db8::1]", "[2001:db8::1]:8080"]
+)
+def test_hosts(host):
+    assert check(check="https", host=host).host == host
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_longest_request_fits_into_a_packet_behind_a_tunnels_header(version):
+    from engine.addresses import Address
+
+    packet = frames.udp(flow(version), check(check="udp", request="x" * 65467).request.encode())
+    frames.ip_packet(Address("10.0.0.1"), Address("10.0.0.2"), 4, packet)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ sys.modules.setdefault("engine", engine)
 from engine.model import Backend, parse_services  # noqa: E402
 
 from roles.health.files import http  # noqa: E402
-from roles.health.files.checks import problem_of  # noqa: E402
+from roles.health.files.checks import CHECKS, problem_of  # noqa: E402
 from roles.health.files.common import Target  # noqa: E402
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
@@ -92,6 +92,27 @@ def saying(answer: bytes) -> Callable[[socket.socket], None]:
 @pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
 def version(request: pytest.FixtureRequest) -> int:
     return request.param
+
+
+# --- what nobody thought of
+
+
+@pytest.mark.parametrize("error", [UnicodeError("secret"), struct.error("secret"), KeyError("secret"), EOFError()])
+def test_what_a_check_did_not_expect_is_that_backends_failure(monkeypatch, error):
+    async def broken(_target: Target) -> None:
+        raise error
+
+    monkeypatch.setitem(CHECKS, "tcp", broken)
+    assert problem(4, 9, check="tcp") == f"unexpected {type(error).__name__}"
+
+
+def test_a_check_that_is_called_off_is_no_failure(monkeypatch):
+    async def cancelled(_target: Target) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setitem(CHECKS, "tcp", cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        problem(4, 9, check="tcp")
 
 
 # --- TCP, UDP, ICMP

@@ -71,4 +71,4 @@ def reason(error: Exception) -> str:
         return f"TLS: {error.reason}"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return type(error).__name__
+    return f"unexpected {type(error).__name__}"
