@@ -376,9 +376,84 @@ def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
 
     monkeypatch.setattr(rounds.asyncio, "sleep", sleep)
     monkeypatch.setattr(rounds.asyncio, "get_running_loop", Loop)
-    coroutine = rounds.watch(Checked, lambda *_arguments: None, problem)
+    coroutine = rounds.watch(Checked, lambda _problem: None, problem)
     with pytest.raises(asyncio.CancelledError):
         coroutine.send(None)
     pauses = [later - earlier for earlier, later in zip(moments, moments[1:])]
     assert moments[0] <= 1.7 and max(pauses) <= 1.7 + 1e-9 and min(pauses) >= 1.53 - 1e-9
     assert len({round(pause, 6) for pause in pauses}) > 10
+
+
+def target(weight: int = 1, host: int = 1, **service: Any) -> Target:
+    from engine.model import parse_backends, parse_services
+
+    declared = {key: value for key, value in SERVICE.items() if key != "backends"}
+    [parsed] = parse_services([{**declared, **service}]).values()
+    backend = {"service": "web", "address": f"198.51.100.{host}", "weight": weight}
+    [member] = parse_backends([backend]).values()
+    # The first check comes at once, or nearly so.
+    return Target(check(check="tcp", interval=0.1, fall=1), parsed, member, "eth0")
+
+
+def by_key(*targets: Target) -> dict:
+    return {each.backend.key: each for each in targets}
+
+
+class Checks:
+    """Each waits until it is let go; a cancellation is swallowed, as wait_for() may."""
+
+    def __init__(self) -> None:
+        self.begun: list[Target] = []
+        self.go = asyncio.Event()
+
+    async def problem(self, target: Target) -> str:
+        self.begun.append(target)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            pass
+        return str(target.service.first_port)
+
+    async def begin(self, count: int) -> None:
+        while len(self.begun) < count:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("after", [[target(port=81)], [], [target(host=2)]], ids=["changed", "gone", "another"])
+def test_a_check_that_outlives_its_cancellation_says_nothing_and_ends(after):
+    async def run() -> None:
+        checks, found = Checks(), []
+        running = rounds.Rounds(lambda target, problem: found.append((target, problem)), checks.problem)
+        running.set(by_key(target()))
+        [zombie] = running._tasks.values()
+        await checks.begin(1)
+        running.set(by_key(*after))
+        await asyncio.wait([zombie], timeout=1)
+        assert zombie.done() and not found and not running.failures()
+        await checks.begin(1 + len(after))
+        checks.go.set()
+        await asyncio.sleep(0.2)
+        assert [each for each, _problem in found][: len(after)] == after
+        running.set({})
+
+    asyncio.run(run())
+
+
+def test_what_a_check_does_not_use_neither_cancels_nor_delays_it():
+    async def run() -> None:
+        checks, found = Checks(), []
+        running = rounds.Rounds(lambda target, problem: found.append(target), checks.problem)
+        running.set(by_key(target()))
+        [task] = running._tasks.values()
+        await checks.begin(1)
+        heavier = target(weight=5, scheduler="hash")
+        running.set(by_key(heavier))
+        assert list(running._tasks.values()) == [task]
+        checks.go.set()
+        while not found:
+            await asyncio.sleep(0)
+        # What it found is told of the backend as it is now.
+        assert found == [heavier] and len(checks.begun) == 1
+        running.set({})
+
+    asyncio.run(run())

@@ -38,6 +38,17 @@ class Target:
         return self.health.port or self.backend.port or self.service.first_port
 
     @property
+    def checked(self) -> tuple:
+        """What a check goes by; a change of anything else, such as a weight, is none of its business."""
+        service, backend = self.service, self.backend
+        return (
+            self.health,
+            (service.address, service.protocol, service.first_port, service.forwarding, service.source),
+            (backend.target, backend.port, backend.mac),
+            self.interface,
+        )
+
+    @property
     def family(self) -> socket.AddressFamily:
         return family_of(self.address)
 
