@@ -26,7 +26,8 @@ engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
 from roles.health.files import dns, frames, http, icmp, log, rounds  # noqa: E402
-from roles.health.files.common import Failed, Target  # noqa: E402
+from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
+from roles.health.files.hindrances import Hindrances  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
 
 SERVICE = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80, "backends": "servers"}
@@ -350,6 +351,21 @@ def test_a_line_of_the_log():
     )
 
 
+def test_a_hindrance_is_told_when_it_begins_and_when_it_ends():
+    from engine.model import BackendKey
+
+    told = []
+    one, two = (BackendKey("web", address, None) for address in ("one", "two"))
+    noted = Hindrances(lambda event, **fields: told.append((event, fields["service"], fields["reason"])))
+    for key, reason in ((one, "a"), (two, "a"), (one, "a"), (one, "b"), (one, ""), (one, "")):
+        noted.note(key, reason)
+    assert told == [("cannot_check", "web", "a"), ("cannot_check", "web", "b"), ("can_check", "web", "b")]
+    told.clear()
+    noted.keep([one])
+    noted.keep([])
+    assert told == [("can_check", "web", "a")]
+
+
 # --- rhythm
 
 
@@ -376,7 +392,7 @@ def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
 
     monkeypatch.setattr(rounds.asyncio, "sleep", sleep)
     monkeypatch.setattr(rounds.asyncio, "get_running_loop", Loop)
-    coroutine = rounds.watch(Checked, lambda _problem: None, problem)
+    coroutine = rounds.watch(Checked, lambda _problem: None, lambda _reason: None, problem)
     with pytest.raises(asyncio.CancelledError):
         coroutine.send(None)
     pauses = [later - earlier for earlier, later in zip(moments, moments[1:])]
@@ -419,11 +435,15 @@ class Checks:
             await asyncio.sleep(0.01)
 
 
+def unhindered(_target: Target, reason: str) -> None:
+    raise AssertionError(reason)
+
+
 @pytest.mark.parametrize("after", [[target(port=81)], [], [target(host=2)]], ids=["changed", "gone", "another"])
 def test_a_check_that_outlives_its_cancellation_says_nothing_and_ends(after):
     async def run() -> None:
         checks, found = Checks(), []
-        running = rounds.Rounds(lambda target, problem: found.append((target, problem)), checks.problem)
+        running = rounds.Rounds(lambda *told: found.append(told), unhindered, checks.problem)
         running.set(by_key(target()))
         [zombie] = running._tasks.values()
         await checks.begin(1)
@@ -442,7 +462,7 @@ def test_a_check_that_outlives_its_cancellation_says_nothing_and_ends(after):
 def test_what_a_check_does_not_use_neither_cancels_nor_delays_it():
     async def run() -> None:
         checks, found = Checks(), []
-        running = rounds.Rounds(lambda target, problem: found.append(target), checks.problem)
+        running = rounds.Rounds(lambda target, _problem: found.append(target), unhindered, checks.problem)
         running.set(by_key(target()))
         [task] = running._tasks.values()
         await checks.begin(1)
@@ -454,6 +474,29 @@ def test_what_a_check_does_not_use_neither_cancels_nor_delays_it():
             await asyncio.sleep(0)
         # What it found is told of the backend as it is now.
         assert found == [heavier] and len(checks.begun) == 1
+        running.set({})
+
+    asyncio.run(run())
+
+
+def test_what_lies_on_this_host_is_told_apart():
+    async def run() -> None:
+        found = asyncio.get_running_loop().create_future()
+        reasons = ["no port to be had"]
+
+        async def problem(_target: Target) -> str:
+            if reasons:
+                raise CannotCheck(reasons.pop())
+            return "refused"
+
+        told = []
+        running = rounds.Rounds(
+            lambda _target, problem: found.done() or found.set_result(problem),
+            lambda _target, reason: told.append(reason),
+            problem,
+        )
+        running.set(by_key(target()))
+        assert await asyncio.wait_for(found, 1) == "refused" and told == ["no port to be had"]
         running.set({})
 
     asyncio.run(run())

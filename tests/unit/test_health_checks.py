@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import struct
@@ -16,6 +18,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,19 +35,25 @@ from engine.model import Backend, parse_services  # noqa: E402
 
 from roles.health.files import http  # noqa: E402
 from roles.health.files.checks import CHECKS, problem_of  # noqa: E402
-from roles.health.files.common import Target  # noqa: E402
+from roles.health.files.common import CannotCheck, Target, open_socket  # noqa: E402
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 TIMEOUT = 0.4
 
 
-def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:
+def target(version: int, port: int, protocol: str = "tcp", **options: object) -> Target:
     vip = {4: "192.0.2.10", 6: "2001:db8::10"}[version]
     services = parse_services([{"name": "web", "address": vip, "protocol": protocol, "port": 1}])
     # Loopback is no backend's address, except for these tests.
     backend = Backend("web", LOOPBACK[version], port, 1, "enabled", None, None)
+    # Nor a source.
+    source = options.pop("source", None)
     parsed = health.parse_one("web", {"timeout": TIMEOUT, **options})
-    return asyncio.run(problem_of(Target(parsed, services["web"], backend, "lo")))
+    return Target(replace(parsed, source=source), services["web"], backend, "lo")
+
+
+def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:
+    return asyncio.run(problem_of(target(version, port, protocol, **options)))
 
 
 def listening(version: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -126,8 +135,37 @@ def test_a_connection(version):
 
 def test_a_source_that_this_host_does_not_have(version):
     source = {4: "192.0.2.99", 6: "2001:db8::99"}[version]
-    found = problem(version, 9, check="tcp", source=source)
-    assert found == f"source {source}: Cannot assign requested address"
+    with pytest.raises(CannotCheck) as caught:
+        problem(version, 9, check="tcp", source=source)
+    assert str(caught.value) == f"source {source}: Cannot assign requested address"
+
+
+def test_a_source_binds_no_port_before_there_is_a_backend_to_it(version):
+    """So connections to different backends may share one, and ports do not run out."""
+    checked = target(version, 9, check="tcp", source=LOOPBACK[version])
+    with open_socket(checked, socket.SOCK_STREAM) as made:
+        assert made.getsockname()[:2] == (LOOPBACK[version], 0)
+    with server(lambda _connection: None, version) as port:
+        assert problem(version, port, check="tcp", source=LOOPBACK[version]) == ""
+
+
+@pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.EPERM])
+def test_what_this_host_lacks_is_no_failure(monkeypatch, number):
+    async def without(_target: Target) -> None:
+        raise OSError(number, "secret")
+
+    monkeypatch.setitem(CHECKS, "tcp", without)
+    with pytest.raises(CannotCheck) as caught:
+        problem(4, 9, check="tcp")
+    assert str(caught.value) == os.strerror(number)
+
+
+def test_tls_has_numbers_of_its_own(monkeypatch):
+    async def refused(_target: Target) -> None:
+        raise ssl.SSLError(errno.EPERM, "no")
+
+    monkeypatch.setitem(CHECKS, "tcp", refused)
+    assert problem(4, 9, check="tcp").startswith("TLS: ")
 
 
 def test_a_datagram(version):

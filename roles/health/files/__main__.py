@@ -19,6 +19,7 @@ from engine.observed import Observed
 from .applier import Applier
 from .common import Target
 from .config import Targets, read_checks
+from .hindrances import Hindrances
 from .log import Log
 from .notify import notify
 from .rounds import Rounds
@@ -37,6 +38,7 @@ class Service:
         self._balancer = Balancer(interface)
         self._targets = Targets(interface, self._checks)
         self._statuses: dict[BackendKey, Status] = {}
+        self._hindrances = Hindrances(self._log)
         self._remembered = self._balancer.observed().healthy
 
     def seen(self) -> Observed:
@@ -45,7 +47,7 @@ class Service:
 
     async def run(self) -> None:
         self._applier = Applier(self._balancer, self.seen, self._log)
-        self._rounds = Rounds(self._note)
+        self._rounds = Rounds(self._note, self._cannot)
         self._read_targets()
         # A killed run may have written down more than it had brought to the data plane.
         self._applier.now()
@@ -71,12 +73,18 @@ class Service:
         for key, target in targets.items():
             if key not in self._statuses:
                 self._statuses[key] = Status(target.health.rise, target.health.fall, self._remembered.pop(key, None))
+        self._hindrances.keep(targets.keys())
         self._rounds.set(targets)
         if gone:
             self._applier.at_leisure()
 
+    def _cannot(self, target: Target, reason: str) -> None:
+        """What is known of the backend stays as it is."""
+        self._hindrances.note(target.backend.key, reason)
+
     def _note(self, target: Target, problem: str) -> None:
         key = target.backend.key
+        self._hindrances.note(key, "")
         status = self._statuses[key]
         before = status.healthy
         if not status.note(not problem):

@@ -13,31 +13,37 @@ from functools import partial
 from engine.model import BackendKey
 
 from .checks import problem_of
-from .common import Target
+from .common import CannotCheck, Target
 
 # A pause is up to this share shorter than it could be; never longer, for a failure must be noticed in time.
 JITTER = 0.1
 
 Problem = Callable[[Target], Awaitable[str]]
+Tell = Callable[[Target, str], None]
 
 
-async def watch(target: Target, outcome: Callable[[str], None], problem: Problem = problem_of) -> None:
+async def watch(
+    target: Target, outcome: Callable[[str], None], cannot: Callable[[str], None], problem: Problem = problem_of
+) -> None:
     """Check a backend for ever."""
     loop = asyncio.get_running_loop()
     gap = target.health.gap
     await asyncio.sleep(random.random() * gap)
     while True:
         started = loop.time()
-        outcome(await problem(target))
+        try:
+            outcome(await problem(target))
+        except CannotCheck as error:
+            cannot(str(error))
         due = started + gap * (1 - JITTER * random.random())
         await asyncio.sleep(max(0.0, due - loop.time()))
 
 
 class Rounds:
-    """The checks that are going on, by backend."""
+    """The checks that are going on, by backend: `outcome` is told what is wrong with it, `cannot` with this host."""
 
-    def __init__(self, outcome: Callable[[Target, str], None], problem: Problem = problem_of) -> None:
-        self._outcome, self._problem = outcome, problem
+    def __init__(self, outcome: Tell, cannot: Tell, problem: Problem = problem_of) -> None:
+        self._outcome, self._cannot, self._problem = outcome, cannot, problem
         self._targets: dict[BackendKey, Target] = {}
         self._tasks: dict[BackendKey, asyncio.Task[None]] = {}
 
@@ -50,13 +56,14 @@ class Rounds:
         self._targets = dict(targets)
         for key, target in targets.items():
             if key not in self._tasks:
-                self._tasks[key] = asyncio.ensure_future(watch(target, partial(self._take, key), self._problem))
+                outcome, cannot = (partial(self._take, key, tell) for tell in (self._outcome, self._cannot))
+                self._tasks[key] = asyncio.ensure_future(watch(target, outcome, cannot, self._problem))
 
-    def _take(self, key: BackendKey, problem: str) -> None:
+    def _take(self, key: BackendKey, tell: Tell, words: str) -> None:
         if self._tasks.get(key) is not asyncio.current_task():
             # Up to Python 3.11, wait_for() swallows a cancellation that comes as the check ends.
             raise asyncio.CancelledError
-        self._outcome(self._targets[key], problem)
+        tell(self._targets[key], words)
 
     def failures(self) -> list[BaseException]:
         """Of tasks that ended, which none of them should."""

@@ -15,7 +15,7 @@ from engine.addresses import Address
 from engine.link import route_socket
 from engine.next_hops import resolved
 
-from .common import Failed, Target, family_of
+from .common import CannotCheck, Failed, Target, family_of
 from .frames import ETHERTYPES, Flow, ip_packet
 
 IPIP, IPV6_IN_IP = 4, 41
@@ -60,7 +60,7 @@ def source_of(target: Target) -> Address:
     if target.health.source:
         return Address(target.health.source)
     if family_of(target.service.address) != target.family:
-        raise Failed("source is missing: the backend's address is not of the VIP's family")
+        raise CannotCheck("source is missing: the backend's address is not of the VIP's family")
     with socket.socket(target.family, socket.SOCK_DGRAM) as probe:
         probe.connect((target.address, 9))
         return Address(probe.getsockname()[0])
