@@ -29,6 +29,7 @@ LOCAL_ERRORS = frozenset(
     (
         errno.EADDRINUSE,
         errno.EADDRNOTAVAIL,
+        errno.EAGAIN,
         errno.EMFILE,
         errno.EMSGSIZE,
         errno.ENFILE,
