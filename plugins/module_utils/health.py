@@ -227,21 +227,32 @@ def _misfit(health: Health, service: Service, members: list[Backend]) -> str:
     if health.check != "icmp" and health.port is None and service.any_port:
         if any(backend.port is None for backend in members):
             return f"port is missing: the service is on any port, so say which one {health.check} is to check"
-    if health.end_to_end:
-        if service.forwarding not in END_TO_END_FORWARDINGS:
-            return (
-                f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
-                "takes the backend's own address; leave it out"
-            )
-        if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):
-            return (
-                f"end_to_end cannot check {health.check} here, which needs a whole connection; take one of "
-                f"{', '.join(END_TO_END_KINDS)}"
-            )
+    problem = _misfit_of_way(health, service, members) if health.end_to_end else ""
+    if problem:
+        return problem
     if health.source is not None:
         family = Address(health.source).family
         targets = [service.address] if health.end_to_end else [backend.target for backend in members]
         for target in targets:
             if Address(target).family != family:
                 return f"source {health.source!r} is IPv{family}, which cannot reach {target}; give one of its family"
+    return ""
+
+
+def _misfit_of_way(health: Health, service: Service, members: list[Backend]) -> str:
+    if service.forwarding not in END_TO_END_FORWARDINGS:
+        return (
+            f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
+            "takes the backend's own address; leave it out"
+        )
+    if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):
+        return (
+            f"end_to_end cannot check {health.check} here, which needs a whole connection; take one of "
+            f"{', '.join(END_TO_END_KINDS)}"
+        )
+    if health.source is None and any(Address(backend.target).family != service.family for backend in members):
+        return (
+            f"source is missing: the VIP answers to IPv{service.family}, and the way to backends of the other family "
+            f"tells no such address; give an IPv{service.family} address of the balancer"
+        )
     return ""

@@ -202,6 +202,22 @@ def test_what_does_not_fit_the_service_is_told_before_any_host_is_touched(servic
     assert words in problem and problem.startswith("service web: health")
 
 
+MIXED = {"forwarding": "ipip", "source": "2001:db8::/64", "address": "192.0.2.10"}
+
+
+def test_a_tunnel_of_the_other_family_needs_a_source():
+    hosts = {name: {"ansible_host": f"2001:db8::{number}"} for number, name in enumerate(GROUPS["servers"], 1)}
+
+    def found(**options: Any) -> list[str]:
+        service = {**SERVICE, **MIXED, "health": {"check": "tcp", **options}}
+        return inventory.inventory_problems([service], GROUPS, hosts)
+
+    [problem] = found(end_to_end=True)
+    assert problem.startswith("service web: health: source is missing: the VIP answers to IPv4, and the way to")
+    assert problem.endswith("give an IPv4 address of the balancer")
+    assert found(end_to_end=True, source="192.0.2.1") == found() == []
+
+
 def test_redirect_has_nothing_to_check():
     service = {**SERVICE, "forwarding": "redirect", "interfaces": ["eth1"], "health": {"check": "icmp"}}
     assert "leave health out" in inventory.inventory_problems([service], GROUPS, HOSTVARS)[0]
