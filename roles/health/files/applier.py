@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from engine.balancer import Balancer
 from engine.errors import EngineError
@@ -23,7 +24,7 @@ LEISURE = 1.0
 
 
 class Applier:
-    """One attempt at a time; what comes in meanwhile goes together with the next one."""
+    """One attempt at a time; what comes in meanwhile is taken up between rings."""
 
     def __init__(self, balancer: Balancer, seen: Callable[[], Observed], log: Log) -> None:
         self._balancer, self._seen, self._log = balancer, seen, log
@@ -36,14 +37,25 @@ class Applier:
     def at_leisure(self) -> None:
         asyncio.get_running_loop().call_later(LEISURE, self._wanted.set)
 
+    async def _look(self) -> Observed:
+        self._wanted.clear()
+        return self._seen()
+
+    def _news(self, loop: asyncio.AbstractEventLoop) -> Observed | None:
+        """On the thread that writes rings; what was seen is looked at on that which checks."""
+        if not self._wanted.is_set():
+            return None
+        return asyncio.run_coroutine_threadsafe(self._look(), loop).result()
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        news = partial(self._news, loop)
         while True:
             await self._wanted.wait()
-            self._wanted.clear()
+            seen = await self._look()
             started = time.monotonic()
             try:
-                out = await loop.run_in_executor(None, self._balancer.observe, self._seen())
+                out = await loop.run_in_executor(None, self._balancer.observe, seen, news)
             except (EngineError, OSError) as error:
                 self._log("not_applied", reason=error)
                 self._wanted.set()
