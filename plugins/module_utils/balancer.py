@@ -17,10 +17,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import bpf, compiled, compiler, filters, link, live, maps, model, next_hops, observed, plan, state, tables, tc
+from . import (
+    bpf,
+    compiled,
+    compiler,
+    filters,
+    link,
+    live,
+    maps,
+    model,
+    next_hops,
+    notes,
+    observed,
+    plan,
+    state,
+    tables,
+    tc,
+)
 from .departed import Departed
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, Sizes
@@ -87,6 +104,16 @@ def used_features(config: model.Config, declared: filters.Filters | None = None)
     return frozenset(needed & compiler.FEATURES.keys())
 
 
+@dataclass(frozen=True)
+class Followed:
+    """What came of what health checks saw."""
+
+    # Backends that are out.
+    out: frozenset[model.BackendKey]
+    # Why the disk did not take all that is to outlive the process; nothing if it did.
+    refusal: str
+
+
 class Balancer:
     """All methods raise EngineError; none of them changes anything when `check` is true."""
 
@@ -102,6 +129,7 @@ class Balancer:
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
         self.health_file = paths.health_file(interface)
+        self._notes = notes.Notes(self.state_file, self.health_file)
         # Whether the program that was loaded last had to be.
         self._compiled = False
 
@@ -836,30 +864,37 @@ class Balancer:
 
     # --- what health checks see
 
-    def observe(self, seen: observed.Observed, news: News = lambda: None) -> frozenset[model.BackendKey]:
+    def observe(self, seen: observed.Observed, news: News = lambda: None) -> Followed:
         """Have rings and remembered flows follow what health checks saw; what is desired stays as it is.
 
-        `news` is asked between rings, and returns what was seen since, or None. Returns the backends that are out.
+        `news` is asked between rings, and returns what was seen since, or None.
         """
         self._check_host()
 
         def newer() -> observed.Observed | None:
             found = news()
             if found is not None:
-                observed.save(self.health_file, found)
+                self._notes.save_seen(found)
             return found
 
         # No directory is made: where there is none, there is no balancer either.
         with state.locked(self.paths, create=False):
-            current = self._live(state.load(self.state_file))
-            observed.save(self.health_file, seen)
+            current = self._live(self._notes.load())
+            self._notes.save_seen(seen)
             with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
-                return self._follow(current, live_maps, seen, newer).tables.out
+                followed = self._follow(current, live_maps, seen, self._notes.save, newer)
+        return Followed(followed.tables.out, self._notes.refusal)
+
+    def configured(self) -> notes.Version | None:
+        """Another one when a module has written the state since, but not when observe() has."""
+        return self._notes.configured()
 
     def forget_health(self) -> None:
         """Nothing is checked any more: what is desired is all there is to go by."""
         if state.load(self.state_file) is not None and self.program_pin.exists():
-            self.observe(observed.Observed())
+            refusal = self.observe(observed.Observed()).refusal
+            if refusal:
+                raise EngineError(f"{refusal}; every backend has what is desired, but it is not written down")
         state.remove(self.health_file)
 
     def observed(self) -> observed.Observed:
@@ -867,7 +902,12 @@ class Balancer:
         return observed.load(self.health_file)
 
     def _follow(
-        self, current: state.State, live_maps: maps.Maps, seen: observed.Observed, news: News = lambda: None
+        self,
+        current: state.State,
+        live_maps: maps.Maps,
+        seen: observed.Observed,
+        save: Callable[[state.State], None],
+        news: News = lambda: None,
     ) -> state.State:
         """Drift is left for a module to tell of, except where a killed run left no more to go by."""
         known, sizes = current.tables, current.program.sizes
@@ -877,7 +917,7 @@ class Balancer:
         drift = self._drift(current, live_maps)
         repaired = drift if known.following or _is_unfinished(current) else plan.Drift()
         planned = _plan_out(current, repaired, known.out, out)
-        state.save(self.state_file, replace(current, tables=replace(known, following=True)))
+        save(replace(current, tables=replace(known, following=True)))
         if _swaps_rings_only(planned):
             written = self._swap_in_turns(current, planned, live_maps, news)
         else:
@@ -886,7 +926,7 @@ class Balancer:
         if drift.backends and not repaired.backends:
             written = replace(written, backends=known.backends)
         followed = _result(current, planned, written)
-        state.save(self.state_file, followed)
+        save(followed)
         return followed
 
     def _swap_in_turns(
@@ -942,7 +982,7 @@ class Balancer:
         if not current.tables.following:
             return current
         if not check:
-            return self._follow(current, live_maps, self.observed())
+            return self._follow(current, live_maps, self.observed(), partial(state.save, self.state_file))
         allocation, live_rings = current.allocation, live_maps.ring_ids()
         rings = {place: live_rings[place] for place in allocation.rings.values() if place in live_rings}
         digest = _backends_digest(live_maps.read_backends(), allocation)

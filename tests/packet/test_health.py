@@ -5,14 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 from tests.packet import test_engine as engine
 from tests.packet.frames import CLIENT, tcp
@@ -309,6 +316,95 @@ def test_killed_between_two_services(balancer, net, computing, flags):
     unchanged(balancer, sticky, in_many(1, 2, 3))
     for number in range(20):
         assert hosts_in(balancer, net, number, flags) == {"10.0.0.1", "10.0.0.3"}
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small_disk(net) -> Iterator[Balancer]:
+    """With its state on a disk of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "lbops-test", directory], check=True)
+        try:
+            made = Balancer(
+                engine.FRONT, state.Paths(Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}", Path(directory))
+            )
+            engine.attach(made)
+            yield made
+            made.remove_program(check=False)
+        finally:
+            subprocess.run(["umount", directory], check=True)
+
+
+@contextmanager
+def full(balancer) -> Iterator[None]:
+    filler = balancer.state_file.with_name("filler")
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    filler.unlink()
+
+
+def test_a_full_disk_keeps_no_dead_backend_in_its_ring(small_disk, net):
+    declare(small_disk, [WEB], web(1, 2, 3))
+    files = small_disk.state_file, small_disk.health_file
+    small_disk.observe(seen(up=(1, 2, 3)))
+    before = [file.read_bytes() for file in files]
+    with full(small_disk):
+        assert small_disk.observe(seen(2)).refusal == f"{small_disk.health_file}: No space left on device"
+        assert set(backends_of(small_disk, net)) == {"10.0.0.1", "10.0.0.3"}
+        followed = small_disk.observe(seen(2, 3))
+        assert followed.refusal and followed.out == {key for key in seen(2, 3).healthy}
+        assert set(backends_of(small_disk, net)) == {"10.0.0.1"}
+        with live_maps(small_disk) as live:
+            rings = live.ring_ids()
+            # Nothing is new but that it is tried again to save it.
+            assert small_disk.observe(seen(2, 3)).refusal and live.ring_ids() == rings
+        assert [file.read_bytes() for file in files] == before
+    assert not small_disk.observe(seen(2, 3)).refusal
+    assert small_disk.observed() == seen(2, 3)
+    unchanged(small_disk, [WEB], web(1, 2, 3))
+    assert set(backends_of(small_disk, net)) == {"10.0.0.1"}
+
+
+def test_killed_on_a_full_disk(small_disk, net):
+    """What is on disk tells nothing of the ring: the next start writes it anew, a module tells of a repair."""
+    declare(small_disk, [WEB], web(1, 2, 3))
+    with full(small_disk):
+        small_disk.observe(seen(2))
+    again = Balancer(engine.FRONT, small_disk.paths)
+    assert not again.observe(seen(2, up=(1, 3))).refusal
+    assert set(backends_of(again, net)) == {"10.0.0.1", "10.0.0.3"}
+    assert again.apply_services([WEB], True, False).details["repaired"]
+    unchanged(again, [WEB], web(1, 2, 3))
+    assert set(backends_of(again, net)) == {"10.0.0.1", "10.0.0.3"}
+
+
+def test_a_module_that_comes_between_is_right(small_disk, net):
+    declare(small_disk, [WEB], web(1, 2, 3))
+    with full(small_disk):
+        small_disk.observe(seen(2))
+    other = Balancer(engine.FRONT, small_disk.paths)
+    assert other.apply_backends(web(1, 2, 3, 4), True, False).changed
+    assert not small_disk.observe(seen(2)).refusal
+    assert set(backends_of(small_disk, net)) == {"10.0.0.1", "10.0.0.3", "10.0.0.4"}
+    unchanged(small_disk, [WEB], web(1, 2, 3, 4))
+
+
+def test_whose_configuration_it_is(balancer):
+    declare(balancer, [WEB], web(1, 2))
+    before = balancer.configured()
+    balancer.observe(seen(2))
+    assert balancer.configured() == before
+    balancer.observe(seen(up=(1, 2)))
+    assert balancer.configured() == before
+    declare(balancer, [WEB], web(1, 2, 3))
+    after = balancer.configured()
+    assert after != before
+    balancer.observe(seen(2))
+    assert balancer.configured() == after
 
 
 def test_a_thousand_backends(balancer, net):

@@ -25,7 +25,7 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from roles.health.files import dns, frames, http, icmp, log, rounds  # noqa: E402
+from roles.health.files import applier, dns, frames, http, icmp, log, rounds  # noqa: E402
 from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
 from roles.health.files.hindrances import Hindrances  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
@@ -519,3 +519,70 @@ def test_what_lies_on_this_host_is_told_apart():
         running.set({})
 
     asyncio.run(run())
+
+
+# --- bringing it to the data plane
+
+
+class Engine:
+    """What the balancer answers, one call after the other, and what it was told."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers, self.seen = list(answers), []
+
+    def observe(self, seen: object, news: Any) -> object:
+        from engine.balancer import Followed
+
+        self.seen.append(seen)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer(self, news)
+        return Followed(frozenset(), answer if isinstance(answer, str) else "")
+
+
+def applied(monkeypatch: pytest.MonkeyPatch, engine: Engine, until: int) -> list[tuple[str, str]]:
+    """What is logged until that many calls were made."""
+    monkeypatch.setattr(applier, "RETRY", 0.01)
+    told: list[tuple[str, str]] = []
+
+    async def run() -> None:
+        made = applier.Applier(engine, lambda: len(engine.seen), lambda event, **fields: told.append((event, fields)))
+        engine.applier = made
+        made.now()
+        running = asyncio.ensure_future(made.run())
+        while len(engine.seen) < until or made._wanted.is_set():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        running.cancel()
+
+    asyncio.run(run())
+    return [(event, str(fields.get("reason", ""))) for event, fields in told]
+
+
+def test_trouble_is_told_when_it_begins_and_when_it_ends(monkeypatch):
+    from engine.errors import EngineError
+
+    engine = Engine(EngineError("one"), EngineError("one"), EngineError("two"), "full", "full", "")
+    assert applied(monkeypatch, engine, 6) == [
+        ("not_applied", "one"),
+        ("not_applied", "two"),
+        ("applied", ""),
+        ("not_saved", "full"),
+        ("saved", ""),
+    ]
+
+
+def test_what_comes_in_while_rings_are_written_is_taken_up_between_them(monkeypatch):
+    found = []
+
+    def write(engine: Engine, news: Any) -> None:
+        found.append(news())
+        engine.applier._wanted.set()
+        found.append(news())
+        found.append(news())
+
+    engine = Engine(write)
+    assert applied(monkeypatch, engine, 1) == [("applied", "")]
+    assert found == [None, 1, None] and engine.seen == [0]

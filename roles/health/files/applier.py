@@ -30,6 +30,8 @@ class Applier:
         self._balancer, self._seen, self._log = balancer, seen, log
         self._wanted = asyncio.Event()
         self._out: frozenset[BackendKey] | None = None
+        # What is wrong, by the event that told of it.
+        self._troubles: dict[str, str] = {}
 
     def now(self) -> None:
         self._wanted.set()
@@ -55,12 +57,28 @@ class Applier:
             seen = await self._look()
             started = time.monotonic()
             try:
-                out = await loop.run_in_executor(None, self._balancer.observe, seen, news)
+                followed = await loop.run_in_executor(None, self._balancer.observe, seen, news)
             except (EngineError, OSError) as error:
-                self._log("not_applied", reason=error)
+                self._tell("not_applied", str(error))
                 self._wanted.set()
                 await asyncio.sleep(RETRY)
                 continue
-            if out != self._out:
-                self._log("applied", out=len(out), milliseconds=round((time.monotonic() - started) * 1000))
-            self._out = out
+            trouble = self._troubles.pop("not_applied", "")
+            if trouble or followed.out != self._out:
+                self._log("applied", out=len(followed.out), milliseconds=round((time.monotonic() - started) * 1000))
+            self._out = followed.out
+            self._note_refusal(followed.refusal)
+
+    def _note_refusal(self, refusal: str) -> None:
+        """By the disk: rings are right, but a restart would not know it."""
+        if refusal:
+            self._tell("not_saved", refusal)
+            asyncio.get_running_loop().call_later(RETRY, self._wanted.set)
+        elif self._troubles.pop("not_saved", ""):
+            self._log("saved")
+
+    def _tell(self, event: str, reason: str) -> None:
+        """Once, however often it is tried again."""
+        if self._troubles.get(event) != reason:
+            self._log(event, reason=reason)
+        self._troubles[event] = reason
