@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ sys.modules.setdefault("engine", engine)
 from roles.health.files import applier, dns, frames, http, icmp, log, rounds  # noqa: E402
 from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
 from roles.health.files.hindrances import Hindrances  # noqa: E402
+from roles.health.files.standing import Standing  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
 
 SERVICE = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80, "backends": "servers"}
@@ -68,6 +70,34 @@ def test_rise_and_fall(rise, fall, checks, states):
 def test_what_was_known_before_a_restart_goes_on():
     status = Status(2, 2, False)
     assert [status.note(True), status.note(True), status.healthy] == [False, True, True]
+
+
+def test_who_is_left():
+    from engine.model import BackendKey
+
+    def made(host: int, **backend: Any) -> Target:
+        found = target(host=host)
+        return replace(found, backend=replace(found.backend, **backend))
+
+    targets = by_key(made(1), made(2), made(3, state="drained"), made(4, weight=0))
+    statuses = {key: Status(1, 1) for key in targets}
+    one, two, drained, idle = targets.values()
+    standing = Standing()
+    standing.set(targets, statuses)
+    # Before, after, and whether nobody is left by that.
+    for each, before, healthy, nobody in (
+        (one, None, False, False),
+        (drained, None, False, False),
+        (two, None, True, False),
+        (two, True, False, True),
+        (idle, None, False, False),
+        (one, False, True, False),
+        (one, True, False, True),
+    ):
+        assert standing.note(each, before, healthy) == nobody
+    statuses[BackendKey("web", "198.51.100.1", None)].healthy = False
+    standing.set(targets, statuses)
+    assert standing.note(two, True, False)
 
 
 # --- options

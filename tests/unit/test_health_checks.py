@@ -254,6 +254,20 @@ def test_http(answer, options, expected):
         assert problem(4, port, check="http", **options) == expected
 
 
+def test_a_body_of_many_chunks_lets_other_checks_have_their_turn():
+    async def run() -> int:
+        reader = asyncio.StreamReader(limit=http.HEADERS_LIMIT)
+        reader.feed_data(b"1\r\nx\r\n" * 20000 + b"0\r\n\r\n")
+        reading, turns = asyncio.ensure_future(http._chunks(reader)), 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert reading.result() == b"x" * 20000
+        return turns
+
+    assert asyncio.run(run()) >= 200
+
+
 def test_what_http_asks_for(version):
     asked = []
 

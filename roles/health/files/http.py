@@ -16,6 +16,8 @@ from .common import Failed, Target
 STATUS_PATTERN = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: .*)?\r?\n")
 HEADERS_LIMIT = 65536
 BODY_LIMIT = 1048576
+# Chunks that are read before other checks have their turn.
+CHUNKS_AT_ONCE = 100
 
 
 @cache
@@ -109,11 +111,15 @@ async def _body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> by
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    body = b""
+    body, chunks = bytearray(), 0
     while len(body) < BODY_LIMIT:
+        chunks += 1
+        if not chunks % CHUNKS_AT_ONCE:
+            # What has come in already is read without waiting, so other checks would.
+            await asyncio.sleep(0)
         size = int((await reader.readline()).partition(b";")[0], 16)
         if not size:
             break
         body += await reader.readexactly(min(size, BODY_LIMIT))
         await reader.readline()
-    return body
+    return bytes(body)
