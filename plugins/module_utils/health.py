@@ -129,7 +129,7 @@ class _HealthEntry(Entry):
         ranges = []
         for item in value if isinstance(value, list) else [value]:
             ends = str(item).split("-")
-            if len(ends) > 2 or not all(re.fullmatch("[1-5][0-9][0-9]", end) for end in ends) or ends[0] > ends[-1]:
+            if len(ends) > 2 or not all(re.fullmatch("[2-5][0-9][0-9]", end) for end in ends) or ends[0] > ends[-1]:
                 raise self.error(f"status {item!r} is neither a status such as 200 nor a range such as 200-299")
             ranges.append([int(ends[0]), int(ends[-1])])
         if not ranges:

@@ -169,6 +169,7 @@ def test_a_short_interval_has_a_short_timeout():
         ({"check": "udp", "request": "ä" * 32734}, "request is longer than 65467 bytes"),
         ({"check": "http", "status": 700}, "status 700 is neither a status such as 200 nor a range"),
         ({"check": "http", "status": "300-200"}, "status '300-200' is neither"),
+        ({"check": "http", "status": "100-299"}, "status '100-299' is neither"),
         ({"check": "http", "status": []}, "status is an empty list"),
         ({"check": "http", "body": 5}, "body 5 is not a text; put it in quotes"),
         ({"check": "http", "verify": True}, "verify is for https, not for http; leave it out"),

@@ -243,6 +243,16 @@ def test_dns_over_tcp_that_ends_too_early():
             "",
         ),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n?\r\n", {"body": "x"}, "the answer is no HTTP message"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", {}, ""),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" * 2
+            + b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nfine",
+            {"body": "fine"},
+            "status 503",
+        ),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nfine", {"body": "fine"}, ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", {}, "the answer is no HTTP message"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 100 + b"HTTP/1.1 200 OK\r\n\r\n", {}, "the answer is no HTTP message"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", {}, "the answer is no HTTP message"),
         (b"", {}, "the answer is no HTTP message"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000, {"body": "x"}, "the headers are too long"),
@@ -307,12 +317,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were among the host's authorities."""
-    http.tls_context.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("chain")))
-    yield
-    http.tls_context.cache_clear()
 
 
 @pytest.fixture
@@ -335,9 +342,21 @@ def test_somebody_elses_certificate(version, secure, trusted):
 
 
 def test_a_certificate_of_nobody_known(version, secure):
-    http.tls_context.cache_clear()
     assert problem(version, secure, check="https") == "certificate: self-signed certificate"
     assert problem(version, secure, check="https", verify=False) == ""
+
+
+def test_an_authority_that_comes_later_and_goes_again(secure, version, certificate, tmp_path, monkeypatch):
+    """As the host's own are replaced: the service goes on with those that there are."""
+    authorities, chain = tmp_path / "authorities", certificate.with_name("chain").read_bytes()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authorities))
+    another = tmp_path / "another"
+    for content, expected in ((b"", "certificate: self-signed certificate"), (chain, "")) * 2:
+        another.write_bytes(content)
+        another.replace(authorities)
+        assert problem(version, secure, check="https") == expected
+    made = http.tls_context(True)
+    assert http.tls_context(True) is made and http.tls_context(False) is not made
 
 
 def test_no_tls_at_all():
