@@ -232,11 +232,7 @@ class BalancerCollector(Collector):
             page,
             (BACKEND_HITS, BACKEND_MISSES),
             self._backend_hits.setdefault(interface, Hits()),
-            [
-                (label, key, row)
-                for label, key, row in zip(labels, config.backends, rows)
-                if key.service in remembering
-            ],
+            [(label, key, row) for label, key, row in zip(labels, config.backends, rows) if key.service in remembering],
         )
 
     @staticmethod
