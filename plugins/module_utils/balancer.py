@@ -17,15 +17,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Optional
 
-from . import bpf, compiled, compiler, filters, link, live, maps, model, next_hops, observed, plan, state, tables, tc
+from . import (
+    bpf,
+    compiled,
+    compiler,
+    filters,
+    link,
+    live,
+    maps,
+    model,
+    next_hops,
+    notes,
+    observed,
+    plan,
+    state,
+    tables,
+    tc,
+)
 from .departed import Departed
 from .errors import EngineError
 from .layout import BACKEND, BACKEND_FIELDS, Sizes
 from .native import NativeHook, examine, finish
 from .outcome import Outcome
+from .turns import Turns
 from .xdp_features import xdp_features
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
@@ -55,6 +73,8 @@ REPLY_LINGER = 0.2  # seconds
 RESOLVE_TIMEOUT = 3.0  # seconds
 # Rings of new services are computed and written in batches, a quarter of a megabyte each.
 RINGS_AT_ONCE = 100
+# What health checks saw since they were asked last, or None.
+News = Callable[[], Optional[observed.Observed]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,16 @@ def used_features(config: model.Config, declared: filters.Filters | None = None)
     return frozenset(needed & compiler.FEATURES.keys())
 
 
+@dataclass(frozen=True)
+class Followed:
+    """What came of what health checks saw."""
+
+    # Backends that are out.
+    out: frozenset[model.BackendKey]
+    # Why the disk did not take all that is to outlive the process; nothing if it did.
+    refusal: str
+
+
 class Balancer:
     """All methods raise EngineError; none of them changes anything when `check` is true."""
 
@@ -99,6 +129,7 @@ class Balancer:
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
         self.health_file = paths.health_file(interface)
+        self._notes = notes.Notes(self.state_file, self.health_file)
         # Whether the program that was loaded last had to be.
         self._compiled = False
 
@@ -785,12 +816,7 @@ class Balancer:
             )
 
         def pack(names: list[str]) -> dict[int, bytes | None]:
-            return {
-                allocation.rings[name]: tables.pack_ring(
-                    desired.services[name], members[name], allocation.backends, planned.out
-                )
-                for name in names
-            }
+            return _packed_rings(planned, members, names)
 
         # Everything that takes time to compute is ready before packets see the first change.
         entries = {allocation.backends[key]: self._entry(planned, key) for key in planned.written_backends}
@@ -838,30 +864,51 @@ class Balancer:
 
     # --- what health checks see
 
-    def observe(self, seen: observed.Observed) -> frozenset[model.BackendKey]:
+    def observe(self, seen: observed.Observed, news: News = lambda: None) -> Followed:
         """Have rings and remembered flows follow what health checks saw; what is desired stays as it is.
 
-        Returns the backends that are out.
+        `news` is asked between rings, and returns what was seen since, or None.
         """
         self._check_host()
+
+        def newer() -> observed.Observed | None:
+            found = news()
+            if found is not None:
+                self._notes.save_seen(found)
+            return found
+
         # No directory is made: where there is none, there is no balancer either.
         with state.locked(self.paths, create=False):
-            current = self._live(state.load(self.state_file))
-            observed.save(self.health_file, seen)
+            current = self._live(self._notes.load())
+            self._notes.save_seen(seen)
             with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
-                return self._follow(current, live_maps, seen).tables.out
+                followed = self._follow(current, live_maps, seen, self._notes.save, newer)
+        return Followed(followed.tables.out, self._notes.refusal)
+
+    def configured(self) -> notes.Version | None:
+        """Another one when a module has written the state since, but not when observe() has."""
+        return self._notes.configured()
 
     def forget_health(self) -> None:
         """Nothing is checked any more: what is desired is all there is to go by."""
         if state.load(self.state_file) is not None and self.program_pin.exists():
-            self.observe(observed.Observed())
+            refusal = self.observe(observed.Observed()).refusal
+            if refusal:
+                raise EngineError(f"{refusal}; every backend has what is desired, but it is not written down")
         state.remove(self.health_file)
 
     def observed(self) -> observed.Observed:
         """What health checks saw last."""
         return observed.load(self.health_file)
 
-    def _follow(self, current: state.State, live_maps: maps.Maps, seen: observed.Observed) -> state.State:
+    def _follow(
+        self,
+        current: state.State,
+        live_maps: maps.Maps,
+        seen: observed.Observed,
+        save: Callable[[state.State], None],
+        news: News = lambda: None,
+    ) -> state.State:
         """Drift is left for a module to tell of, except where a killed run left no more to go by."""
         known, sizes = current.tables, current.program.sizes
         out = seen.out(current.config)
@@ -869,24 +916,73 @@ class Balancer:
             return current
         drift = self._drift(current, live_maps)
         repaired = drift if known.following or _is_unfinished(current) else plan.Drift()
-        planned = plan.make(
-            current.config, current.allocation, current.config, sizes, repaired, was_out=known.out, out=out
-        )
-        packed = _endpoint_tables(planned, sizes) if repaired.endpoints else (None, None)
-        state.save(self.state_file, replace(current, tables=replace(known, following=True)))
-        written = self._write(planned, live_maps, known, packed)
+        planned = _plan_out(current, repaired, known.out, out)
+        save(replace(current, tables=replace(known, following=True)))
+        if _swaps_rings_only(planned):
+            written = self._swap_in_turns(current, planned, live_maps, news)
+        else:
+            packed = _endpoint_tables(planned, sizes) if repaired.endpoints else (None, None)
+            written = self._write(planned, live_maps, known, packed)
         if drift.backends and not repaired.backends:
             written = replace(written, backends=known.backends)
         followed = _result(current, planned, written)
-        state.save(self.state_file, followed)
+        save(followed)
         return followed
+
+    def _swap_in_turns(
+        self, current: state.State, planned: plan.Plan, live_maps: maps.Maps, news: News
+    ) -> state.Tables:
+        """One service after the other, since a ring takes its time: who is the first need not wait for the last.
+
+        A run that is killed on the way leaves rings that are told from those known by their ids.
+        """
+        table_ids, out, drift = dict(current.tables.rings), current.tables.out, planned.drift
+        members, turns = current.config.backends_of(), Turns()
+        self._write_pools(planned, live_maps)
+        self._write_entries_in(planned, live_maps)
+        turns.set(_services_that_change(planned, out))
+        while turns:
+            name = turns.take()
+            self._swap(planned, name, members, live_maps, table_ids)
+            out = frozenset(key for key in out if key.service != name).union(
+                key for key in planned.out if key.service == name
+            )
+            drift = plan.Drift(rings=drift.rings - {planned.allocation.rings[name]})
+            seen = news() if turns else None
+            if seen is not None:
+                planned = _plan_out(current, drift, out, seen.out(current.config))
+                self._write_entries_in(planned, live_maps)
+                turns.set(_services_that_change(planned, out))
+        digest = _backends_digest(live_maps.read_backends(), current.allocation)
+        return replace(current.tables, rings=table_ids, backends=digest, out=out, following=False)
+
+    def _write_entries_in(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
+        """Those that come back are ready before their rings; those that leave go on until theirs are there."""
+        leaving = frozenset(planned.suspended_backends)
+        staying = replace(planned, out=planned.out - leaving)
+        entries = {planned.allocation.backends[key]: self._entry(staying, key) for key in planned.written_backends}
+        live_maps.write_backends(entries)
+
+    def _swap(
+        self,
+        planned: plan.Plan,
+        name: str,
+        members: dict[str, list[model.Backend]],
+        live_maps: maps.Maps,
+        table_ids: dict[int, int],
+    ) -> None:
+        if name in planned.swapped_rings:
+            live_maps.write_rings(_packed_rings(planned, members, [name]), table_ids)
+        live_maps.retire_backends(
+            [planned.allocation.backends[key] for key in planned.suspended_backends if key.service == name]
+        )
 
     def _settled(self, current: state.State, live_maps: maps.Maps, check: bool) -> state.State:
         """What health checks were killed at is finished first, and is no change of whoever comes next."""
         if not current.tables.following:
             return current
         if not check:
-            return self._follow(current, live_maps, self.observed())
+            return self._follow(current, live_maps, self.observed(), partial(state.save, self.state_file))
         allocation, live_rings = current.allocation, live_maps.ring_ids()
         rings = {place: live_rings[place] for place in allocation.rings.values() if place in live_rings}
         digest = _backends_digest(live_maps.read_backends(), allocation)
@@ -1074,6 +1170,35 @@ def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
 def _is_unfinished(current: state.State) -> bool:
     """A killed run left no ids: what it should have written may be missing altogether."""
     return bool(current.allocation.rings) and not current.tables.endpoints
+
+
+def _packed_rings(
+    planned: plan.Plan, members: dict[str, list[model.Backend]], names: Iterable[str]
+) -> dict[int, bytes | None]:
+    """Those of the services with these names, by place."""
+    allocation, services = planned.allocation, planned.desired.services
+    return {
+        allocation.rings[name]: tables.pack_ring(services[name], members[name], allocation.backends, planned.out)
+        for name in names
+    }
+
+
+def _swaps_rings_only(planned: plan.Plan) -> bool:
+    retiring = planned.removed_rings or planned.allocation.retiring_backends
+    return planned.endpoints is None and not planned.new_rings and not retiring
+
+
+def _plan_out(
+    current: state.State, drift: plan.Drift, was_out: frozenset[model.BackendKey], out: frozenset[model.BackendKey]
+) -> plan.Plan:
+    """Of the same configuration, without other backends than before."""
+    config, sizes = current.config, current.program.sizes
+    return plan.make(config, current.allocation, config, sizes, drift, was_out=was_out, out=out)
+
+
+def _services_that_change(planned: plan.Plan, was_out: frozenset[model.BackendKey]) -> list[str]:
+    """With a ring to swap, or with backends that leave or come back without being in it."""
+    return [*planned.swapped_rings, *sorted({key.service for key in planned.out ^ was_out})]
 
 
 def _result(current: state.State, planned: plan.Plan, written: state.Tables) -> state.State:

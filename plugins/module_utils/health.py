@@ -30,7 +30,11 @@ ALL_DOWN = ("keep", "drop")
 END_TO_END_KINDS = ("tcp", "udp", "dns", "icmp")
 END_TO_END_FORWARDINGS = ("dsr", "ipip")
 SECONDS_PATTERN = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
-HOST_PATTERN = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,255}")
+HOST_PATTERN = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[(?P<six>[^\]]+)\])(:[0-9]{1,5})?")
+HOST_EXAMPLES = "www.example.net, 192.0.2.1:8080 or [2001:db8::1]:8080"
+LONGEST_NAME = 253
+# In bytes: 65535 is the most that a packet says it has, with the headers of UDP, IPv6 and a tunnel's IPv4 in it.
+LONGEST_REQUEST = 65535 - 8 - 40 - 20
 PATH_PATTERN = re.compile(r"/[!-~]*")
 DOMAIN_PATTERN = re.compile(r"([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\.")
 
@@ -102,6 +106,22 @@ class _HealthEntry(Entry):
             raise self.error(f"{key} {value!r} is not one such as {example}")
         return value
 
+    def host(self) -> str | None:
+        value = self.text("host", HOST_PATTERN, HOST_EXAMPLES)
+        found = HOST_PATTERN.fullmatch(value or "")
+        if not found:
+            return value
+        six = found["six"]
+        if len(found["name"]) > LONGEST_NAME or (six and not _is_ipv6(six)):
+            raise self.error(f"host {value!r} is not one such as {HOST_EXAMPLES}")
+        return value
+
+    def request(self) -> str | None:
+        value = self.text("request")
+        if value is not None and len(value.encode()) > LONGEST_REQUEST:
+            raise self.error(f"request is longer than {LONGEST_REQUEST} bytes, which no datagram holds; shorten it")
+        return value
+
     def status_ranges(self) -> list[list[int]]:
         value = self.raw.get("status")
         if value is None:
@@ -109,12 +129,19 @@ class _HealthEntry(Entry):
         ranges = []
         for item in value if isinstance(value, list) else [value]:
             ends = str(item).split("-")
-            if len(ends) > 2 or not all(re.fullmatch("[1-5][0-9][0-9]", end) for end in ends) or ends[0] > ends[-1]:
+            if len(ends) > 2 or not all(re.fullmatch("[2-5][0-9][0-9]", end) for end in ends) or ends[0] > ends[-1]:
                 raise self.error(f"status {item!r} is neither a status such as 200 nor a range such as 200-299")
             ranges.append([int(ends[0]), int(ends[-1])])
         if not ranges:
             raise self.error("status is an empty list; leave it out for 200-399")
         return ranges
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return Address(text).family == 6 and bool(Address(text).packed)
+    except (OSError, ValueError):
+        return False
 
 
 def parse_one(service: str, raw: Any) -> Health:
@@ -151,11 +178,11 @@ def parse_one(service: str, raw: Any) -> Health:
         all_down=entry.choice("all_down", ALL_DOWN, Health.all_down),
         end_to_end=entry.boolean("end_to_end"),
         path=entry.text("path", PATH_PATTERN, "/health?full=1, percent-encoded") or Health.path,
-        host=entry.text("host", HOST_PATTERN, "www.example.net"),
+        host=entry.host(),
         status=entry.status_ranges(),
         body=entry.text("body"),
         verify=True if verify is None else entry.boolean("verify"),
-        request=entry.text("request"),
+        request=entry.request(),
         response=entry.text("response"),
         name=entry.text("name", DOMAIN_PATTERN, "www.example.net"),
     )
@@ -200,21 +227,32 @@ def _misfit(health: Health, service: Service, members: list[Backend]) -> str:
     if health.check != "icmp" and health.port is None and service.any_port:
         if any(backend.port is None for backend in members):
             return f"port is missing: the service is on any port, so say which one {health.check} is to check"
-    if health.end_to_end:
-        if service.forwarding not in END_TO_END_FORWARDINGS:
-            return (
-                f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
-                "takes the backend's own address; leave it out"
-            )
-        if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):
-            return (
-                f"end_to_end cannot check {health.check} here, which needs a whole connection; take one of "
-                f"{', '.join(END_TO_END_KINDS)}"
-            )
+    problem = _misfit_of_way(health, service, members) if health.end_to_end else ""
+    if problem:
+        return problem
     if health.source is not None:
         family = Address(health.source).family
         targets = [service.address] if health.end_to_end else [backend.target for backend in members]
         for target in targets:
             if Address(target).family != family:
                 return f"source {health.source!r} is IPv{family}, which cannot reach {target}; give one of its family"
+    return ""
+
+
+def _misfit_of_way(health: Health, service: Service, members: list[Backend]) -> str:
+    if service.forwarding not in END_TO_END_FORWARDINGS:
+        return (
+            f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
+            "takes the backend's own address; leave it out"
+        )
+    if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):
+        return (
+            f"end_to_end cannot check {health.check} here, which needs a whole connection; take one of "
+            f"{', '.join(END_TO_END_KINDS)}"
+        )
+    if health.source is None and any(Address(backend.target).family != service.family for backend in members):
+        return (
+            f"source is missing: the VIP answers to IPv{service.family}, and the way to backends of the other family "
+            f"tells no such address; give an IPv{service.family} address of the balancer"
+        )
     return ""

@@ -139,11 +139,8 @@ class Maps:
 
     def retire_backends(self, places: Collection[int]) -> None:
         """Flows that are remembered with these are chosen anew; nothing else of the entries changes."""
-        if not places:
-            return
-        entries = self.read_backends()
         self.write_backends(
-            {place: retired(entries[place * BACKEND.size : (place + 1) * BACKEND.size]) for place in places}
+            {place: retired(bpf.map_lookup(self["backends"], index(place), BACKEND.size)) for place in places}
         )
 
     def write_pools(self, pools: dict[int, bytes]) -> None:

@@ -5,14 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state
+from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 from tests.packet import test_engine as engine
 from tests.packet.frames import CLIENT, tcp
@@ -151,14 +158,14 @@ def test_killed_while_rings_are_written(balancer, net, moment):
     declare(balancer, [WEB], web(1, 2, 3))
     child = os.fork()
     if not child:
-        write = balancer._write
+        write = balancer._swap_in_turns
 
         def dying(*arguments):
             if moment == "after":
                 write(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        balancer._write = dying
+        balancer._swap_in_turns = dying
         balancer.observe(seen(2))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -199,6 +206,205 @@ def test_a_damaged_file_of_what_was_seen_is_as_good_as_none(balancer):
     balancer.observe(seen(2))
     balancer.health_file.write_text("{")
     assert balancer.observed() == observed.Observed()
+
+
+# --- one server in many services
+
+MANY = [{**WEB, "name": f"web{n}", "port": 80 + n} for n in range(20)]
+
+
+def in_many(*hosts: int) -> list[dict]:
+    return [{"service": service["name"], "address": f"10.0.0.{host}"} for service in MANY for host in hosts]
+
+
+def seen_in_many(*down: int, services: list[dict] = MANY) -> observed.Observed:
+    keys = [model.BackendKey(service["name"], f"10.0.0.{host}", None) for service in services for host in down]
+    return observed.Observed(dict.fromkeys(keys, False))
+
+
+def hosts_in(balancer, net, number: int, flags: str = "S") -> set[str]:
+    """Those of one of the services."""
+    frames = [tcp(CLIENT, port, VIP, 80 + number, tcp_flags=flags) for port in range(20000, 20060)]
+    return {socket.inet_ntoa(run(balancer, net, frame)[1][30:34]) for frame in frames}
+
+
+def settled(balancer, net, hosts: set[str]) -> None:
+    for number in range(len(MANY)):
+        assert hosts_in(balancer, net, number) == hosts
+    unchanged(balancer, MANY, in_many(1, 2, 3))
+    assert not state.load(balancer.state_file).tables.following
+
+
+@pytest.fixture
+def computing(monkeypatch):
+    """What is called with the service's name before its ring is computed."""
+    hooks, pack = [], tables.pack_ring
+
+    def packing(service, *arguments):
+        for hook in hooks:
+            hook(service.name)
+        return pack(service, *arguments)
+
+    monkeypatch.setattr(tables, "pack_ring", packing)
+    return hooks
+
+
+def test_the_first_ring_is_written_before_the_last_is_computed(balancer, net, computing):
+    declare(balancer, MANY, in_many(1, 2, 3))
+    places = state.load(balancer.state_file).allocation.rings
+    with live_maps(balancer) as live:
+        before, written = live.ring_ids(), []
+
+        def look(_name: str) -> None:
+            now = live.ring_ids()
+            written.append(sum(now[place] != before[place] for place in places.values()))
+
+        computing.append(look)
+        balancer.observe(seen_in_many(2))
+    assert written == list(range(20))
+    computing.clear()
+    settled(balancer, net, {"10.0.0.1", "10.0.0.3"})
+    balancer.observe(observed.Observed())
+    settled(balancer, net, {"10.0.0.1", "10.0.0.2", "10.0.0.3"})
+
+
+def test_news_do_not_wait_for_all_rings(balancer, net, computing):
+    """While a server leaves all services but the last, another one fails in that."""
+    declare(balancer, MANY, in_many(1, 2, 3))
+    order: list[str] = []
+    computing.append(order.append)
+    first = seen_in_many(2, services=MANY[:-1])
+    both = observed.Observed(first.healthy | seen_in_many(3, services=MANY[-1:]).healthy)
+    balancer.observe(first, lambda: both if len(order) == 3 else None)
+    assert order.index("web19") <= 4 and len(order) == 20
+    assert balancer.observed() == both
+    computing.clear()
+    assert hosts_in(balancer, net, 19) == {"10.0.0.1", "10.0.0.2"}
+    assert hosts_in(balancer, net, 18) == {"10.0.0.1", "10.0.0.3"}
+    unchanged(balancer, MANY, in_many(1, 2, 3))
+
+
+def test_one_that_comes_back_while_it_leaves(balancer, net):
+    declare(balancer, MANY, in_many(1, 2, 3))
+    asked = []
+
+    def news() -> observed.Observed | None:
+        asked.append(1)
+        return observed.Observed() if len(asked) == 5 else None
+
+    balancer.observe(seen_in_many(2), news)
+    assert 5 < len(asked) < 15
+    settled(balancer, net, {"10.0.0.1", "10.0.0.2", "10.0.0.3"})
+
+
+@pytest.mark.parametrize("flags", ["S", "A"], ids=["new", "remembered"])
+def test_killed_between_two_services(balancer, net, computing, flags):
+    engine.attach(balancer, features=FEATURES)
+    sticky = [{**service, "flow_table": True} for service in MANY]
+    declare(balancer, sticky, in_many(1, 2, 3))
+    before = [hosts_in(balancer, net, number) for number in range(20)]
+    assert before[0] == {"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+    child = os.fork()
+    if not child:
+        computed = []
+        computing.append(
+            lambda name: computed.append(name) or len(computed) == 8 and os.kill(os.getpid(), signal.SIGKILL)
+        )
+        balancer.observe(seen_in_many(2))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    unchanged(balancer, sticky, in_many(1, 2, 3))
+    for number in range(20):
+        assert hosts_in(balancer, net, number, flags) == {"10.0.0.1", "10.0.0.3"}
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small_disk(net) -> Iterator[Balancer]:
+    """With its state on a disk of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "lbops-test", directory], check=True)
+        try:
+            made = Balancer(
+                engine.FRONT, state.Paths(Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}", Path(directory))
+            )
+            engine.attach(made)
+            yield made
+            made.remove_program(check=False)
+        finally:
+            subprocess.run(["umount", directory], check=True)
+
+
+@contextmanager
+def full(balancer) -> Iterator[None]:
+    filler = balancer.state_file.with_name("filler")
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    filler.unlink()
+
+
+def test_a_full_disk_keeps_no_dead_backend_in_its_ring(small_disk, net):
+    declare(small_disk, [WEB], web(1, 2, 3))
+    files = small_disk.state_file, small_disk.health_file
+    small_disk.observe(seen(up=(1, 2, 3)))
+    before = [file.read_bytes() for file in files]
+    with full(small_disk):
+        assert small_disk.observe(seen(2)).refusal == f"{small_disk.health_file}: No space left on device"
+        assert set(backends_of(small_disk, net)) == {"10.0.0.1", "10.0.0.3"}
+        followed = small_disk.observe(seen(2, 3))
+        assert followed.refusal and followed.out == {key for key in seen(2, 3).healthy}
+        assert set(backends_of(small_disk, net)) == {"10.0.0.1"}
+        with live_maps(small_disk) as live:
+            rings = live.ring_ids()
+            # Nothing is new but that it is tried again to save it.
+            assert small_disk.observe(seen(2, 3)).refusal and live.ring_ids() == rings
+        assert [file.read_bytes() for file in files] == before
+    assert not small_disk.observe(seen(2, 3)).refusal
+    assert small_disk.observed() == seen(2, 3)
+    unchanged(small_disk, [WEB], web(1, 2, 3))
+    assert set(backends_of(small_disk, net)) == {"10.0.0.1"}
+
+
+def test_killed_on_a_full_disk(small_disk, net):
+    """What is on disk tells nothing of the ring: the next start writes it anew, a module tells of a repair."""
+    declare(small_disk, [WEB], web(1, 2, 3))
+    with full(small_disk):
+        small_disk.observe(seen(2))
+    again = Balancer(engine.FRONT, small_disk.paths)
+    assert not again.observe(seen(2, up=(1, 3))).refusal
+    assert set(backends_of(again, net)) == {"10.0.0.1", "10.0.0.3"}
+    assert again.apply_services([WEB], True, False).details["repaired"]
+    unchanged(again, [WEB], web(1, 2, 3))
+    assert set(backends_of(again, net)) == {"10.0.0.1", "10.0.0.3"}
+
+
+def test_a_module_that_comes_between_is_right(small_disk, net):
+    declare(small_disk, [WEB], web(1, 2, 3))
+    with full(small_disk):
+        small_disk.observe(seen(2))
+    other = Balancer(engine.FRONT, small_disk.paths)
+    assert other.apply_backends(web(1, 2, 3, 4), True, False).changed
+    assert not small_disk.observe(seen(2)).refusal
+    assert set(backends_of(small_disk, net)) == {"10.0.0.1", "10.0.0.3", "10.0.0.4"}
+    unchanged(small_disk, [WEB], web(1, 2, 3, 4))
+
+
+def test_whose_configuration_it_is(balancer):
+    declare(balancer, [WEB], web(1, 2))
+    before = balancer.configured()
+    balancer.observe(seen(2))
+    assert balancer.configured() == before
+    balancer.observe(seen(up=(1, 2)))
+    assert balancer.configured() == before
+    declare(balancer, [WEB], web(1, 2, 3))
+    after = balancer.configured()
+    assert after != before
+    balancer.observe(seen(2))
+    assert balancer.configured() == after
 
 
 def test_a_thousand_backends(balancer, net):

@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,8 +26,10 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from roles.health.files import dns, frames, http, icmp, log, rounds  # noqa: E402
-from roles.health.files.common import Failed, Target  # noqa: E402
+from roles.health.files import applier, dns, frames, http, icmp, log, rounds  # noqa: E402
+from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
+from roles.health.files.hindrances import Hindrances  # noqa: E402
+from roles.health.files.standing import Standing  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
 
 SERVICE = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80, "backends": "servers"}
@@ -67,6 +70,34 @@ def test_rise_and_fall(rise, fall, checks, states):
 def test_what_was_known_before_a_restart_goes_on():
     status = Status(2, 2, False)
     assert [status.note(True), status.note(True), status.healthy] == [False, True, True]
+
+
+def test_who_is_left():
+    from engine.model import BackendKey
+
+    def made(host: int, **backend: Any) -> Target:
+        found = target(host=host)
+        return replace(found, backend=replace(found.backend, **backend))
+
+    targets = by_key(made(1), made(2), made(3, state="drained"), made(4, weight=0))
+    statuses = {key: Status(1, 1) for key in targets}
+    one, two, drained, idle = targets.values()
+    standing = Standing()
+    standing.set(targets, statuses)
+    # Before, after, and whether nobody is left by that.
+    for each, before, healthy, nobody in (
+        (one, None, False, False),
+        (drained, None, False, False),
+        (two, None, True, False),
+        (two, True, False, True),
+        (idle, None, False, False),
+        (one, False, True, False),
+        (one, True, False, True),
+    ):
+        assert standing.note(each, before, healthy) == nobody
+    statuses[BackendKey("web", "198.51.100.1", None)].healthy = False
+    standing.set(targets, statuses)
+    assert standing.note(two, True, False)
 
 
 # --- options
@@ -123,8 +154,22 @@ def test_a_short_interval_has_a_short_timeout():
         ({"check": "http", "path": "health"}, "path 'health' is not one such as /health"),
         ({"check": "http", "path": "/a b"}, "path '/a b' is not one such as"),
         ({"check": "http", "host": "a\r\nX: y"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www..example.net"}, "host 'www..example.net' is not one such as www.example.net"),
+        ({"check": "http", "host": ".example.net"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www.example.net."}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "a" * 64}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "a." * 127}, "is not one such as www.example.net"),
+        ({"check": "http", "host": ".".join(["a" * 62] * 5)}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "fd00::1"}, "is not one such as www.example.net, 192.0.2.1:8080 or [2001:db8::1]"),
+        ({"check": "http", "host": "[fd00::1"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "[fd00::1::2]"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "[192.0.2.1]"}, "is not one such as www.example.net"),
+        ({"check": "http", "host": "www.example.net:"}, "is not one such as www.example.net"),
+        ({"check": "udp", "request": "x" * 65468}, "request is longer than 65467 bytes"),
+        ({"check": "udp", "request": "ä" * 32734}, "request is longer than 65467 bytes"),
         ({"check": "http", "status": 700}, "status 700 is neither a status such as 200 nor a range"),
         ({"check": "http", "status": "300-200"}, "status '300-200' is neither"),
+        ({"check": "http", "status": "100-299"}, "status '100-299' is neither"),
         ({"check": "http", "status": []}, "status is an empty list"),
         ({"check": "http", "body": 5}, "body 5 is not a text; put it in quotes"),
         ({"check": "http", "verify": True}, "verify is for https, not for http; leave it out"),
@@ -134,6 +179,21 @@ def test_what_is_refused(options, words):
     with pytest.raises(EngineError) as caught:
         check(**options)
     assert words in str(caught.value) and str(caught.value).startswith("service web: health: ")
+
+
+@pytest.mark.parametrize(
+    "host", ["www.example.net", "a", "a_b.example.net:8443", "192.0.2.1:80", "[2001:db8::1]", "[2001:db8::1]:8080"]
+)
+def test_hosts(host):
+    assert check(check="https", host=host).host == host
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_longest_request_fits_into_a_packet_behind_a_tunnels_header(version):
+    from engine.addresses import Address
+
+    packet = frames.udp(flow(version), check(check="udp", request="x" * 65467).request.encode())
+    frames.ip_packet(Address("10.0.0.1"), Address("10.0.0.2"), 4, packet)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +231,22 @@ def test_a_good_check_is_no_problem():
 def test_what_does_not_fit_the_service_is_told_before_any_host_is_touched(service, words):
     [problem] = problems(**service)
     assert words in problem and problem.startswith("service web: health")
+
+
+MIXED = {"forwarding": "ipip", "source": "2001:db8::/64", "address": "192.0.2.10"}
+
+
+def test_a_tunnel_of_the_other_family_needs_a_source():
+    hosts = {name: {"ansible_host": f"2001:db8::{number}"} for number, name in enumerate(GROUPS["servers"], 1)}
+
+    def found(**options: Any) -> list[str]:
+        service = {**SERVICE, **MIXED, "health": {"check": "tcp", **options}}
+        return inventory.inventory_problems([service], GROUPS, hosts)
+
+    [problem] = found(end_to_end=True)
+    assert problem.startswith("service web: health: source is missing: the VIP answers to IPv4, and the way to")
+    assert problem.endswith("give an IPv4 address of the balancer")
+    assert found(end_to_end=True, source="192.0.2.1") == found() == []
 
 
 def test_redirect_has_nothing_to_check():
@@ -271,17 +347,21 @@ def swapped(request: Packet) -> Packet:
 def test_a_datagram_and_its_answer(version):
     request = sound(frames.udp(flow(version), b"odd"), version)
     assert (request[UDP].sport, request[UDP].dport, bytes(request[UDP].payload)) == (40000, 8080, b"odd")
-    answer = swapped(request) / UDP(sport=8080, dport=40000) / b"yes"
-    assert frames.answer_of(flow(version), 17, bytes(answer))[8:] == b"yes"
-    assert frames.answer_of(flow(version), 17, bytes(answer) + bytes(9))[8:] == b"yes"
+    answer = bytes(swapped(request) / UDP(sport=8080, dport=40000) / b"yes")
+    mark = frames.mark_of(flow(version), 17)
+    for whole in (answer, answer + bytes(9)):
+        found, datagram = frames.answer_in(version, whole)
+        assert (found, datagram[8:]) == (mark, b"yes")
     for other in (
         request,
         swapped(request) / UDP(sport=8081, dport=40000),
         swapped(request) / UDP(sport=8080, dport=40001),
         swapped(request) / TCP(sport=8080, dport=40000),
     ):
-        assert frames.answer_of(flow(version), 17, bytes(other)) is None
-    assert frames.answer_of(flow(version), 17, b"") is None
+        assert frames.answer_in(version, bytes(other))[0] != mark
+    for length in range(len(answer)):
+        assert length > 40 or frames.answer_in(version, answer[:length]) != (mark, b"")
+    assert frames.answer_in(10 - version, answer) is frames.answer_in(version, b"") is None
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -295,7 +375,8 @@ def test_a_handshake(version, flags, acknowledged, accepted):
     assert (request[TCP].seq, str(request[TCP].flags)) == (sequence, "S")
     number = (sequence + acknowledged) % 2**32
     answer = swapped(request) / TCP(sport=8080, dport=40000, flags=flags, ack=number)
-    segment = frames.answer_of(flow(version), 6, bytes(answer))
+    mark, segment = frames.answer_in(version, bytes(answer))
+    assert mark == frames.mark_of(flow(version), 6)
     assert frames.syn_answer(segment, sequence) is accepted
 
 
@@ -306,10 +387,8 @@ def test_an_echo_to_the_vip(version):
     kind = ICMP(type=0) if version == 4 else ICMPv6EchoReply()
     answer = swapped(request) / kind / token
     protocol = frames.ICMP_OF[version]
-    message = frames.answer_of(here, protocol, bytes(answer))
-    assert frames.is_echo_reply(here, message, token)
-    assert not frames.is_echo_reply(here, message, token[::-1])
-    assert frames.answer_of(here, protocol, bytes(request)) is None
+    assert frames.answer_in(version, bytes(answer))[0] == frames.mark_of(here, protocol, token)
+    assert frames.answer_in(version, bytes(request)) is None
 
 
 # --- the log
@@ -320,6 +399,21 @@ def test_a_line_of_the_log():
     assert log.line("eth0", "down", fields) == (
         'health interface=eth0 event=down service=web reason="connection \\"refused\\""'
     )
+
+
+def test_a_hindrance_is_told_when_it_begins_and_when_it_ends():
+    from engine.model import BackendKey
+
+    told = []
+    one, two = (BackendKey("web", address, None) for address in ("one", "two"))
+    noted = Hindrances(lambda event, **fields: told.append((event, fields["service"], fields["reason"])))
+    for key, reason in ((one, "a"), (two, "a"), (one, "a"), (one, "b"), (one, ""), (one, "")):
+        noted.note(key, reason)
+    assert told == [("cannot_check", "web", "a"), ("cannot_check", "web", "b"), ("can_check", "web", "b")]
+    told.clear()
+    noted.keep([one])
+    noted.keep([])
+    assert told == [("can_check", "web", "a")]
 
 
 # --- rhythm
@@ -348,9 +442,178 @@ def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
 
     monkeypatch.setattr(rounds.asyncio, "sleep", sleep)
     monkeypatch.setattr(rounds.asyncio, "get_running_loop", Loop)
-    coroutine = rounds.watch(Checked, lambda *_arguments: None, problem)
+    coroutine = rounds.watch(Checked, lambda _problem: None, lambda _reason: None, problem)
     with pytest.raises(asyncio.CancelledError):
         coroutine.send(None)
     pauses = [later - earlier for earlier, later in zip(moments, moments[1:])]
     assert moments[0] <= 1.7 and max(pauses) <= 1.7 + 1e-9 and min(pauses) >= 1.53 - 1e-9
     assert len({round(pause, 6) for pause in pauses}) > 10
+
+
+def target(weight: int = 1, host: int = 1, **service: Any) -> Target:
+    from engine.model import parse_backends, parse_services
+
+    declared = {key: value for key, value in SERVICE.items() if key != "backends"}
+    [parsed] = parse_services([{**declared, **service}]).values()
+    backend = {"service": "web", "address": f"198.51.100.{host}", "weight": weight}
+    [member] = parse_backends([backend]).values()
+    # The first check comes at once, or nearly so.
+    return Target(check(check="tcp", interval=0.1, fall=1), parsed, member, "eth0")
+
+
+def by_key(*targets: Target) -> dict:
+    return {each.backend.key: each for each in targets}
+
+
+class Checks:
+    """Each waits until it is let go; a cancellation is swallowed, as wait_for() may."""
+
+    def __init__(self) -> None:
+        self.begun: list[Target] = []
+        self.go = asyncio.Event()
+
+    async def problem(self, target: Target) -> str:
+        self.begun.append(target)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            pass
+        return str(target.service.first_port)
+
+    async def begin(self, count: int) -> None:
+        while len(self.begun) < count:
+            await asyncio.sleep(0.01)
+
+
+def unhindered(_target: Target, reason: str) -> None:
+    raise AssertionError(reason)
+
+
+@pytest.mark.parametrize("after", [[target(port=81)], [], [target(host=2)]], ids=["changed", "gone", "another"])
+def test_a_check_that_outlives_its_cancellation_says_nothing_and_ends(after):
+    async def run() -> None:
+        checks, found = Checks(), []
+        running = rounds.Rounds(lambda *told: found.append(told), unhindered, checks.problem)
+        running.set(by_key(target()))
+        [zombie] = running._tasks.values()
+        await checks.begin(1)
+        running.set(by_key(*after))
+        await asyncio.wait([zombie], timeout=1)
+        assert zombie.done() and not found and not running.failures()
+        await checks.begin(1 + len(after))
+        checks.go.set()
+        await asyncio.sleep(0.2)
+        assert [each for each, _problem in found][: len(after)] == after
+        running.set({})
+
+    asyncio.run(run())
+
+
+def test_what_a_check_does_not_use_neither_cancels_nor_delays_it():
+    async def run() -> None:
+        checks, found = Checks(), []
+        running = rounds.Rounds(lambda target, _problem: found.append(target), unhindered, checks.problem)
+        running.set(by_key(target()))
+        [task] = running._tasks.values()
+        await checks.begin(1)
+        heavier = target(weight=5, scheduler="hash")
+        running.set(by_key(heavier))
+        assert list(running._tasks.values()) == [task]
+        checks.go.set()
+        while not found:
+            await asyncio.sleep(0)
+        # What it found is told of the backend as it is now.
+        assert found == [heavier] and len(checks.begun) == 1
+        running.set({})
+
+    asyncio.run(run())
+
+
+def test_what_lies_on_this_host_is_told_apart():
+    async def run() -> None:
+        found = asyncio.get_running_loop().create_future()
+        reasons = ["no port to be had"]
+
+        async def problem(_target: Target) -> str:
+            if reasons:
+                raise CannotCheck(reasons.pop())
+            return "refused"
+
+        told = []
+        running = rounds.Rounds(
+            lambda _target, problem: found.done() or found.set_result(problem),
+            lambda _target, reason: told.append(reason),
+            problem,
+        )
+        running.set(by_key(target()))
+        assert await asyncio.wait_for(found, 1) == "refused" and told == ["no port to be had"]
+        running.set({})
+
+    asyncio.run(run())
+
+
+# --- bringing it to the data plane
+
+
+class Engine:
+    """What the balancer answers, one call after the other, and what it was told."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers, self.seen = list(answers), []
+
+    def observe(self, seen: object, news: Any) -> object:
+        from engine.balancer import Followed
+
+        self.seen.append(seen)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer(self, news)
+        return Followed(frozenset(), answer if isinstance(answer, str) else "")
+
+
+def applied(monkeypatch: pytest.MonkeyPatch, engine: Engine, until: int) -> list[tuple[str, str]]:
+    """What is logged until that many calls were made."""
+    monkeypatch.setattr(applier, "RETRY", 0.01)
+    told: list[tuple[str, str]] = []
+
+    async def run() -> None:
+        made = applier.Applier(engine, lambda: len(engine.seen), lambda event, **fields: told.append((event, fields)))
+        engine.applier = made
+        made.now()
+        running = asyncio.ensure_future(made.run())
+        while len(engine.seen) < until or made._wanted.is_set():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        running.cancel()
+
+    asyncio.run(run())
+    return [(event, str(fields.get("reason", ""))) for event, fields in told]
+
+
+def test_trouble_is_told_when_it_begins_and_when_it_ends(monkeypatch):
+    from engine.errors import EngineError
+
+    engine = Engine(EngineError("one"), EngineError("one"), EngineError("two"), "full", "full", "")
+    assert applied(monkeypatch, engine, 6) == [
+        ("not_applied", "one"),
+        ("not_applied", "two"),
+        ("applied", ""),
+        ("not_saved", "full"),
+        ("saved", ""),
+    ]
+
+
+def test_what_comes_in_while_rings_are_written_is_taken_up_between_them(monkeypatch):
+    found = []
+
+    def write(engine: Engine, news: Any) -> None:
+        found.append(news())
+        engine.applier._wanted.set()
+        found.append(news())
+        found.append(news())
+
+    engine = Engine(write)
+    assert applied(monkeypatch, engine, 1) == [("applied", "")]
+    assert found == [None, 1, None] and engine.seen == [0]

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import struct
@@ -16,6 +18,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,20 +34,26 @@ sys.modules.setdefault("engine", engine)
 from engine.model import Backend, parse_services  # noqa: E402
 
 from roles.health.files import http  # noqa: E402
-from roles.health.files.checks import problem_of  # noqa: E402
-from roles.health.files.common import Target  # noqa: E402
+from roles.health.files.checks import CHECKS, problem_of  # noqa: E402
+from roles.health.files.common import CannotCheck, Target, open_socket  # noqa: E402
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 TIMEOUT = 0.4
 
 
-def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:
+def target(version: int, port: int, protocol: str = "tcp", **options: object) -> Target:
     vip = {4: "192.0.2.10", 6: "2001:db8::10"}[version]
     services = parse_services([{"name": "web", "address": vip, "protocol": protocol, "port": 1}])
     # Loopback is no backend's address, except for these tests.
     backend = Backend("web", LOOPBACK[version], port, 1, "enabled", None, None)
+    # Nor a source.
+    source = options.pop("source", None)
     parsed = health.parse_one("web", {"timeout": TIMEOUT, **options})
-    return asyncio.run(problem_of(Target(parsed, services["web"], backend, "lo")))
+    return Target(replace(parsed, source=source), services["web"], backend, "lo")
+
+
+def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:
+    return asyncio.run(problem_of(target(version, port, protocol, **options)))
 
 
 def listening(version: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -94,6 +103,27 @@ def version(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
+# --- what nobody thought of
+
+
+@pytest.mark.parametrize("error", [UnicodeError("secret"), struct.error("secret"), KeyError("secret"), EOFError()])
+def test_what_a_check_did_not_expect_is_that_backends_failure(monkeypatch, error):
+    async def broken(_target: Target) -> None:
+        raise error
+
+    monkeypatch.setitem(CHECKS, "tcp", broken)
+    assert problem(4, 9, check="tcp") == f"unexpected {type(error).__name__}"
+
+
+def test_a_check_that_is_called_off_is_no_failure(monkeypatch):
+    async def cancelled(_target: Target) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setitem(CHECKS, "tcp", cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        problem(4, 9, check="tcp")
+
+
 # --- TCP, UDP, ICMP
 
 
@@ -105,8 +135,37 @@ def test_a_connection(version):
 
 def test_a_source_that_this_host_does_not_have(version):
     source = {4: "192.0.2.99", 6: "2001:db8::99"}[version]
-    found = problem(version, 9, check="tcp", source=source)
-    assert found == f"source {source}: Cannot assign requested address"
+    with pytest.raises(CannotCheck) as caught:
+        problem(version, 9, check="tcp", source=source)
+    assert str(caught.value) == f"source {source}: Cannot assign requested address"
+
+
+def test_a_source_binds_no_port_before_there_is_a_backend_to_it(version):
+    """So connections to different backends may share one, and ports do not run out."""
+    checked = target(version, 9, check="tcp", source=LOOPBACK[version])
+    with open_socket(checked, socket.SOCK_STREAM) as made:
+        assert made.getsockname()[:2] == (LOOPBACK[version], 0)
+    with server(lambda _connection: None, version) as port:
+        assert problem(version, port, check="tcp", source=LOOPBACK[version]) == ""
+
+
+@pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.EPERM])
+def test_what_this_host_lacks_is_no_failure(monkeypatch, number):
+    async def without(_target: Target) -> None:
+        raise OSError(number, "secret")
+
+    monkeypatch.setitem(CHECKS, "tcp", without)
+    with pytest.raises(CannotCheck) as caught:
+        problem(4, 9, check="tcp")
+    assert str(caught.value) == os.strerror(number)
+
+
+def test_tls_has_numbers_of_its_own(monkeypatch):
+    async def refused(_target: Target) -> None:
+        raise ssl.SSLError(errno.EPERM, "no")
+
+    monkeypatch.setitem(CHECKS, "tcp", refused)
+    assert problem(4, 9, check="tcp").startswith("TLS: ")
 
 
 def test_a_datagram(version):
@@ -184,6 +243,16 @@ def test_dns_over_tcp_that_ends_too_early():
             "",
         ),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n?\r\n", {"body": "x"}, "the answer is no HTTP message"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", {}, ""),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" * 2
+            + b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nfine",
+            {"body": "fine"},
+            "status 503",
+        ),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nfine", {"body": "fine"}, ""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", {}, "the answer is no HTTP message"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 100 + b"HTTP/1.1 200 OK\r\n\r\n", {}, "the answer is no HTTP message"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", {}, "the answer is no HTTP message"),
         (b"", {}, "the answer is no HTTP message"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000, {"body": "x"}, "the headers are too long"),
@@ -193,6 +262,20 @@ def test_dns_over_tcp_that_ends_too_early():
 def test_http(answer, options, expected):
     with server(saying(answer)) as port:
         assert problem(4, port, check="http", **options) == expected
+
+
+def test_a_body_of_many_chunks_lets_other_checks_have_their_turn():
+    async def run() -> int:
+        reader = asyncio.StreamReader(limit=http.HEADERS_LIMIT)
+        reader.feed_data(b"1\r\nx\r\n" * 20000 + b"0\r\n\r\n")
+        reading, turns = asyncio.ensure_future(http._chunks(reader)), 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert reading.result() == b"x" * 20000
+        return turns
+
+    assert asyncio.run(run()) >= 200
 
 
 def test_what_http_asks_for(version):
@@ -234,12 +317,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were among the host's authorities."""
-    http.tls_context.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("chain")))
-    yield
-    http.tls_context.cache_clear()
 
 
 @pytest.fixture
@@ -262,9 +342,21 @@ def test_somebody_elses_certificate(version, secure, trusted):
 
 
 def test_a_certificate_of_nobody_known(version, secure):
-    http.tls_context.cache_clear()
     assert problem(version, secure, check="https") == "certificate: self-signed certificate"
     assert problem(version, secure, check="https", verify=False) == ""
+
+
+def test_an_authority_that_comes_later_and_goes_again(secure, version, certificate, tmp_path, monkeypatch):
+    """As the host's own are replaced: the service goes on with those that there are."""
+    authorities, chain = tmp_path / "authorities", certificate.with_name("chain").read_bytes()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authorities))
+    another = tmp_path / "another"
+    for content, expected in ((b"", "certificate: self-signed certificate"), (chain, "")) * 2:
+        another.write_bytes(content)
+        another.replace(authorities)
+        assert problem(version, secure, check="https") == expected
+    made = http.tls_context(True)
+    assert http.tls_context(True) is made and http.tls_context(False) is not made
 
 
 def test_no_tls_at_all():

@@ -19,9 +19,11 @@ from engine.observed import Observed
 from .applier import Applier
 from .common import Target
 from .config import Targets, read_checks
+from .hindrances import Hindrances
 from .log import Log
 from .notify import notify
 from .rounds import Rounds
+from .standing import Standing
 from .states import Status
 
 # Seconds between two looks at the balancer's state.
@@ -35,8 +37,10 @@ class Service:
         self._log = Log(interface)
         self._checks = read_checks(interface)
         self._balancer = Balancer(interface)
-        self._targets = Targets(interface, self._checks)
+        self._targets = Targets(self._balancer, self._checks)
         self._statuses: dict[BackendKey, Status] = {}
+        self._standing = Standing()
+        self._hindrances = Hindrances(self._log)
         self._remembered = self._balancer.observed().healthy
 
     def seen(self) -> Observed:
@@ -45,8 +49,8 @@ class Service:
 
     async def run(self) -> None:
         self._applier = Applier(self._balancer, self.seen, self._log)
-        self._rounds = Rounds(self._note)
-        self._read_targets()
+        self._rounds = Rounds(self._note, self._cannot)
+        self._take(self._targets.read())
         # A killed run may have written down more than it had brought to the data plane.
         self._applier.now()
         applying = asyncio.ensure_future(self._applier.run())
@@ -61,22 +65,29 @@ class Service:
                 raise failure
             notify("WATCHDOG=1")
             if self._targets.changed():
-                self._read_targets()
+                # A large state takes its time to read, in which checks go on.
+                self._take(await asyncio.get_running_loop().run_in_executor(None, self._targets.read))
 
-    def _read_targets(self) -> None:
-        targets = self._targets.read()
+    def _take(self, targets: dict[BackendKey, Target]) -> None:
         gone = self._statuses.keys() - targets.keys()
         for key in gone:
             del self._statuses[key]
         for key, target in targets.items():
             if key not in self._statuses:
                 self._statuses[key] = Status(target.health.rise, target.health.fall, self._remembered.pop(key, None))
+        self._standing.set(targets, self._statuses)
+        self._hindrances.keep(targets.keys())
         self._rounds.set(targets)
         if gone:
             self._applier.at_leisure()
 
+    def _cannot(self, target: Target, reason: str) -> None:
+        """What is known of the backend stays as it is."""
+        self._hindrances.note(target.backend.key, reason)
+
     def _note(self, target: Target, problem: str) -> None:
         key = target.backend.key
+        self._hindrances.note(key, "")
         status = self._statuses[key]
         before = status.healthy
         if not status.note(not problem):
@@ -88,7 +99,8 @@ class Service:
             return
         self._applier.now()
         self._tell("up" if status.healthy else "down", target, reason=problem or None)
-        self._tell_if_all_are_down(target)
+        if self._standing.note(target, before, status.healthy):
+            self._log("all_down", service=target.service.name, choice=target.health.all_down)
 
     def _tell(self, event: str, target: Target, **fields: str | None) -> None:
         port = target.backend.port
@@ -101,12 +113,6 @@ class Service:
             check=target.health.check,
             **fields,
         )
-
-    def _tell_if_all_are_down(self, target: Target) -> None:
-        name = target.service.name
-        statuses = [status for key, status in self._statuses.items() if key.service == name]
-        if all(status.healthy is False for status in statuses):
-            self._log("all_down", service=name, choice=target.health.all_down)
 
 
 def main() -> int:

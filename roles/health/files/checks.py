@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 from . import dns, end_to_end, http, icmp, tcp, udp
-from .common import Failed, Target, reason
+from .common import CannotCheck, Target, is_local, reason
 
 CHECKS = {
     "tcp": tcp.check,
@@ -22,10 +21,15 @@ CHECKS = {
 
 
 async def problem_of(target: Target) -> str:
-    """Why the backend fails its check; nothing if it does not."""
+    """Why the backend fails its check; nothing if it does not. Raises CannotCheck."""
     try:
         check = end_to_end.check if target.health.end_to_end else CHECKS[target.health.check]
         await asyncio.wait_for(check(target), target.health.timeout)
-    except (Failed, OSError, ssl.CertificateError, asyncio.TimeoutError) as error:
+    except CannotCheck:
+        raise
+    except Exception as error:
+        if is_local(error):
+            raise CannotCheck(reason(error)) from None
+        # One check that nobody thought of must not end those of all others.
         return reason(error)
     return ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -17,6 +18,28 @@ from engine.model import Backend, Service
 
 class Failed(Exception):
     """Why a check failed, in words; never what a server sent, which may be secret."""
+
+
+class CannotCheck(Exception):
+    """What this host lacks for a check, in words: it says nothing of the backend."""
+
+
+# No address, port, descriptor or memory is to be had here, or a packet is not let out.
+LOCAL_ERRORS = frozenset(
+    (
+        errno.EADDRINUSE,
+        errno.EADDRNOTAVAIL,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.EMSGSIZE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EPERM,
+    )
+)
+# include/uapi/linux/in.h
+IP_BIND_ADDRESS_NO_PORT = 24
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,17 @@ class Target:
         return self.health.port or self.backend.port or self.service.first_port
 
     @property
+    def checked(self) -> tuple:
+        """What a check goes by; a change of anything else, such as a weight, is none of its business."""
+        service, backend = self.service, self.backend
+        return (
+            self.health,
+            (service.address, service.protocol, service.first_port, service.forwarding, service.source),
+            (backend.target, backend.port, backend.mac),
+            self.interface,
+        )
+
+    @property
     def family(self) -> socket.AddressFamily:
         return family_of(self.address)
 
@@ -52,11 +86,19 @@ def open_socket(target: Target, kind: socket.SocketKind, protocol: int = 0) -> s
     made.setblocking(False)
     try:
         if target.health.source:
+            if kind == socket.SOCK_STREAM:
+                # The port is chosen as the connection is made, and need be free for this backend only.
+                made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             made.bind((target.health.source, 0))
     except OSError as error:
         made.close()
-        raise Failed(f"source {target.health.source}: {error.strerror}") from None
+        raise CannotCheck(f"source {target.health.source}: {error.strerror}") from None
     return made
+
+
+def is_local(error: Exception) -> bool:
+    """Whether it lies on this host. TLS has numbers of its own in the same place."""
+    return isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in LOCAL_ERRORS
 
 
 def reason(error: Exception) -> str:
@@ -68,7 +110,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason}"
+        # Those that asyncio raises itself have no reason.
+        return f"TLS: {getattr(error, 'reason', None) or 'error'}"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return type(error).__name__
+    return f"unexpected {type(error).__name__}"

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from engine import state
+from engine.balancer import Balancer
 from engine.errors import EngineError
 from engine.health import Health, load
 from engine.model import BackendKey
+from engine.notes import Version
 
 from .common import Target
 
@@ -31,31 +32,24 @@ def read_checks(interface: str, directory: Path = DIRECTORY) -> dict[str, Health
 
 
 class Targets:
-    """The backends of the services that are checked, read again when the balancer's state changed."""
+    """The backends of the services that are checked, read again when a module wrote the balancer's state."""
 
-    def __init__(self, interface: str, checks: dict[str, Health], paths: state.Paths = state.HOST_PATHS) -> None:
-        self._interface, self._checks, self._path = interface, checks, paths.state_file(interface)
-        self._version: tuple[int, int] | None = None
+    def __init__(self, balancer: Balancer, checks: dict[str, Health]) -> None:
+        self._balancer, self._checks = balancer, checks
+        self._version: Version | None = None
 
     def changed(self) -> bool:
-        """Since it was read last; the file is replaced, never rewritten."""
-        return self._current_version() != self._version
+        """Since it was read last."""
+        return self._balancer.configured() != self._version
 
     def read(self) -> dict[BackendKey, Target]:
-        self._version = self._current_version()
-        current = state.load(self._path)
+        self._version = self._balancer.configured()
+        current = state.load(self._balancer.state_file)
         if current is None:
             return {}
         services = current.config.services
         return {
-            key: Target(self._checks[key.service], services[key.service], backend, self._interface)
+            key: Target(self._checks[key.service], services[key.service], backend, self._balancer.interface)
             for key, backend in current.config.backends.items()
             if key.service in self._checks and backend.address
         }
-
-    def _current_version(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_mtime_ns

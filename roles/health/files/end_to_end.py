@@ -13,60 +13,58 @@ import errno
 import os
 import random
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 from engine.addresses import Address
 
 from . import dns, udp
 from .common import Failed, Target, family_of
-from .frames import ICMP_OF, RST, SYN, Flow, answer_of, echo, is_echo_reply, syn_answer, tcp
+from .frames import ICMP_OF, RST, SYN, Flow, echo, mark_of, syn_answer, tcp
 from .frames import udp as udp_packet
 from .icmp import TOKEN_BYTES
-from .way import listener, send, source_of
+from .listeners import LISTENERS
+from .way import send, source_of
+
+KINDS = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
 
 
 async def check(target: Target) -> None:
     await CHECKS[target.health.check](target)
 
 
+@dataclass(frozen=True)
 class Exchange:
     """One flow to the VIP, over one backend."""
 
-    def __init__(self, target: Target, protocol: int) -> None:
-        self._target, self._protocol = target, protocol
-        self._open = ExitStack()
-
-    def __enter__(self) -> Exchange:
-        target = self._target
-        source, vip = source_of(target), Address(target.service.address)
-        self.flow = Flow(source, vip)
-        if self._protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-            kind = socket.SOCK_STREAM if self._protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM
-            # Nobody else may have the port meanwhile.
-            held = self._open.enter_context(socket.socket(family_of(str(source)), kind))
-            held.bind((str(source), 0))
-            self.flow = Flow(source, vip, held.getsockname()[1], target.port)
-        self._heard = self._open.enter_context(listener(self.flow))
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._open.close()
+    target: Target
+    flow: Flow
+    answers: asyncio.Queue[bytes]
 
     async def send(self, packet: bytes) -> None:
-        await send(self._target, self.flow, packet)
+        await send(self.target, self.flow, packet)
 
     async def answer(self) -> bytes:
-        """The next one of this flow."""
-        loop = asyncio.get_running_loop()
-        while True:
-            found = answer_of(self.flow, self._protocol, await loop.sock_recv(self._heard, udp.LONGEST))
-            if found is not None:
-                return found
+        """The next one, from the header of its protocol on."""
+        return await self.answers.get()
+
+
+@contextmanager
+def exchange_with(target: Target, protocol: int, token: bytes = b"") -> Iterator[Exchange]:
+    flow = Flow(source_of(target), Address(target.service.address))
+    with ExitStack() as held:
+        if protocol in KINDS:
+            # Nobody else may have the port meanwhile.
+            port = held.enter_context(socket.socket(family_of(str(flow.source)), KINDS[protocol]))
+            port.bind((str(flow.source), 0))
+            flow = replace(flow, source_port=port.getsockname()[1], port=target.port)
+        yield Exchange(target, flow, held.enter_context(LISTENERS.hearing(flow, mark_of(flow, protocol, token))))
 
 
 async def _check_tcp(target: Target) -> None:
     sequence = random.getrandbits(32)
-    with Exchange(target, socket.IPPROTO_TCP) as exchange:
+    with exchange_with(target, socket.IPPROTO_TCP) as exchange:
         await exchange.send(tcp(exchange.flow, sequence, SYN))
         accepted = None
         while accepted is None:
@@ -78,7 +76,7 @@ async def _check_tcp(target: Target) -> None:
 
 
 async def _exchange_datagrams(target: Target, request: bytes) -> bytes:
-    with Exchange(target, socket.IPPROTO_UDP) as exchange:
+    with exchange_with(target, socket.IPPROTO_UDP) as exchange:
         await exchange.send(udp_packet(exchange.flow, request))
         return (await exchange.answer())[8:]
 
@@ -95,10 +93,9 @@ async def _check_dns(target: Target) -> None:
 async def _check_icmp(target: Target) -> None:
     token = os.urandom(TOKEN_BYTES)
     version = Address(target.service.address).family
-    with Exchange(target, ICMP_OF[version]) as exchange:
+    with exchange_with(target, ICMP_OF[version], token) as exchange:
         await exchange.send(echo(exchange.flow, token))
-        while not is_echo_reply(exchange.flow, await exchange.answer(), token):
-            pass
+        await exchange.answer()
 
 
 CHECKS = {"tcp": _check_tcp, "udp": _check_udp, "dns": _check_dns, "icmp": _check_icmp}

@@ -18,6 +18,8 @@ TTL = 64
 SYN, RST, ACK = 0x02, 0x04, 0x10
 WINDOW = 1024
 ICMP_OF = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+# What answers of one exchange have in common: the protocol, with the ports as answers bear them, or an echo's token.
+Mark = tuple
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,25 @@ def echo(flow: Flow, token: bytes) -> bytes:
     return ip_packet(flow.source, flow.vip, protocol, message)
 
 
-def answer_of(flow: Flow, protocol: int, packet: bytes) -> bytes | None:
-    """What the VIP sent back on this flow, from the header of TCP, UDP or ICMP on; None if it is something else."""
-    if not packet or packet[0] >> 4 != flow.version:
+def mark_of(flow: Flow, protocol: int, token: bytes = b"") -> Mark:
+    """That of the flow's answers; the token is that of an echo."""
+    return protocol, token or struct.pack(">HH", flow.port, flow.source_port)
+
+
+def answer_in(version: int, packet: bytes) -> tuple[Mark, bytes] | None:
+    """Whose answer it is, and what is in it from the header of TCP, UDP or ICMP on; None if it is something else."""
+    if not packet or packet[0] >> 4 != version:
         return None
-    if flow.version == 4:
-        header, total = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big")
-        found, addresses = packet[9:10], packet[12:20]
+    if version == 4:
+        header, total, protocol = (packet[0] & 15) * 4, int.from_bytes(packet[2:4], "big"), packet[9:10]
     else:
-        header, total = 40, 40 + int.from_bytes(packet[4:6], "big")
-        found, addresses = packet[6:7], packet[8:40]
-    if found != bytes([protocol]) or addresses != flow.vip.packed + flow.source.packed:
-        return None
+        header, total, protocol = 40, 40 + int.from_bytes(packet[4:6], "big"), packet[6:7]
     segment = packet[header:total]
-    if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-        if segment[:4] != struct.pack(">HH", flow.port, flow.source_port):
-            return None
-    return segment
-
-
-def is_echo_reply(flow: Flow, message: bytes, token: bytes) -> bool:
-    return message[:1] == bytes([REPLY[flow.version]]) and message[8:] == token
+    if protocol in (bytes([socket.IPPROTO_TCP]), bytes([socket.IPPROTO_UDP])):
+        return (protocol[0], segment[:4]), segment
+    if protocol == bytes([ICMP_OF[version]]) and segment[:1] == bytes([REPLY[version]]):
+        return (protocol[0], segment[8:]), segment
+    return None
 
 
 def syn_answer(segment: bytes, sequence: int) -> bool | None:

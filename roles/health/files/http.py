@@ -6,20 +6,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
-from functools import cache
+from functools import lru_cache
 
 from . import tcp
 from .common import Failed, Target
 
 STATUS_PATTERN = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: .*)?\r?\n")
 HEADERS_LIMIT = 65536
+# Heads of an answer, interim ones included.
+HEADS_LIMIT = 10
 BODY_LIMIT = 1048576
+# Chunks that are read before other checks have their turn.
+CHUNKS_AT_ONCE = 100
 
 
-@cache
 def tls_context(verify: bool) -> ssl.SSLContext:
+    return _tls_context(verify, _authorities() if verify else ())
+
+
+def _authorities() -> tuple:
+    """Other ones when the host's were changed: update-ca-certificates and its like replace files."""
+    found = ssl.get_default_verify_paths()
+    paths = [path for path in (found.cafile, found.capath) if path]
+    return tuple((path, status.st_ino, status.st_mtime_ns) for path in paths for status in (os.stat(path),))
+
+
+# The last ones only: of those that verify, and of those that do not.
+@lru_cache(maxsize=2)
+def _tls_context(verify: bool, _version: tuple) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False
@@ -69,11 +86,21 @@ async def check(target: Target) -> None:
         writer.transport.abort()
 
 
+async def _status(reader: asyncio.StreamReader) -> int:
+    """Of the answer itself; what comes before it, from 100 to 199, is passed over."""
+    for _head in range(HEADS_LIMIT):
+        found = STATUS_PATTERN.fullmatch(await reader.readline())
+        if not found:
+            break
+        status = int(found.group(1))
+        if status >= 200:
+            return status
+        await _headers(reader)
+    raise Failed("the answer is no HTTP message")
+
+
 async def _verify(target: Target, reader: asyncio.StreamReader) -> None:
-    found = STATUS_PATTERN.fullmatch(await reader.readline())
-    if not found:
-        raise Failed("the answer is no HTTP message")
-    status = int(found.group(1))
+    status = await _status(reader)
     if not any(first <= status <= last for first, last in target.health.status):
         raise Failed(f"status {status}")
     if target.health.body is None:
@@ -109,11 +136,15 @@ async def _body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> by
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    body = b""
+    body, chunks = bytearray(), 0
     while len(body) < BODY_LIMIT:
+        chunks += 1
+        if not chunks % CHUNKS_AT_ONCE:
+            # What has come in already is read without waiting, so other checks would.
+            await asyncio.sleep(0)
         size = int((await reader.readline()).partition(b";")[0], 16)
         if not size:
             break
         body += await reader.readexactly(min(size, BODY_LIMIT))
         await reader.readline()
-    return body
+    return bytes(body)

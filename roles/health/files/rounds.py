@@ -8,47 +8,64 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
+
+from engine.model import BackendKey
 
 from .checks import problem_of
-from .common import Target
+from .common import CannotCheck, Target
 
 # A pause is up to this share shorter than it could be; never longer, for a failure must be noticed in time.
 JITTER = 0.1
 
-Outcome = Callable[[Target, str], None]
+Problem = Callable[[Target], Awaitable[str]]
+Tell = Callable[[Target, str], None]
 
 
-async def watch(target: Target, outcome: Outcome, problem: Callable[[Target], Awaitable[str]] = problem_of) -> None:
+async def watch(
+    target: Target, outcome: Callable[[str], None], cannot: Callable[[str], None], problem: Problem = problem_of
+) -> None:
     """Check a backend for ever."""
     loop = asyncio.get_running_loop()
     gap = target.health.gap
     await asyncio.sleep(random.random() * gap)
     while True:
         started = loop.time()
-        outcome(target, await problem(target))
+        try:
+            outcome(await problem(target))
+        except CannotCheck as error:
+            cannot(str(error))
         due = started + gap * (1 - JITTER * random.random())
         await asyncio.sleep(max(0.0, due - loop.time()))
 
 
 class Rounds:
-    """The checks that are going on, by backend."""
+    """The checks that are going on, by backend: `outcome` is told what is wrong with it, `cannot` with this host."""
 
-    def __init__(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._running: dict[object, tuple[Target, asyncio.Task[None]]] = {}
+    def __init__(self, outcome: Tell, cannot: Tell, problem: Problem = problem_of) -> None:
+        self._outcome, self._cannot, self._problem = outcome, cannot, problem
+        self._targets: dict[BackendKey, Target] = {}
+        self._tasks: dict[BackendKey, asyncio.Task[None]] = {}
 
-    def set(self, targets: dict) -> None:
-        """Check these and no others; those that stay as they are keep their rhythm."""
-        for key, (target, task) in list(self._running.items()):
-            if targets.get(key) != target:
+    def set(self, targets: dict[BackendKey, Target]) -> None:
+        """Check these and no others; those whose check stays as it is keep their rhythm."""
+        for key, task in list(self._tasks.items()):
+            if key not in targets or targets[key].checked != self._targets[key].checked:
                 task.cancel()
-                del self._running[key]
+                del self._tasks[key]
+        self._targets = dict(targets)
         for key, target in targets.items():
-            if key not in self._running:
-                task = asyncio.ensure_future(watch(target, self._outcome))
-                self._running[key] = target, task
+            if key not in self._tasks:
+                outcome, cannot = (partial(self._take, key, tell) for tell in (self._outcome, self._cannot))
+                self._tasks[key] = asyncio.ensure_future(watch(target, outcome, cannot, self._problem))
+
+    def _take(self, key: BackendKey, tell: Tell, words: str) -> None:
+        if self._tasks.get(key) is not asyncio.current_task():
+            # Up to Python 3.11, wait_for() swallows a cancellation that comes as the check ends.
+            raise asyncio.CancelledError
+        tell(self._targets[key], words)
 
     def failures(self) -> list[BaseException]:
         """Of tasks that ended, which none of them should."""
-        ended = [task for _target, task in self._running.values() if task.done()]
-        return [task.exception() or RuntimeError("a check ended") for task in ended]
+        ended = [task for task in self._tasks.values() if task.done()]
+        return [not task.cancelled() and task.exception() or RuntimeError("a check ended") for task in ended]

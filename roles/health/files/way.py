@@ -6,26 +6,22 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
-import struct
 import time
+from functools import cache
 
 from engine.addresses import Address
-from engine.link import route_socket
+from engine.link import import_pyroute2, route_socket
 from engine.next_hops import resolved
 
-from .common import Failed, Target, family_of
+from .common import CannotCheck, Failed, Target, family_of
 from .frames import ETHERTYPES, Flow, ip_packet
 
 IPIP, IPV6_IN_IP = 4, 41
-# include/uapi/asm-generic/socket.h, include/uapi/linux/in6.h
-SO_ATTACH_FILTER = 26
+# include/uapi/linux/in6.h
 IPV6_HDRINCL = 36
 # Seconds that the kernel's neighbours are remembered, for all checks together.
 NEIGHBOURS_AGE = 1.0
-# Classic BPF: load a word, jump if equal, return.
-LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
 
 
 class Neighbours:
@@ -49,7 +45,10 @@ class Neighbours:
     @staticmethod
     def _read() -> dict[str, tuple[int, str]]:
         with route_socket() as route:
-            return {entry.address: (entry.interface, mac) for entry, mac in resolved(route).items()}
+            try:
+                return {entry.address: (entry.interface, mac) for entry, mac in resolved(route).items()}
+            except import_pyroute2().NetlinkError as error:
+                raise CannotCheck(f"the kernel's neighbours are not to be had: {error.args[-1]}") from None
 
 
 NEIGHBOURS = Neighbours()
@@ -60,7 +59,7 @@ def source_of(target: Target) -> Address:
     if target.health.source:
         return Address(target.health.source)
     if family_of(target.service.address) != target.family:
-        raise Failed("source is missing: the backend's address is not of the VIP's family")
+        raise CannotCheck("source is missing: the backend's address is not of the VIP's family")
     with socket.socket(target.family, socket.SOCK_DGRAM) as probe:
         probe.connect((target.address, 9))
         return Address(probe.getsockname()[0])
@@ -79,8 +78,15 @@ async def _send_to_neighbour(target: Target, flow: Flow, packet: bytes) -> None:
     if not mac:
         index, mac = await NEIGHBOURS.find(target.address)
         interface = socket.if_indextoname(index)
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as out:
-        out.sendto(packet, (interface, ETHERTYPES[flow.version], 0, 0, bytes.fromhex(mac.replace(":", ""))))
+    _frames_out().sendto(packet, (interface, ETHERTYPES[flow.version], 0, 0, bytes.fromhex(mac.replace(":", ""))))
+
+
+@cache
+def _frames_out() -> socket.socket:
+    """One for all, never closed: that would take as long as with listeners. Of no protocol, it hears nothing."""
+    out = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    out.setblocking(False)
+    return out
 
 
 def _send_in_tunnel(target: Target, flow: Flow, packet: bytes) -> None:
@@ -93,25 +99,3 @@ def _send_in_tunnel(target: Target, flow: Flow, packet: bytes) -> None:
         if target.family == socket.AF_INET6:
             out.setsockopt(socket.IPPROTO_IPV6, IPV6_HDRINCL, 1)
         out.sendto(tunnelled, (target.address, 0))
-
-
-def listener(flow: Flow) -> socket.socket:
-    """Hears what comes from the VIP to the source, by whatever interface and whether the kernel takes it or not."""
-    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETHERTYPES[flow.version]))
-    heard.setblocking(False)
-    _attach_filter(heard, 12 if flow.version == 4 else 8, flow.vip.packed + flow.source.packed)
-    return heard
-
-
-def _attach_filter(channel: socket.socket, offset: int, wanted: bytes) -> None:
-    """Everything else of what the host receives stays out of the queue."""
-    words = struct.unpack(f">{len(wanted) // 4}I", wanted)
-    steps = []
-    for number, word in enumerate(words):
-        steps.append((LOAD, 0, 0, offset + 4 * number))
-        # To the end, which refuses, where it is another one.
-        steps.append((EQUAL, 0, 2 * (len(words) - number) - 1, word))
-    steps += [(RETURN, 0, 0, 0xFFFF), (RETURN, 0, 0, 0)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    channel.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
