@@ -26,7 +26,7 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from roles.health.files import applier, dns, frames, http, icmp, log, rounds  # noqa: E402
+from roles.health.files import applier, dns, frames, icmp, log, rounds, web  # noqa: E402
 from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
 from roles.health.files.hindrances import Hindrances  # noqa: E402
 from roles.health.files.standing import Standing  # noqa: E402
@@ -310,7 +310,7 @@ def test_the_name_of_a_certificate(host, name):
     for given, expected in ((host, name), (None, "fd00::2")):
         options = {"check": "https", **({"host": given} if given else {})}
         target = Target(health.parse_one("web", options), services["web"], backend, "eth0")
-        assert http.server_name(target) == expected
+        assert web.server_name(target) == expected
 
 
 # --- frames of end_to_end, by scapy's account

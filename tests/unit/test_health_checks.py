@@ -33,7 +33,7 @@ sys.modules.setdefault("engine", engine)
 
 from engine.model import Backend, parse_services  # noqa: E402
 
-from roles.health.files import http  # noqa: E402
+from roles.health.files import web  # noqa: E402
 from roles.health.files.checks import CHECKS, problem_of  # noqa: E402
 from roles.health.files.common import CannotCheck, Target, open_socket  # noqa: E402
 
@@ -85,9 +85,11 @@ def server(
     with listening(version) as listener:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def saying(answer: bytes) -> Callable[[socket.socket], None]:
@@ -266,9 +268,9 @@ def test_http(answer, options, expected):
 
 def test_a_body_of_many_chunks_lets_other_checks_have_their_turn():
     async def run() -> int:
-        reader = asyncio.StreamReader(limit=http.HEADERS_LIMIT)
+        reader = asyncio.StreamReader(limit=web.HEADERS_LIMIT)
         reader.feed_data(b"1\r\nx\r\n" * 20000 + b"0\r\n\r\n")
-        reading, turns = asyncio.ensure_future(http._chunks(reader)), 0
+        reading, turns = asyncio.ensure_future(web._chunks(reader)), 0
         while not reading.done():
             await asyncio.sleep(0)
             turns += 1
@@ -355,8 +357,8 @@ def test_an_authority_that_comes_later_and_goes_again(secure, version, certifica
         another.write_bytes(content)
         another.replace(authorities)
         assert problem(version, secure, check="https") == expected
-    made = http.tls_context(True)
-    assert http.tls_context(True) is made and http.tls_context(False) is not made
+    made = web.tls_context(True)
+    assert web.tls_context(True) is made and web.tls_context(False) is not made
 
 
 def test_no_tls_at_all():

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 
-from . import dns, end_to_end, http, icmp, tcp, udp
+from . import dns, end_to_end, icmp, tcp, udp, web
 from .common import CannotCheck, Target, is_local, reason
 
 CHECKS = {
     "tcp": tcp.check,
-    "http": http.check,
-    "https": http.check,
+    "http": web.check,
+    "https": web.check,
     "udp": udp.check,
     "dns": dns.check,
     "icmp": icmp.check,

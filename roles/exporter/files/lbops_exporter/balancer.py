@@ -221,10 +221,9 @@ class BalancerCollector(Collector):
         page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
         page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
         page.merge(known.constant)
-        checked = [
-            (label, reading.healthy[key]) for label, key in zip(labels, config.backends) if key in reading.healthy
-        ]
-        page.add_lines(HEALTHY, _plain(HEALTHY, (label for label, _ in checked), (int(well) for _, well in checked)))
+        checked = [(label, key) for label, key in zip(labels, config.backends) if key in reading.healthy]
+        healthy = (int(reading.healthy[key]) for _label, key in checked)
+        page.add_lines(HEALTHY, _plain(HEALTHY, (label for label, _key in checked), healthy))
         ready = Counter(
             key.service for key, backend in config.backends.items() if backend.share and reading.healthy.get(key, True)
         )
