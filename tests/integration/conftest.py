@@ -13,8 +13,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ LAB = os.environ.get("INTEGRATION_LAB", "integration") + os.environ.get("PYTEST_
 DIRECTORY = CHECKOUT / "build/lab" / LAB
 INTERFACE = "data0"
 SERVERS = ("be1", "be2", "be3")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 class Lab:

@@ -284,11 +284,14 @@ cat >/root/python-{name} <<'END'
 exec unshare --mount sh -c '{command} && exec /usr/bin/python3 "$@"' python "$@"
 END
 chmod 755 /root/python-{name}"""
+PACKAGES = "/usr/lib/python3/dist-packages"
 MISSING = {
     "bpffs": "umount /sys/fs/bpf",
-    "pyroute2": "mount -t tmpfs tmpfs /usr/lib/python3/dist-packages",
+    # BCC stays, without which nobody gets as far.
+    "pyroute2": f"mkdir -p /tmp/bcc; mount --bind {PACKAGES}/bcc /tmp/bcc; mount -t tmpfs tmpfs {PACKAGES}; "
+    f"mkdir {PACKAGES}/bcc; mount --bind /tmp/bcc {PACKAGES}/bcc",
     "headers": "mount -t tmpfs tmpfs /lib/modules",
-    "iovisor": "echo >/tmp/other; mount --bind /tmp/other /usr/lib/python3/dist-packages/bcc/__init__.py",
+    "iovisor": f"echo >/tmp/other; mount --bind /tmp/other {PACKAGES}/bcc/__init__.py",
 }
 
 
@@ -305,7 +308,6 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
     # Variables, because the inventory's win over a task's own keywords.
     become = {"become": True, "become_user": "nobody", "become_method": "su", "become_flags": "-s /bin/sh"}
     unprivileged = {"vars": {f"ansible_{name}": value for name, value in become.items()}}
-    packages = "/usr/lib/python3/dist-packages"
     results = run(
         lab,
         [
@@ -315,13 +317,13 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
             lacking("pyroute2", **other),
             lacking("headers", **other),
             lacking("iovisor", **other),
-            shell(f"mv {packages}/bcc {packages}/bcc-hidden"),
+            shell(f"mv {PACKAGES}/bcc {PACKAGES}/bcc-hidden"),
             Task("xdp_program", {**T0, **other}),
-            shell(f"mv {packages}/bcc-hidden {packages}/bcc"),
+            shell(f"mv {PACKAGES}/bcc-hidden {PACKAGES}/bcc"),
             Task("xdp_program", {**T0, **SIZES}, keywords=unprivileged),
             Task("xdp_services", {**T0, "services": []}, keywords=unprivileged),
             Task("xdp_info", T0, keywords=unprivileged),
-            shell("rm /root/python-* /tmp/other"),
+            shell("rm -r /root/python-* /tmp/other /tmp/bcc"),
         ],
     )
     found = [result.get("msg", result) for result in results if result.get("failed")]
@@ -339,7 +341,7 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
         f"kernel headers are missing: /lib/modules/{release}/build does not exist; install linux-headers-{release} "
         f"(Debian, Ubuntu) or kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also knows "
         "what to do for a kernel without a header package",
-        f"{packages}/bcc/__init__.py is not iovisor's BCC; remove that package and install the distribution's "
+        f"{PACKAGES}/bcc/__init__.py is not iovisor's BCC; remove that package and install the distribution's "
         f"{distribution}",
         f"BCC is missing (No module named 'bcc'); install the distribution's package {distribution}, or apply the role "
         "lbops.xdp.bcc",

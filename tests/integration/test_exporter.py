@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import INTERFACE, Lab
+from tests.integration.conftest import INTERFACE, Lab, wait_for
 
 UNIT = "lbops-exporter.service"
 DROP_IN = f"/run/systemd/system/{UNIT}.d/test.conf"
@@ -325,7 +325,7 @@ def test_tls_and_users(lab, site):
         assert "let me" not in journal and digest not in journal
     finally:
         lab.playbook("site.yml", "--tags", "exporter")
-    assert answers(lab)
+    wait_for(lambda: answers(lab))
 
 
 def test_a_web_configuration_that_makes_no_sense_is_told_of(lab, drop_in):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
+from tests.integration.conftest import DIRECTORY, INTERFACE, Lab, wait_for
 from tests.support.client import Client
 
 UNIT = f"lbops-health@{INTERFACE}.service"
@@ -116,13 +116,6 @@ def in_ring(lab: Lab, name: str) -> set[str]:
         "print(*[s.config.backends[key].name for key, place in s.allocation.backends.items() if place in ids])"
     )
     return set(lab.engine(code).split())
-
-
-def wait_for(condition, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 class Watcher:

@@ -16,8 +16,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab
-from tests.integration.test_prometheus import free_port, wait_for
+from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab, wait_for
+from tests.integration.test_prometheus import free_port
 
 VIP = "10.77.0.10"
 SCREENSHOTS = CHECKOUT / "build" / "page"
@@ -151,10 +151,11 @@ def test_a_telephone_needs_no_sideways_scrolling(page: webdriver.Chrome, scheme:
         width = page.execute_script("return document.documentElement.scrollWidth")
         assert width <= 375
         # Nor do the tables, whose columns are fewer.
-        scrolling = page.execute_script(
-            "return [...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth).length"
+        wide = page.execute_script(
+            "return [...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth)"
+            ".map((one) => `${one.scrollWidth} of ${one.clientWidth}: ${one.innerText}`)"
         )
-        assert scrolling == 0
+        assert wide == []
         shown = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, ".backends th") if cell.is_displayed()]
         assert shown[:4] == ["Backend", "State", "Share", "Packets/s"]
         colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")

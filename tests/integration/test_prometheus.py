@@ -13,13 +13,13 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab
+from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab, wait_for
 from tests.prometheus.test_rules import PROGRAMS, RULES, queries, rules
 
 STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
@@ -79,13 +79,6 @@ class Prometheus:
         """The labels of each."""
         found = self._ask("alerts")["alerts"]
         return [one["labels"] for one in found if one["state"] == "firing" and one["labels"]["alertname"] == alert]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @contextmanager
