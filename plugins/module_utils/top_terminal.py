@@ -58,6 +58,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._styles = {} if os.environ.get("NO_COLOR") else STYLES
+        self._suspending = False
 
     def __enter__(self) -> Terminal:
         self._before = termios.tcgetattr(sys.stdin)
@@ -65,7 +66,7 @@ class Terminal:
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGWINCH, lambda *_arguments: None)
-        signal.signal(signal.SIGTSTP, self._suspend)
+        signal.signal(signal.SIGTSTP, self._ask_to_suspend)
         signal.signal(signal.SIGTERM, _end)
         try:
             self._take()
@@ -85,7 +86,12 @@ class Terminal:
         self._write(LEAVE)
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
 
-    def _suspend(self, *_arguments: Any) -> None:
+    def _ask_to_suspend(self, *_arguments: Any) -> None:
+        # Not here: the signal may come while something is being written, and a stream takes one writer at a time.
+        self._suspending = True
+
+    def _suspend(self) -> None:
+        self._suspending = False
         self._give_back()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._take()
@@ -115,6 +121,9 @@ class Terminal:
         readable, _writable, _exceptional = select.select([sys.stdin, self._wake], [], [], wait)
         if self._wake in readable:
             os.read(self._wake, 64)
+        if self._suspending:
+            self._suspend()
+            return []
         if sys.stdin not in readable:
             return []
         typed = os.read(sys.stdin.fileno(), 256)

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from copy import deepcopy
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import top, top_view
+from ansible_collections.lbops.xdp.plugins.module_utils import top, top_terminal, top_view
 from ansible_collections.lbops.xdp.plugins.module_utils.top_rates import Snapshot, report
 from ansible_collections.lbops.xdp.plugins.module_utils.top_sort import SORTS, sort_services
 from ansible_collections.lbops.xdp.plugins.module_utils.top_table import Line, table
@@ -440,3 +443,33 @@ class TestArguments:
         with pytest.raises(SystemExit):
             top.parse_arguments(["--help"])
         assert "Ethernet header included" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_stop_waits_for_what_is_being_written(monkeypatch):
+    master, slave = os.openpty()
+    with open(slave, closefd=False) as stdin, open(os.devnull, "w") as stdout:
+        monkeypatch.setattr(top_terminal.sys, "stdin", stdin)
+        monkeypatch.setattr(top_terminal.sys, "stdout", stdout)
+        stopped = []
+        monkeypatch.setattr(top_terminal.os, "kill", lambda _process, number: stopped.append(number))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTSTP, signal.SIGTERM, signal.SIGWINCH)}
+        write = stdout.write
+
+        def interrupted(text: str) -> int:
+            stdout.write = write
+            signal.raise_signal(signal.SIGTSTP)
+            assert stopped == []
+            return write(text)
+
+        try:
+            with top_terminal.Terminal() as terminal:
+                stdout.write = interrupted
+                terminal.draw([])
+                assert terminal.keys(time.monotonic() + 10) == []
+                assert stopped == [signal.SIGSTOP]
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            os.close(master)
+            os.close(slave)
