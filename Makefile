@@ -37,7 +37,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # As in pyproject.toml, for programs that pytest does not start.
-demo bench: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
+demo bench test-kernels test-compilers: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
 
 .PHONY: demo
 demo: deps venv collection ## Build the lab, apply site.yml, send traffic: build/demo/report.json
@@ -122,7 +122,6 @@ test-molecule: .venv/test.stamp collection ## Run molecule's default scenario
 	@.venv/bin/molecule test -s default
 
 .PHONY: test-kernels
-test-kernels: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
 test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's kernels, in virtual machines
 	$(need_root)
 	@DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86 cpio >/dev/null
@@ -131,7 +130,7 @@ test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's ke
 # Mitogen keeps Python running on the guests: starting it for every module is most of the time under emulation.
 .PHONY: test-vm
 VM_GUESTS ?= bookworm,trixie
-test-vm: export VM_GUESTS := $(VM_GUESTS)
+test-vm test-compilers: export VM_GUESTS := $(VM_GUESTS)
 test-vm: export ANSIBLE_STRATEGY := mitogen_linear
 test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real virtual machines: VM_GUESTS=bookworm for one
 	$(need_root)
@@ -141,8 +140,6 @@ test-vm: deps .venv/vm.stamp collection ## Run molecule's vm scenario, in real v
 		.venv/bin/molecule test -s vm
 
 .PHONY: test-compilers
-test-compilers: export VM_GUESTS := $(VM_GUESTS)
-test-compilers: export PYTHONPATH := $(CURDIR)/build/collections:$(CURDIR)
 test-compilers: deps .venv/vm.stamp collection ## Compile and load the program with the compilers and kernels of virtual machines
 	$(need_root)
 	@tests/tools/install-packages tests/vm/debian-packages.txt

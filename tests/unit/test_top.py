@@ -428,23 +428,6 @@ def test_colours_can_be_refused(no_color, drawn, monkeypatch, capsys):
     assert capsys.readouterr().out == f"\x1b[1;1H\x1b[2K{drawn}\x1b[2;1H\x1b[2Kas it is\x1b[3;1H\x1b[J"
 
 
-class TestArguments:
-    def test_defaults(self):
-        options = vars(top.parse_arguments([]))
-        assert options == {"interface": [], "interval": 1.0, "sort": "service", "once": False, "json": False}
-
-    @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "1s"])
-    def test_an_interval_is_a_time(self, interval, capsys):
-        with pytest.raises(SystemExit) as ended:
-            top.parse_arguments(["--interval", interval])
-        assert ended.value.code == 2 and "--interval" in capsys.readouterr().err
-
-    def test_help_says_what_bits_are(self, capsys):
-        with pytest.raises(SystemExit):
-            top.parse_arguments(["--help"])
-        assert "Ethernet header included" in " ".join(capsys.readouterr().out.split())
-
-
 def test_a_stop_waits_for_what_is_being_written(monkeypatch):
     master, slave = os.openpty()
     with open(slave, closefd=False) as stdin, open(os.devnull, "w") as stdout:
@@ -473,3 +456,20 @@ def test_a_stop_waits_for_what_is_being_written(monkeypatch):
                 signal.signal(number, handler)
             os.close(master)
             os.close(slave)
+
+
+class TestArguments:
+    def test_defaults(self):
+        options = vars(top.parse_arguments([]))
+        assert options == {"interface": [], "interval": 1.0, "sort": "service", "once": False, "json": False}
+
+    @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "1s"])
+    def test_an_interval_is_a_time(self, interval, capsys):
+        with pytest.raises(SystemExit) as ended:
+            top.parse_arguments(["--interval", interval])
+        assert ended.value.code == 2 and "--interval" in capsys.readouterr().err
+
+    def test_help_says_what_bits_are(self, capsys):
+        with pytest.raises(SystemExit):
+            top.parse_arguments(["--help"])
+        assert "Ethernet header included" in " ".join(capsys.readouterr().out.split())
