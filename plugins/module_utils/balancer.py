@@ -644,7 +644,7 @@ class Balancer:
             desired = model.Config(services, {key: backend for key, backend in kept.items() if key not in unfit})
             model.check(desired)
             self._require(used_features(desired), current, features if check else None)
-            outcome = self._apply(current, desired, check, "services", next_hops.Ways())
+            outcome = self._apply(current, desired, check, "services", {})
             return replace(outcome, warnings=[*outcome.warnings, *unfit.values()])
 
     def _require(self, used: frozenset[str], current: state.State, planned: list[str] | None) -> None:
@@ -672,32 +672,21 @@ class Balancer:
             if isinstance(raw, list)
             else raw
         )
-        with self._locked(check) as locked_state:
-            current = self._live(locked_state)
-            known_services = current.config.services
-            if check and services is not None:
-                known_services = model.parse_services(services)
-            if service is not None:
-                if service not in known_services:
-                    known = ", ".join(known_services) or "none"
-                    raise EngineError(f"service: unknown service {service!r}; known services: {known}")
-                strange = next((key for key in declared if key.service != service), None)
-                if strange:
-                    raise EngineError(
-                        f"backend {strange.address} is of service {strange.service}, but only those of service "
-                        f"{service} are declared here"
-                    )
-            kept = {
-                key: backend
-                for key, backend in current.config.backends.items()
-                if key.service in known_services and (not purge or (service is not None and key.service != service))
-            }
-            desired = model.Config(known_services, {**kept, **declared})
-            model.check(desired)
-            created = [backend for key, backend in declared.items() if key not in current.config.backends]
-            ways = next_hops.ways(_addresses_of_kernel(created))
-            self._refuse_lost_ways(created, ways, current.program.hook)
-            return self._apply(current, desired, check, "backends", ways, only=service)
+        known_services = model.parse_services(services) if check and services is not None else None
+        asked = False
+        while True:
+            with self._locked(check) as locked_state:
+                current = self._live(locked_state)
+                desired = _with_backends(current.config, declared, purge, service, known_services)
+                created = [backend for key, backend in declared.items() if key not in current.config.backends]
+                ways = next_hops.ways(_addresses_of_kernel(created))
+                self._refuse_lost_ways(created, ways, current.program.hook)
+                problems = {} if check else next_hops.resolve(ways, 0)
+                if asked or problems == ways.problems:
+                    return self._apply(current, desired, check, "backends", problems, only=service)
+            # Before a packet needs them; health checks need not wait for those that do not answer.
+            next_hops.resolve(ways, RESOLVE_TIMEOUT)
+            asked = True
 
     def _apply(
         self,
@@ -705,10 +694,10 @@ class Balancer:
         desired: model.Config,
         check: bool,
         what: str,
-        ways: next_hops.Ways,
+        problems: dict[str, str],
         only: str | None = None,
     ) -> Outcome:
-        """Make a checked configuration the live one; `ways` are those to the backends that are new."""
+        """Make a checked configuration the live one; `problems` are those of the ways to backends that are new."""
         sizes = current.program.sizes
         with maps.open_pinned(self.maps_directory, sizes) as live_maps:
             current = self._settled(current, live_maps, check)
@@ -727,8 +716,6 @@ class Balancer:
                 live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
                 _resume_counters(current, planned, live_maps)
                 self._save_intent(current, planned, _departed(current, planned, live_maps))
-                # Before a packet needs them.
-                problems = next_hops.resolve(ways, RESOLVE_TIMEOUT)
                 warnings = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
                 written = self._write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
@@ -1240,6 +1227,35 @@ class _Programs:
         self._pin.unlink(missing_ok=True)
         bpf.object_pin(self._loaded[for_tc], str(self._pin))
         return self._loaded[for_tc]
+
+
+def _with_backends(
+    config: model.Config,
+    declared: dict[model.BackendKey, model.Backend],
+    purge: bool,
+    service: str | None,
+    services: dict[str, model.Service] | None,
+) -> model.Config:
+    """Raises EngineError for backends that do not fit their services: `services`, or those of `config`."""
+    services = config.services if services is None else services
+    if service is not None:
+        if service not in services:
+            known = ", ".join(services) or "none"
+            raise EngineError(f"service: unknown service {service!r}; known services: {known}")
+        strange = next((key for key in declared if key.service != service), None)
+        if strange:
+            raise EngineError(
+                f"backend {strange.address} is of service {strange.service}, but only those of service "
+                f"{service} are declared here"
+            )
+    kept = {
+        key: backend
+        for key, backend in config.backends.items()
+        if key.service in services and (not purge or (service is not None and key.service != service))
+    }
+    desired = model.Config(services, {**kept, **declared})
+    model.check(desired)
+    return desired
 
 
 def _in_slice(entry: Any, service: str | None) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, maps, next_hops, state, tc
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, maps, state, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 
@@ -68,11 +68,11 @@ def live_maps(balancer: Balancer) -> maps.Maps:
     return maps.open_pinned(balancer.maps_directory, SIZES)
 
 
-def killed_while_resolving(balancer: Balancer, backends: list[dict]) -> None:
+def killed_before_writing(balancer: Balancer, backends: list[dict]) -> None:
     """In a process of its own, which ends the hard way between the intent and its execution."""
     child = os.fork()
     if not child:
-        next_hops.resolve = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)
+        maps.Maps.write_backends = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)
         balancer.apply_backends(backends, True, False)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -84,7 +84,7 @@ def test_a_killed_run_leaves_no_backend_with_anothers_counters_and_next_hop(bala
         run(balancer, net, tcp(CLIENT, port, VIP, 80))
     place = state.load(balancer.state_file).allocation.backend_counters[("web", "10.0.0.2", None)]
     declare(balancer, [WEB], web(1))
-    killed_while_resolving(balancer, web(1, 9))
+    killed_before_writing(balancer, web(1, 9))
     assert declare(balancer, [WEB], web(1, 9))
     assert state.load(balancer.state_file).allocation.backend_counters[("web", "10.0.0.9", None)] == place
     with live_maps(balancer) as live:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,22 @@ def test_what_is_desired_is_neither_revived_nor_changed(balancer, net):
     assert "10.0.0.2" in backends_of(balancer, net)
     healthy = {entry["address"]: entry["healthy"] for entry in balancer.info()["backends"]}
     assert healthy == {f"10.0.0.{host}": True for host in (1, 2, 3, 4)}
+
+
+def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(balancer, net):
+    declare(balancer, [WEB], web(1, 2))
+    outcomes = []
+    adding = threading.Thread(target=lambda: outcomes.append(balancer.apply_backends(web(1, 2, 230), True, False)))
+    adding.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    Balancer(balancer.interface, balancer.paths).observe(seen(2))
+    assert time.monotonic() - started < 1 and adding.is_alive()
+    adding.join()
+    [warning] = outcomes[0].warnings
+    assert warning == "backend 10.0.0.230: neighbour 10.0.0.230 does not answer ARP or neighbour discovery"
+    assert balancer.apply_backends(web(1, 2), True, False).changed
+    assert set(backends_of(balancer, net)) == {"10.0.0.1"}
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["keep", "drop"])
@@ -185,7 +202,7 @@ def test_drift_is_still_told_of(balancer, net):
 
 def test_a_run_that_was_killed_is_finished_before_a_backend_is_taken_out(balancer, net):
     declare(balancer, [WEB], web(1, 2))
-    engine.killed_while_resolving(balancer, web(1, 2, 3))
+    engine.killed_before_writing(balancer, web(1, 2, 3))
     balancer.observe(seen(2))
     assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3"}
     unchanged(balancer, [WEB], web(1, 2, 3))

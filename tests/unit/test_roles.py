@@ -56,35 +56,47 @@ def test_a_device_is_tuned_again_when_its_queues_may_have_been_made_anew(before:
     assert not condition(balancer_program={"changed": False, "before": before, "after": after})
 
 
-@pytest.mark.parametrize("role, installed", [("health", "health"), ("exporter", "lbops_exporter")])
-@pytest.mark.parametrize("newer", ["engine/state.py", "{installed}/log.py", "", "settings"])
-def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, installed, newer, tmp_path):
+UNITS = {"balancer": "lbops-watch@eth0", "health": "lbops-health@eth0", "exporter": "lbops-exporter"}
+
+
+@pytest.mark.parametrize("role", UNITS)
+@pytest.mark.parametrize("newer", ["", "usr/lib/lbops/engine/state.py", "of the role", "unit"])
+def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, newer, tmp_path):
     """Whichever run has changed it: what an archive says of times is no help, they are all the same."""
+    environment = jinja2.Environment()
+    environment.filters["quote"] = shlex.quote
     tasks = yaml.safe_load((ROLES / role / "tasks" / "present.yml").read_text())
-    [look] = [task for task in tasks if task.get("register") == f"{role}_newer"]
-    settings = {"health": "etc/lbops/health-eth0.json", "exporter": "etc/lbops/exporter-web.yml"}[role]
-    unit = {"health": "lbops-health@.service", "exporter": "lbops-exporter.service"}[role]
-    files = [f"usr/lib/lbops/{name}" for name in ("engine/state.py", f"{installed}/log.py")]
-    for name in (*files, settings, f"etc/systemd/system/{unit}"):
+    [looking] = [task["vars"] for task in tasks if "newer.yml" in str(task)]
+    names = {"balancer_interface": "eth0", "health_interface": "eth0"}
+    unit, *paths = (
+        environment.from_string(text).render(names)
+        for text in (looking["balancer_looked_at"], *looking["balancer_made_of"])
+    )
+    assert unit == f"{UNITS[role]}.service"
+    template = f"etc/systemd/system/{unit.replace('eth0', '')}"
+    files = {
+        "balancer": [],
+        "health": ["usr/lib/lbops/health/log.py", "etc/lbops/health-eth0.json"],
+        "exporter": ["usr/lib/lbops/lbops_exporter/page/page.js", "etc/lbops/exporter-web.yml"],
+    }[role]
+    for name in ("usr/lib/lbops/engine/state.py", template, *files):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (0, 0))
     started = subprocess.run(["date", "-u", "+%a %F %T.%6N UTC"], capture_output=True, text=True, check=True).stdout
-    (tmp_path / "systemctl").write_text(
-        f"#!/bin/sh\ncase $* in *@eth0.service|*-exporter.service) echo '{started}';; esac\n"
-    )
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncase $* in *' {unit}') echo '{started}';; esac\n")
     (tmp_path / "systemctl").chmod(0o755)
     time.sleep(0.02)
-    if newer:
-        name = settings if newer == "settings" else "usr/lib/lbops/" + newer.format(installed=installed)
+    for name in {"of the role": files, "unit": [template]}.get(newer, [newer] if newer else []):
         (tmp_path / name).chmod(0o600)
-    environment = jinja2.Environment()
-    environment.filters["quote"] = shlex.quote
-    command = environment.from_string(look["ansible.builtin.shell"]["cmd"]).render(health_interface="eth0")
-    command = command.replace(" /usr", f" {tmp_path}/usr").replace(" /etc", f" {tmp_path}/etc")
+    [look] = yaml.safe_load((ROLES / "balancer/tasks/newer.yml").read_text())
+    command = environment.from_string(look["ansible.builtin.shell"]["cmd"]).render(
+        balancer_looked_at=unit, balancer_made_of=[f"{tmp_path}{path}" for path in paths]
+    )
     path = f"{tmp_path}:{os.environ['PATH']}"
     found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env={"PATH": path})
-    assert bool(found.stdout) == bool(newer)
+    due = newer if newer != "of the role" else files
+    assert bool(found.stdout) == bool(due), found.stdout
 
 
 def test_settings_of_checks_are_shown_nowhere():

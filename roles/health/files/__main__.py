@@ -14,6 +14,7 @@ import sys
 from engine.balancer import Balancer
 from engine.errors import EngineError
 from engine.model import BackendKey
+from engine.notify import notify
 from engine.observed import Observed
 
 from .applier import Applier
@@ -21,7 +22,6 @@ from .common import Target
 from .config import Targets, read_checks
 from .hindrances import Hindrances
 from .log import Log
-from .notify import notify
 from .rounds import Rounds
 from .standing import Standing
 from .states import Status

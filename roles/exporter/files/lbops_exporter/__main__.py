@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.notify import notify
+
 from .exporter import Exporter
 from .log import log
 from .server import Server
@@ -33,6 +35,7 @@ def main() -> int:
     # shutdown() waits for serve_forever(), which the handler of a signal would interrupt.
     signal.signal(signal.SIGTERM, lambda *_arguments: threading.Thread(target=server.shutdown).start())
     log("started", address=arguments.address, port=arguments.port, tls=bool(web.tls), users=bool(web.users))
+    notify("READY=1")
     server.serve_forever()
     log("stopped")
     return 0
