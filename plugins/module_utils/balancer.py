@@ -8,7 +8,6 @@ Pins: <pins>/<interface>/program and <pins>/<interface>/maps/<map>, directories 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -19,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any
 
 from . import (
     bpf,
     compiled,
     compiler,
+    counters,
+    drift,
     filters,
     link,
     live,
@@ -35,27 +36,18 @@ from . import (
     observed,
     plan,
     state,
-    tables,
-    tc,
+    writing,
 )
 from .departed import Departed
 from .errors import EngineError
-from .layout import BACKEND, BACKEND_FIELDS, Sizes
+from .hooks import PROGRAM_NAME, Hooks, describe_program
+from .layout import BACKEND, Sizes
 from .native import NativeHook, examine, finish
 from .outcome import Outcome
-from .turns import Turns
+from .program_request import ProgramRequest
 from .xdp_features import xdp_features
 
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
-PROGRAM_NAME = "lbops_balancer"
-# In the order in which they are tried: generic XDP costs more than the hook of tc.
-HOOKS_OF_MODE = {
-    "auto": ("native", "tc", "generic"),
-    "native": ("native",),
-    "generic": ("generic",),
-    "tc": ("tc",),
-    "offload": ("offload",),
-}
 # Beyond these, maps take gigabytes, or are refused by the kernel without a word why.
 SIZE_LIMITS = {
     "max_services": 65536,
@@ -67,28 +59,8 @@ SIZE_LIMITS = {
     "max_new_flows": 100000000,
 }
 REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
-# How long replies of a removed backend may still be under way.
-REPLY_LINGER = 0.2  # seconds
 # How long the first packets' neighbours get to answer before they are needed.
 RESOLVE_TIMEOUT = 3.0  # seconds
-# Rings of new services are computed and written in batches, a quarter of a megabyte each.
-RINGS_AT_ONCE = 100
-# What health checks saw since they were asked last, or None.
-News = Callable[[], Optional[observed.Observed]]
-
-
-@dataclass(frozen=True)
-class ProgramRequest:
-    """The arguments of xdp_program."""
-
-    mode: str
-    features: frozenset[str]
-    sizes: Sizes
-    source: Path
-    attached: bool = True
-    force: bool = False
-    # Change what is in the way of a native program.
-    prepare: bool = False
 
 
 def used_features(config: model.Config, declared: filters.Filters | None = None) -> frozenset[str]:
@@ -129,6 +101,7 @@ class Balancer:
         self.state_file = paths.state_file(interface)
         self.preparing_file = paths.preparing_file(interface)
         self.health_file = paths.health_file(interface)
+        self._hooks = Hooks(interface)
         self._notes = notes.Notes(self.state_file, self.health_file)
         # Whether the program that was loaded last had to be.
         self._compiled = False
@@ -191,7 +164,7 @@ class Balancer:
                 return Outcome(False, before, before, {}, [])
             # What does not fit is refused before anything is touched, in check mode as well.
             planned = plan.make(model.Config({}, {}), plan.Allocation(), config, request.sizes)
-            _endpoint_tables(planned, request.sizes)
+            writing.endpoint_tables(planned, request.sizes)
             if current and current.filters:
                 filters.pack_filter_table(current.filters, current.filter_ids, request.sizes)
             native = self._examine(request, features, current)
@@ -203,22 +176,13 @@ class Balancer:
             details["prepared"] = native.prepared
             return Outcome(True, before, after, details, native.warnings, _with_prepared(before, after, native))
 
-    def _hooks(self, request: ProgramRequest, current: state.State | None) -> tuple[str, ...]:
-        """Those to try, in this order."""
-        attached, known = self._attached(), current.program if current else None
-        if known and attached and (attached.hook, request.mode) == (known.hook, known.mode):
-            # This hook was the best that there was; trying another would take the program off this one first.
-            if attached.hook == "native" or known.prepare or not request.prepare:
-                return (attached.hook,)
-        return HOOKS_OF_MODE[request.mode]
-
     def _examine(self, request: ProgramRequest, features: frozenset[str], current: state.State | None) -> NativeHook:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
-        hooks = self._hooks(request, current) if request.attached else ()
+        hooks = self._hooks.to_try(request, current) if request.attached else ()
         if "native" not in hooks:
             return NativeHook(self.interface, [], request.prepare, self.preparing_file)
         found = examine(self.interface, "multi_buffer" in features)
-        attached = self._attached()
+        attached = self._hooks.attached()
         if attached and attached.hook == "native" and self._is_ours(attached):
             # With what is in the way of the program that is there the kernel can live.
             running = current.program.features if current else features
@@ -233,7 +197,7 @@ class Balancer:
         """What a killed run prepared stays only if its program is on the driver's hook."""
         if not self.preparing_file.exists():
             return
-        attached = self._attached() if link.exists(self.interface) else None
+        attached = self._hooks.attached() if link.exists(self.interface) else None
         ours = bool(attached and attached.hook == "native" and self._is_ours(attached))
         finish(self.interface, self.preparing_file, ours)
 
@@ -242,7 +206,7 @@ class Balancer:
         if not self.pins.exists():
             return
         pending = self.pins / "program_new"
-        attached = self._attached()
+        attached = self._hooks.attached()
         if attached and attached.program_id == _pinned_program_id(pending):
             if (self.pins / "maps_new").exists():
                 self._adopt_new_maps()
@@ -261,20 +225,12 @@ class Balancer:
         (self.pins / "maps_new").rename(self.maps_directory)
         _remove_pins(old)
 
-    def _attached(self) -> link.Attached | None:
-        """The program on the XDP hook, whoever put it there, or ours on that of tc."""
-        attached = link.attached(self.interface)
-        if attached is None:
-            program_id = tc.attached(self.interface)
-            attached = link.Attached("tc", program_id) if program_id else None
-        return attached
-
     def _refuse_foreign(self, request: ProgramRequest) -> None:
-        attached = self._attached()
+        attached = self._hooks.attached()
         if attached is None or self._is_ours(attached) or request.force:
             return
         raise EngineError(
-            f"{self.interface} carries a program that is not ours: {_describe_program(attached.program_id)} on the "
+            f"{self.interface} carries a program that is not ours: {describe_program(attached.program_id)} on the "
             f"{attached.hook} hook; detach it, or let xdp_program replace it with force: true"
         )
 
@@ -316,7 +272,7 @@ class Balancer:
         if known and self._pinned_maps_fit(request.sizes):
             pinned = bpf.object_get(str(self.program_pin))
             try:
-                hook, why = self._put_on_hook({build.tc: pinned}.get, request, current, native)
+                hook, why = self._hooks.put({build.tc: pinned}.get, request, current, native)
             finally:
                 os.close(pinned)
         if not hook and (request.attached or not known):
@@ -394,7 +350,7 @@ class Balancer:
                     programs.program(build.tc)
                     if not self._carry_counters(before, current.allocation, live_maps):
                         current = replace(current, counting_since=0.0)
-                hook, why = self._put_on_hook(programs.program, request, current, native)
+                hook, why = self._hooks.put(programs.program, request, current, native)
                 if not hook:
                     # Detached, but ready to be attached.
                     programs.program(build.tc)
@@ -421,7 +377,7 @@ class Balancer:
             live_maps = maps.open_pinned(self.maps_directory, sizes)
         except maps.OtherLayout:
             return None
-        if current is not None and _table_ids(live_maps) != _known_ids(current.tables):
+        if current is not None and drift.table_ids(live_maps) != drift.known_ids(current.tables):
             # A killed run left maps in which the state file's places mean something else.
             live_maps.close()
             return None
@@ -436,7 +392,7 @@ class Balancer:
             return None
         out = self.observed().out(current.config)
         planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes, out=out)
-        written = self._write(planned, live_maps, state.Tables(), _endpoint_tables(planned, sizes))
+        written = writing.write(planned, live_maps, state.Tables(), writing.endpoint_tables(planned, sizes))
         if current.filters:
             table = filters.pack_filter_table(current.filters, current.filter_ids, sizes)
             written = replace(written, filters=live_maps.swap_table("filters", table))
@@ -474,99 +430,6 @@ class Balancer:
                 f"the kernel's verifier rejects the program for {self.interface}: {error.strerror}\n{error.log[-4000:]}"
             ) from None
 
-    def _put_on_hook(
-        self,
-        program_for: Callable[[bool], int | None],
-        request: ProgramRequest,
-        current: state.State | None,
-        native: NativeHook,
-    ) -> tuple[str, str]:
-        """Which hook the program is on, and why; no hook if `program_for` has no program of the kind it takes."""
-        attached = self._attached()
-        if not request.attached:
-            if attached:
-                self._detach(attached)
-            return "", "detached as asked for"
-        hooks = self._hooks(request, current)
-        refusals = []
-        with _kept(attached) as previous:
-            on_hook = attached
-            for hook in hooks:
-                try:
-                    program = self._program_for(hook, program_for, request, native)
-                    if program is None:
-                        return "", ""
-                    if on_hook and on_hook.hook != hook and "tc" not in (on_hook.hook, hook):
-                        # XDP on two hooks at once is not allowed, so this switch cannot be seamless.
-                        self._detach(on_hook)
-                        on_hook = None
-                    self._attach(program, hook, on_hook if on_hook and on_hook.hook == hook else None, native)
-                except link.HookRefused as error:
-                    refusals.append(str(error))
-                    continue
-                if on_hook and on_hook.hook != hook:
-                    self._detach(on_hook)
-                if request.mode != "auto":
-                    return hook, f"mode {request.mode} was asked for"
-                if current and len(hooks) == 1:
-                    return hook, current.program.why
-                return hook, "; ".join(refusals) or f"the driver takes {hook} XDP"
-            if attached and not on_hook:
-                link.attach(self.interface, previous, attached.hook, None)
-        raise EngineError("; ".join(refusals))
-
-    def _program_for(
-        self, hook: str, program_for: Callable[[bool], int | None], request: ProgramRequest, native: NativeHook
-    ) -> int | None:
-        """Raises HookRefused for what the hook cannot do."""
-        if hook == "native" and native.refusal:
-            raise link.HookRefused(native.refusal)
-        missing = sorted(request.features & compiler.NOT_ON_TC)
-        if hook == "tc" and missing:
-            raise link.HookRefused(f"tc ingress on {self.interface}: {', '.join(missing)} is possible with XDP only")
-        if hook == "offload":
-            self._refuse_offload()
-        return program_for(hook == "tc")
-
-    def _refuse_offload(self) -> NoReturn:
-        """Say why it is refused: the device takes no programs, as the smallest there is tells, or not this one."""
-        try:
-            os.close(
-                bpf.program_load(
-                    PROGRAM_NAME, bpf.PASS_PROGRAM, device=link.interface_index(self.interface), log_level=1
-                )
-            )
-        except OSError as error:
-            raise link.HookRefused(
-                f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes no "
-                f"programs: {error.strerror}"
-            ) from None
-        # kernel/bpf/offload.c, bpf_map_offload_map_alloc(): arrays and hash tables (Linux 4.16 to 6.18).
-        raise link.HookRefused(
-            f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes programs, but "
-            "the kernel passes no maps of maps to hardware, and the balancer needs them; use mode: native"
-        )
-
-    def _attach(self, program: int, hook: str, attached: link.Attached | None, native: NativeHook) -> None:
-        if hook == "tc":
-            tc.attach(self.interface, program)
-            return
-        with _kept(attached) as replaced:
-            if hook == "native":
-                native.attach(lambda: link.attach(self.interface, program, hook, replaced))
-            else:
-                link.attach(self.interface, program, hook, replaced)
-
-    def _detach(self, attached: link.Attached) -> None:
-        if attached.hook == "tc":
-            tc.detach(self.interface)
-            return
-        descriptor = bpf.program_fd(attached.program_id)
-        try:
-            link.detach(self.interface, attached.hook, descriptor)
-        finally:
-            os.close(descriptor)
-
     def remove_program(self, check: bool, force: bool = False) -> Outcome:
         """Detach our program and remove its pins and state; a foreign program stays."""
         self._check_host()
@@ -585,9 +448,9 @@ class Balancer:
 
     def _remove(self) -> None:
         if link.exists(self.interface):
-            attached = self._attached()
+            attached = self._hooks.attached()
             if attached and self._is_ours(attached):
-                self._detach(attached)
+                self._hooks.detach(attached)
         self._finish_preparation()
         _remove_pins(self.pins)
         state.remove(self.state_file)
@@ -606,7 +469,7 @@ class Balancer:
 
     def program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
-        attached = self._attached() if link.exists(self.interface) else None
+        attached = self._hooks.attached() if link.exists(self.interface) else None
         ours = _pinned_program_id(self.program_pin)
         facts: dict[str, Any] = {"attached": bool(attached and ours and attached.program_id == ours)}
         if current is not None and ours:
@@ -701,26 +564,26 @@ class Balancer:
         sizes = current.program.sizes
         with maps.open_pinned(self.maps_directory, sizes) as live_maps:
             current = self._settled(current, live_maps, check)
-            drift = self._drift(current, live_maps)
+            found = drift.find(current, live_maps)
             out = self.observed().out(desired)
             planned = plan.make(
-                current.config, current.allocation, desired, sizes, drift, was_out=current.tables.out, out=out
+                current.config, current.allocation, desired, sizes, found, was_out=current.tables.out, out=out
             )
             warnings: list[str] = []
-            details: dict[str, Any] = {"repaired": bool(drift)}
+            details: dict[str, Any] = {"repaired": bool(found)}
             # What does not fit is refused before anything is touched, in check mode as well.
-            packed = _endpoint_tables(planned, sizes)
+            packed = writing.endpoint_tables(planned, sizes)
             if planned.changed and not check:
                 # Nobody has these places yet: a run killed from here on leaves no backend with another's numbers.
                 live_maps.zero_counters("service_counters", planned.zero_service_counters)
                 live_maps.zero_counters("backend_counters", planned.zero_backend_counters)
-                _resume_counters(current, planned, live_maps)
-                self._save_intent(current, planned, _departed(current, planned, live_maps))
+                counters.resume(current, planned, live_maps)
+                self._save_intent(current, planned, counters.departed(current, planned, live_maps))
                 warnings = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
-                written = self._write(planned, live_maps, current.tables, packed)
+                written = writing.write(planned, live_maps, current.tables, packed)
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
                 # Until here packets may have been counted for what is removed.
-                departed = _departed(current, planned, live_maps)
+                departed = counters.departed(current, planned, live_maps)
                 self._save(replace(_result(current, planned, written), departed=departed))
         changes = planned.services if what == "services" else planned.backends
         before = [live.public(entry) for entry in getattr(current.config, what).values() if _in_slice(entry, only)]
@@ -731,25 +594,6 @@ class Balancer:
             removed=[_label(key) for key in changes.removed],
         )
         return Outcome(planned.changed, before, after, details, warnings)
-
-    def _drift(self, current: state.State, live_maps: maps.Maps) -> plan.Drift:
-        """Compare the maps with what was written last."""
-        known = current.tables
-        live_rings = live_maps.ring_ids()
-        entries = live_maps.read_backends()
-        unfinished = _is_unfinished(current)
-        return plan.Drift(
-            endpoints=unfinished
-            or (live_maps.table_id("endpoints"), live_maps.table_id("endpoints6"))
-            != (known.endpoints, known.endpoints6),
-            rings=frozenset(
-                ring
-                for ring in current.allocation.rings.values()
-                if unfinished or live_rings.get(ring, 0) != known.rings.get(ring, 0)
-            ),
-            backends=_backends_digest(entries, current.allocation) != known.backends
-            or _renumbered_interfaces(entries, current),
-        )
 
     def _save_intent(self, current: state.State, planned: plan.Plan, departed: Departed) -> None:
         """Before the maps are touched: a killed run leaves a state whose places are right and whose tables are not."""
@@ -786,72 +630,9 @@ class Balancer:
                     f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
                 )
 
-    def _write(
-        self, planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables
-    ) -> state.Tables:
-        """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix."""
-        allocation, desired = planned.allocation, planned.desired
-        members = desired.backends_of()
-        table_ids = dict(known.rings)
-        endpoint_ids = (known.endpoints, known.endpoints6)
-
-        def swap(packed_tables: tuple[bytes, bytes | None]) -> tuple[int, int]:
-            # A packet is of one family, so one table after the other is one step for each.
-            return (
-                live_maps.swap_table("endpoints", packed_tables[0]),
-                live_maps.swap_table("endpoints6", packed_tables[1]),
-            )
-
-        def pack(names: list[str]) -> dict[int, bytes | None]:
-            return _packed_rings(planned, members, names)
-
-        # Everything that takes time to compute is ready before packets see the first change.
-        entries = {allocation.backends[key]: self._entry(planned, key) for key in planned.written_backends}
-        swapped = pack(planned.swapped_rings)
-        final, interim = packed
-
-        live_maps.write_backends(entries)
-        self._write_pools(planned, live_maps)
-        live_maps.set_links(link.links_up(_redirect_interfaces(desired)))
-        for start in range(0, len(planned.new_rings), RINGS_AT_ONCE):
-            live_maps.write_rings(pack(planned.new_rings[start : start + RINGS_AT_ONCE]), table_ids)
-        if interim is not None:
-            swap(interim)
-            live_maps.write_rings(swapped, table_ids)
-            if planned.replies_linger:
-                time.sleep(REPLY_LINGER)
-            endpoint_ids = swap(final)
-        else:
-            if final is not None:
-                endpoint_ids = swap(final)
-            live_maps.write_rings(swapped, table_ids)
-        live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
-        live_maps.retire_backends(
-            allocation.retiring_backends.union(allocation.backends[key] for key in planned.suspended_backends)
-        )
-        digest = _backends_digest(live_maps.read_backends(), allocation)
-        return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
-
-    def _write_pools(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
-        pools = planned.allocation.pools
-        entries = {pools[pool].id: tables.pack_pool(pool, pools[pool]) for pool in planned.written_pools}
-        for pool in planned.written_pools:
-            # A repair writes all of them; sessions of one that is right go on.
-            if live_maps.read_pool(pools[pool].id) != entries[pools[pool].id]:
-                live_maps.end_sessions(pools[pool].first_session, pool.ports)
-        live_maps.write_pools(entries)
-
-    def _entry(self, planned: plan.Plan, key: model.BackendKey) -> bytes:
-        backend = planned.desired.backends[key]
-        interface = _index_or_0(backend.interface)
-        entry = tables.pack_backend(
-            planned.desired.services[key.service], backend, planned.backend_place(key, interface)
-        )
-        return tables.retired(entry) if key in planned.out else entry
-
     # --- what health checks see
 
-    def observe(self, seen: observed.Observed, news: News = lambda: None) -> Followed:
+    def observe(self, seen: observed.Observed, news: writing.News = lambda: None) -> Followed:
         """Have rings and remembered flows follow what health checks saw; what is desired stays as it is.
 
         `news` is asked between rings, and returns what was seen since, or None.
@@ -894,75 +675,27 @@ class Balancer:
         live_maps: maps.Maps,
         seen: observed.Observed,
         save: Callable[[state.State], None],
-        news: News = lambda: None,
+        news: writing.News = lambda: None,
     ) -> state.State:
         """Drift is left for a module to tell of, except where a killed run left no more to go by."""
         known, sizes = current.tables, current.program.sizes
         out = seen.out(current.config)
         if out == known.out and not known.following:
             return current
-        drift = self._drift(current, live_maps)
-        repaired = drift if known.following or _is_unfinished(current) else plan.Drift()
-        planned = _plan_out(current, repaired, known.out, out)
+        found = drift.find(current, live_maps)
+        repaired = found if known.following or drift.unfinished(current) else plan.Drift()
+        planned = writing.plan_out(current, repaired, known.out, out)
         save(replace(current, tables=replace(known, following=True)))
-        if _swaps_rings_only(planned):
-            written = self._swap_in_turns(current, planned, live_maps, news)
+        if writing.swaps_rings_only(planned):
+            written = writing.write_in_turns(current, planned, live_maps, news)
         else:
-            packed = _endpoint_tables(planned, sizes) if repaired.endpoints else (None, None)
-            written = self._write(planned, live_maps, known, packed)
-        if drift.backends and not repaired.backends:
+            packed = writing.endpoint_tables(planned, sizes) if repaired.endpoints else (None, None)
+            written = writing.write(planned, live_maps, known, packed)
+        if found.backends and not repaired.backends:
             written = replace(written, backends=known.backends)
         followed = _result(current, planned, written)
         save(followed)
         return followed
-
-    def _swap_in_turns(
-        self, current: state.State, planned: plan.Plan, live_maps: maps.Maps, news: News
-    ) -> state.Tables:
-        """One service after the other, since a ring takes its time: who is the first need not wait for the last.
-
-        A run that is killed on the way leaves rings that are told from those known by their ids.
-        """
-        table_ids, out, drift = dict(current.tables.rings), current.tables.out, planned.drift
-        members, turns = current.config.backends_of(), Turns()
-        self._write_pools(planned, live_maps)
-        self._write_entries_in(planned, live_maps)
-        turns.set(_services_that_change(planned, out))
-        while turns:
-            name = turns.take()
-            self._swap(planned, name, members, live_maps, table_ids)
-            out = frozenset(key for key in out if key.service != name).union(
-                key for key in planned.out if key.service == name
-            )
-            drift = plan.Drift(rings=drift.rings - {planned.allocation.rings[name]})
-            seen = news() if turns else None
-            if seen is not None:
-                planned = _plan_out(current, drift, out, seen.out(current.config))
-                self._write_entries_in(planned, live_maps)
-                turns.set(_services_that_change(planned, out))
-        digest = _backends_digest(live_maps.read_backends(), current.allocation)
-        return replace(current.tables, rings=table_ids, backends=digest, out=out, following=False)
-
-    def _write_entries_in(self, planned: plan.Plan, live_maps: maps.Maps) -> None:
-        """Those that come back are ready before their rings; those that leave go on until theirs are there."""
-        leaving = frozenset(planned.suspended_backends)
-        staying = replace(planned, out=planned.out - leaving)
-        entries = {planned.allocation.backends[key]: self._entry(staying, key) for key in planned.written_backends}
-        live_maps.write_backends(entries)
-
-    def _swap(
-        self,
-        planned: plan.Plan,
-        name: str,
-        members: dict[str, list[model.Backend]],
-        live_maps: maps.Maps,
-        table_ids: dict[int, int],
-    ) -> None:
-        if name in planned.swapped_rings:
-            live_maps.write_rings(_packed_rings(planned, members, [name]), table_ids)
-        live_maps.retire_backends(
-            [planned.allocation.backends[key] for key in planned.suspended_backends if key.service == name]
-        )
 
     def _settled(self, current: state.State, live_maps: maps.Maps, check: bool) -> state.State:
         """What health checks were killed at is finished first, and is no change of whoever comes next."""
@@ -972,7 +705,7 @@ class Balancer:
             return self._follow(current, live_maps, self.observed(), partial(state.save, self.state_file))
         allocation, live_rings = current.allocation, live_maps.ring_ids()
         rings = {place: live_rings[place] for place in allocation.rings.values() if place in live_rings}
-        digest = _backends_digest(live_maps.read_backends(), allocation)
+        digest = drift.backends_digest(live_maps.read_backends(), allocation)
         return replace(current, tables=replace(current.tables, rings=rings, backends=digest))
 
     # --- filters
@@ -1061,7 +794,7 @@ class Balancer:
             return
         with maps.open_pinned(self.maps_directory, current.program.sizes) as live_maps:
             live_maps.update_control(link.mtu(self.interface))
-            live_maps.set_links(link.links_up(_redirect_interfaces(current.config)))
+            live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
     def restore(self) -> Outcome:
         """Put back what the state file declares: program, maps and their content."""
@@ -1100,28 +833,9 @@ def _with_prepared(before: dict[str, Any], after: dict[str, Any], native: Native
     return found
 
 
-def _index_or_0(interface: str | None) -> int:
-    """0, which is no interface's, for one that is not there: the others of its service stand in."""
-    return link.interface_index(interface) if interface and link.exists(interface) else 0
-
-
 def _addresses_of_kernel(backends: Iterable[model.Backend]) -> list[str]:
     """Those whose next hop the kernel's tables decide."""
     return sorted({backend.address for backend in backends if backend.address and not backend.mac})
-
-
-def _renumbered_interfaces(entries: bytes, current: state.State) -> bool:
-    """Whether an interface of redirect was made anew since its backend was written."""
-    indexes = {interface: _index_or_0(interface) for interface in _redirect_interfaces(current.config)}
-    if not indexes:
-        return False
-    place_in_entry = BACKEND_FIELDS.index("interface")
-    for key, backend in current.config.backends.items():
-        if backend.interface:
-            entry = BACKEND.unpack_from(entries, current.allocation.backends[key] * BACKEND.size)
-            if entry[place_in_entry] != indexes[backend.interface]:
-                return True
-    return False
 
 
 def _unfit(
@@ -1141,69 +855,10 @@ def _unfit(
     }
 
 
-# The final tables of both families and the interim ones, where the plan has them.
-EndpointTables = tuple
-
-
-def _endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
-    """Raises EngineError for what does not fit."""
-
-    def pack(found: tables.Endpoints | None) -> tuple[bytes, bytes | None] | None:
-        return None if found is None else tables.pack_endpoint_tables(found, sizes)
-
-    return pack(planned.endpoints), pack(planned.interim_endpoints)
-
-
-def _is_unfinished(current: state.State) -> bool:
-    """A killed run left no ids: what it should have written may be missing altogether."""
-    return bool(current.allocation.rings) and not current.tables.endpoints
-
-
-def _packed_rings(
-    planned: plan.Plan, members: dict[str, list[model.Backend]], names: Iterable[str]
-) -> dict[int, bytes | None]:
-    """Those of the services with these names, by place."""
-    allocation, services = planned.allocation, planned.desired.services
-    return {
-        allocation.rings[name]: tables.pack_ring(services[name], members[name], allocation.backends, planned.out)
-        for name in names
-    }
-
-
-def _swaps_rings_only(planned: plan.Plan) -> bool:
-    retiring = planned.removed_rings or planned.allocation.retiring_backends
-    return planned.endpoints is None and not planned.new_rings and not retiring
-
-
-def _plan_out(
-    current: state.State, drift: plan.Drift, was_out: frozenset[model.BackendKey], out: frozenset[model.BackendKey]
-) -> plan.Plan:
-    """Of the same configuration, without other backends than before."""
-    config, sizes = current.config, current.program.sizes
-    return plan.make(config, current.allocation, config, sizes, drift, was_out=was_out, out=out)
-
-
-def _services_that_change(planned: plan.Plan, was_out: frozenset[model.BackendKey]) -> list[str]:
-    """With a ring to swap, or with backends that leave or come back without being in it."""
-    return [*planned.swapped_rings, *sorted({key.service for key in planned.out ^ was_out})]
-
-
 def _result(current: state.State, planned: plan.Plan, written: state.Tables) -> state.State:
     """What the plan leaves once it is written."""
     settled = replace(planned.allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
     return replace(current, config=planned.desired, allocation=settled, tables=written)
-
-
-def _table_ids(live_maps: maps.Maps) -> tuple[int, ...]:
-    return tuple(live_maps.table_id(name) for name in ("endpoints", "endpoints6", "filters"))
-
-
-def _known_ids(known: state.Tables) -> tuple[int, ...]:
-    return known.endpoints, known.endpoints6, known.filters
-
-
-def _redirect_interfaces(config: model.Config) -> set[str]:
-    return {backend.interface for backend in config.backends.values() if backend.interface}
 
 
 class _Programs:
@@ -1270,53 +925,6 @@ def _label(key: Any) -> str:
     return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
 
 
-def _resume_counters(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:
-    """Let what comes again go on counting where it was."""
-    for name, departed, before, after in (
-        (
-            "service_counters",
-            current.departed.services,
-            current.allocation.service_counters,
-            planned.allocation.service_counters,
-        ),
-        (
-            "backend_counters",
-            current.departed.backends,
-            current.allocation.backend_counters,
-            planned.allocation.backend_counters,
-        ),
-    ):
-        live_maps.set_counters(
-            name, {after[key]: row for key, row in departed.items() if key in after and key not in before}
-        )
-
-
-def _departed(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> Departed:
-    """With the counters of what this plan removes."""
-
-    def rows(name: str, places: dict[Any, int], removed: list[Any]) -> dict[Any, tuple[int, ...]]:
-        counted = live_maps.read_counters(name) if removed else []
-        return {key: counted[places[key]] for key in removed}
-
-    return current.departed.after(
-        rows("service_counters", current.allocation.service_counters, planned.services.removed),
-        rows("backend_counters", current.allocation.backend_counters, planned.backends.removed),
-        planned.desired.services,
-        planned.desired.backends,
-    )
-
-
-def _backends_digest(entries: bytes, allocation: plan.Allocation) -> str:
-    """Of the entries in use, wherever they lie."""
-    if not allocation.backends:
-        return ""
-    size = BACKEND.size
-    digest = hashlib.sha256()
-    for place in sorted(allocation.backends.values()):
-        digest.update(entries[place * size : (place + 1) * size])
-    return digest.hexdigest()
-
-
 def _kernel_facts(pin: Path) -> dict[str, Any]:
     descriptor = bpf.object_get(str(pin), read_only=True)
     try:
@@ -1333,17 +941,6 @@ def _kernel_facts(pin: Path) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _kept(attached: link.Attached | None) -> Iterator[int | None]:
-    """A descriptor of a program, which keeps it while it is on no hook."""
-    descriptor = bpf.program_fd(attached.program_id) if attached else None
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def _pinned_program_id(pin: Path) -> int | None:
     try:
         descriptor = bpf.object_get(str(pin), read_only=True)
@@ -1353,18 +950,6 @@ def _pinned_program_id(pin: Path) -> int | None:
         return bpf.program_info(descriptor).id
     finally:
         os.close(descriptor)
-
-
-def _describe_program(program_id: int) -> str:
-    try:
-        descriptor = bpf.program_fd(program_id)
-    except OSError:
-        return f"program {program_id}"
-    try:
-        info = bpf.program_info(descriptor)
-    finally:
-        os.close(descriptor)
-    return f"program {program_id} ({info.name or 'without a name'}, tag {info.tag})"
 
 
 def _make_private(directory: Path) -> None:

@@ -74,6 +74,11 @@ def exists(interface: str) -> bool:
     return interface in (name for dummy, name in socket.if_nameindex())
 
 
+def index_or_0(interface: str | None) -> int:
+    """0, which is no interface's, for one that is not there: the others of its service stand in."""
+    return interface_index(interface) if interface and exists(interface) else 0
+
+
 def driver(interface: str) -> str:
     """For messages: the name of the interface's driver."""
     return find(interface).driver() or "virtual"

@@ -184,6 +184,9 @@ class Config:
             grouped[backend.service].append(backend)
         return grouped
 
+    def redirect_interfaces(self) -> set[str]:
+        return {backend.interface for backend in self.backends.values() if backend.interface}
+
 
 class Entry:
     """One declared entry; errors name it."""

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ansible_collections.lbops.xdp.plugins.module_utils import state
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
 
 from tests.bench import report
 from tests.support import exporter as host

@@ -21,9 +21,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops")
-from engine import balancer, bpf, compiler, link, state, tables  # noqa: E402
-from engine.balancer import Balancer, ProgramRequest  # noqa: E402
+from engine import bpf, compiler, link, state, tables, writing  # noqa: E402
+from engine.balancer import Balancer  # noqa: E402
 from engine.layout import Sizes  # noqa: E402
+from engine.program_request import ProgramRequest  # noqa: E402
 
 INTERFACE = sys.argv[1]
 STRIDE = 3
@@ -155,7 +156,7 @@ def main():
     # The compiler's part changes nothing on the host.
     compiler.compile_program = functools.cache(compiler.compile_program)
     # There are no replies to wait for.
-    balancer.REPLY_LINGER = 0
+    writing.REPLY_LINGER = 0
     maglev = functools.cache(tables.maglev)
     tables.maglev = lambda names, weights: maglev(tuple(names), tuple(weights))
     runs = 0

@@ -24,7 +24,8 @@ import os, sys
 sys.path.insert(0, "/usr/lib/lbops")
 from pathlib import Path
 from engine import state
-from engine.balancer import Balancer, ProgramRequest
+from engine.balancer import Balancer
+from engine.program_request import ProgramRequest
 from engine.layout import Sizes
 
 save = state.save

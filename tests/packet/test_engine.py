@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, maps, state, tc
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer, ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
 
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_ADDRESS, ip

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state, tables
+from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state, tables, writing
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 from tests.packet import test_engine as engine
@@ -175,14 +175,14 @@ def test_killed_while_rings_are_written(balancer, net, moment):
     declare(balancer, [WEB], web(1, 2, 3))
     child = os.fork()
     if not child:
-        write = balancer._swap_in_turns
+        write = writing.write_in_turns
 
         def dying(*arguments):
             if moment == "after":
                 write(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        balancer._swap_in_turns = dying
+        writing.write_in_turns = dying
         balancer.observe(seen(2))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

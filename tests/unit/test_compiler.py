@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import balancer, bpf, compiler
+from ansible_collections.lbops.xdp.plugins.module_utils import balancer, bpf, compiler, hooks
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
 from ansible_collections.lbops.xdp.plugins.modules import xdp_program
@@ -77,7 +77,7 @@ def test_features_are_those_of_the_source():
 
 def test_the_module_offers_what_the_engine_has():
     assert xdp_program.FEATURES == list(compiler.FEATURES)
-    assert xdp_program.MODES == list(balancer.HOOKS_OF_MODE)
+    assert xdp_program.MODES == list(hooks.HOOKS_OF_MODE)
     assert xdp_program.SIZES == vars(Sizes())
     assert set(balancer.SIZE_LIMITS) == {field.name for field in fields(Sizes)}
     assert compiler.NOT_ON_TC < set(compiler.FEATURES)

@@ -1,0 +1,47 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was counted goes on when places in the maps change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import maps, plan, state
+from .departed import Departed
+
+
+def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:
+    """Let what comes again go on counting where it was."""
+    for name, gone, before, after in (
+        (
+            "service_counters",
+            current.departed.services,
+            current.allocation.service_counters,
+            planned.allocation.service_counters,
+        ),
+        (
+            "backend_counters",
+            current.departed.backends,
+            current.allocation.backend_counters,
+            planned.allocation.backend_counters,
+        ),
+    ):
+        live_maps.set_counters(
+            name, {after[key]: row for key, row in gone.items() if key in after and key not in before}
+        )
+
+
+def departed(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> Departed:
+    """With the counters of what this plan removes."""
+
+    def rows(name: str, places: dict[Any, int], removed: list[Any]) -> dict[Any, tuple[int, ...]]:
+        counted = live_maps.read_counters(name) if removed else []
+        return {key: counted[places[key]] for key in removed}
+
+    return current.departed.after(
+        rows("service_counters", current.allocation.service_counters, planned.services.removed),
+        rows("backend_counters", current.allocation.backend_counters, planned.backends.removed),
+        planned.desired.services,
+        planned.desired.backends,
+    )
