@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, observed, state, tables, writing
+from ansible_collections.lbops.xdp.plugins.module_utils import model, next_hops, observed, state, tables, writing
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 
 from tests.packet import test_engine as engine
@@ -88,17 +89,23 @@ def test_what_is_desired_is_neither_revived_nor_changed(balancer, net):
     assert healthy == {f"10.0.0.{host}": True for host in (1, 2, 3, 4)}
 
 
-def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(balancer, net):
+def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(balancer, net, monkeypatch):
     declare(balancer, [WEB], web(1, 2))
-    outcomes = []
-    adding = threading.Thread(target=lambda: outcomes.append(balancer.apply_backends(web(1, 2, 230), True, False)))
-    adding.start()
-    time.sleep(0.5)
-    started = time.monotonic()
-    Balancer(balancer.interface, balancer.paths).observe(seen(2))
-    assert time.monotonic() - started < 1 and adding.is_alive()
-    adding.join()
-    [warning] = outcomes[0].warnings
+    resolve, waiting, seen_down = next_hops.resolve, threading.Event(), threading.Event()
+
+    def waited_for(ways: next_hops.Ways, timeout: float) -> dict[str, str]:
+        if timeout:
+            waiting.set()
+            assert seen_down.wait(60)
+        return resolve(ways, 0)
+
+    monkeypatch.setattr(next_hops, "resolve", waited_for)
+    with ThreadPoolExecutor() as threads:
+        adding = threads.submit(balancer.apply_backends, web(1, 2, 230), True, False)
+        assert waiting.wait(60)
+        threads.submit(Balancer(balancer.interface, balancer.paths).observe, seen(2)).result(60)
+        seen_down.set()
+    [warning] = adding.result().warnings
     assert warning == "backend 10.0.0.230: neighbour 10.0.0.230 does not answer ARP or neighbour discovery"
     assert balancer.apply_backends(web(1, 2), True, False).changed
     assert set(backends_of(balancer, net)) == {"10.0.0.1"}
