@@ -43,7 +43,7 @@ def answers(lab: Lab) -> bool:
 def restart(lab: Lab) -> None:
     """Once it is started it answers."""
     output = lab.ssh("lb1", f"systemctl daemon-reload; systemctl restart {UNIT}; curl -sf {URL}/metrics", check=False)
-    assert "lbops_up" in output, lab.ssh("lb1", f"journalctl -u {UNIT} -n 30 --no-pager")
+    assert "lbops_exporter_scrapes_total" in output, lab.ssh("lb1", f"journalctl -u {UNIT} -n 30 --no-pager")
 
 
 def plain(entry: dict) -> dict:
