@@ -545,7 +545,7 @@ class Balancer:
                 ways = next_hops.ways(_addresses_of_kernel(created))
                 self._refuse_lost_ways(created, ways, current.program.hook)
                 problems = {} if check else next_hops.resolve(ways, 0)
-                if asked or problems == ways.problems:
+                if check or asked or problems == ways.problems:
                     return self._apply(current, desired, check, "backends", problems, only=service)
             # Before a packet needs them; health checks need not wait for those that do not answer.
             next_hops.resolve(ways, RESOLVE_TIMEOUT)

@@ -112,7 +112,10 @@ def write_in_turns(current: state.State, planned: plan.Plan, live_maps: maps.Map
         drift = plan.Drift(rings=drift.rings - {planned.allocation.rings[name]})
         seen = news() if turns else None
         if seen is not None:
+            back = out.intersection(planned.written_backends)
             planned = plan_out(current, drift, out, seen.out(current.config))
+            # Those that had come back, but are down again before their service's turn.
+            live_maps.retire_backends([planned.allocation.backends[key] for key in back & planned.out])
             _write_entries_in(planned, live_maps)
             turns.set(_services_that_change(planned, out))
     digest = backends_digest(live_maps.read_backends(), current.allocation)

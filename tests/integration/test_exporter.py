@@ -328,9 +328,12 @@ def test_tls_and_users(lab, site):
 def test_an_exporter_that_cannot_listen_fails_the_run(lab, site):
     """It has not this address; systemd goes on trying, since addresses may come late."""
     site_yml = CHECKOUT / "playbooks/site.yml"
-    result = lab.ansible("ansible-playbook", site_yml, "--tags", "exporter", "-e", "exporter_address=192.0.2.99")
     try:
-        assert result.returncode and "lbops-exporter.service" in result.stdout, result.stdout
+        # The second run has nothing to change any more.
+        for _run in range(2):
+            other = ("-e", "exporter_address=192.0.2.99")
+            result = lab.ansible("ansible-playbook", site_yml, "--tags", "exporter", *other)
+            assert result.returncode and "lbops-exporter.service" in result.stdout, result.stdout
         journal = lab.ssh("lb1", f"journalctl -u {UNIT} -o cat --no-pager -n 20")
         assert "event=failed address=192.0.2.99 port=9477" in journal
     finally:

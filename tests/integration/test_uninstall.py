@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 
 import pytest
+import yaml
 from ansible_collections.lbops.xdp.plugins.module_utils import bpf
 
-from tests.integration.conftest import INTERFACE, Lab
+from tests.integration.conftest import CHECKOUT, INTERFACE, Lab
 
 # Whatever the roles and modules leave on a host, found without asking them. The kernel's own files are *.debug.
 TRACES = f"""
@@ -23,7 +24,8 @@ ip -d link show | grep -o 'prog/xdp.*'
 ss -Hltn sport = :9477
 grep 1 /proc/sys/net/ipv4/conf/{INTERFACE}/forwarding
 """
-ABSENT = ("-e", "balancer_state=absent", "-e", "exporter_state=absent")
+# As the README says.
+ABSENT = ("--tags", "balancer,health,exporter", "-e", "balancer_state=absent", "-e", "exporter_state=absent")
 
 
 def traces(lab: Lab) -> list[str]:
@@ -31,6 +33,8 @@ def traces(lab: Lab) -> list[str]:
 
 
 def test_absent_leaves_nothing(lab, site):
+    services = yaml.safe_load((CHECKOUT / "inventory/lab/group_vars/balancers/balancer.yml").read_text())
+    lab.services([{**service, "health": {"check": "icmp"}} for service in services["balancer_services"]])
     program = lab.program_id()
     before = traces(lab)
     assert program and len(before) > 20

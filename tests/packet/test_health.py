@@ -111,6 +111,16 @@ def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(bala
     assert set(backends_of(balancer, net)) == {"10.0.0.1"}
 
 
+def test_in_check_mode_no_neighbour_is_asked(balancer, net, monkeypatch):
+    def resolve(*_arguments: object) -> None:
+        raise AssertionError("asked")
+
+    declare(balancer, [WEB], web(1))
+    monkeypatch.setattr(next_hops, "resolve", resolve)
+    # One does not answer, to the other there is no way.
+    assert balancer.apply_backends([*web(1, 230), {"service": "web", "address": "172.16.3.1"}], True, True).changed
+
+
 @pytest.mark.parametrize("drop", [False, True], ids=["keep", "drop"])
 @pytest.mark.parametrize("service", [WEB, STICKY], ids=["hash", "flow table"])
 def test_all_down(balancer, net, service, drop):
@@ -319,6 +329,25 @@ def test_one_that_comes_back_while_it_leaves(balancer, net):
     balancer.observe(seen_in_many(2), news)
     assert 5 < len(asked) < 15
     settled(balancer, net, {"10.0.0.1", "10.0.0.2", "10.0.0.3"})
+
+
+def test_one_that_leaves_while_it_comes_back(balancer, net):
+    """Its remembered flows are chosen anew, also where the ring had not been written yet."""
+    engine.attach(balancer, features=FEATURES)
+    declare(balancer, [{**service, "flow_table": True} for service in MANY], in_many(1, 2, 3))
+    assert all("10.0.0.2" in hosts_in(balancer, net, number) for number in range(len(MANY)))
+    down = seen_in_many(2)
+    balancer.observe(down)
+    asked = []
+
+    def news() -> observed.Observed | None:
+        asked.append(1)
+        return down if len(asked) == 5 else None
+
+    balancer.observe(observed.Observed(), news)
+    assert 5 < len(asked) < 15
+    for number in range(len(MANY)):
+        assert hosts_in(balancer, net, number, "A") == {"10.0.0.1", "10.0.0.3"}
 
 
 @pytest.mark.parametrize("flags", ["S", "A"], ids=["new", "remembered"])

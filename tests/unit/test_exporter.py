@@ -233,12 +233,34 @@ def test_hits_never_shrink():
 
 def test_32_bits_are_unwrapped():
     unwrapped = softnet.Unwrapped()
-    assert [unwrapped.add("x", value) for value in (5, 0xFFFFFFFF, 3, 4)] == [
+    assert [unwrapped.add((1, 0), value) for value in (5, 0xFFFFFFFF, 3, 4)] == [
         5,
         0xFFFFFFFF,
         (1 << 32) + 3,
         (1 << 32) + 4,
     ]
+
+
+def test_a_cpu_that_goes_offline_takes_nothing_from_the_sums(tmp_path, monkeypatch):
+    """The kernel has no line for it."""
+    lines = [" ".join([processed, *["00000001"] * 11, cpu]) for processed, cpu in (("0a", "00"), ("14", "01"))]
+    monkeypatch.setattr(softnet, "STATISTICS", tmp_path / "softnet_stat")
+    collector = softnet.SoftnetCollector(per_cpu=False)
+    for shown in (lines, lines[:1], lines):
+        softnet.STATISTICS.write_text("\n".join(shown))
+        page = Page()
+        collector.collect(page, "")
+        assert samples(page.content().decode())["lbops_softnet_processed_total"] == 30
+
+
+def test_what_filters_pass_never_shrinks():
+    """A packet may be counted between the reading of all and that of the dropped ones."""
+    passed = balancer.Passed()
+    assert passed.of({"all": (10, 4), "none": (5, 6)}) == [6, 0]
+    assert passed.of({"all": (12, 7), "none": (9, 9)}) == [6, 0]
+    assert passed.of({"all": (20, 7)}) == [13]
+    # Set up anew.
+    assert passed.of({"all": (3, 1), "none": (0, 0)}) == [2, 0]
 
 
 # --- what drivers and devices say
@@ -295,6 +317,17 @@ def test_drift_is_what_a_profile_would_change():
         ("rings", "tx", False),
         ("features", "lro", False),
     ]
+
+
+def test_one_damaged_tuning_blinds_its_own_interface_only(tmp_path, monkeypatch):
+    paths = state.Paths(tmp_path / "pins", tmp_path)
+    monkeypatch.setattr(tuned, "STATE", tmp_path)
+    for name, content in (("eth0", "{"), ("eth1", json.dumps({"schema": tuned.SCHEMA, "devices": {}, "reverted": 0}))):
+        tuned.path_of(name).write_text(content)
+    collector = nic.NicCollector(Devices(paths))
+    collector._declared(Page(), "eth1", {})
+    with pytest.raises(EngineError, match="nic-eth0.json is damaged"):
+        collector._declared(Page(), "eth0", {})
 
 
 # --- TLS and users
@@ -461,6 +494,17 @@ def test_a_page_is_made_once_for_all_who_wait(serve, tmp_path):
         thread.join()
     assert len(pages) == 10
     assert samples(made.metrics(False).decode())["lbops_exporter_scrapes_total"] < 10
+
+
+def test_what_could_not_be_made_is_no_answer(serve, tmp_path, monkeypatch):
+    made = Exporter(state.Paths(tmp_path / "pins", tmp_path / "state"))
+    assert made.metrics(False)
+    monkeypatch.setattr(Guard, "run", lambda *_arguments: 1 / 0)
+    begun = made._metrics._begun
+    with pytest.raises(ZeroDivisionError):
+        made.metrics(False)
+    # Nobody who waited meanwhile takes it for one.
+    assert made._metrics._begun == begun
 
 
 def test_the_silent_and_the_slow_keep_nobody_waiting_for_long(serve, monkeypatch):

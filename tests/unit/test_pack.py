@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive with what the balancer's role installs: reproducible, complete, and of use on a host without Ansible."""
+"""The archives with what roles install: reproducible, complete, and of use on a host without Ansible."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,26 @@ PACK = ROOT / "roles/balancer/files/pack.py"
 PACKED = ("plugins/module_utils", "files/bpf", "roles/balancer/files")
 
 
-def pack(collection: Path, archive: Path, role: str = "balancer") -> Path:
-    """As the role does it."""
-    subprocess.run([sys.executable, str(PACK), str(collection), str(archive), role], check=True)
-    return archive
+def pack(collection: Path, directory: Path, role: str = "balancer") -> list[Path]:
+    """As the roles do it."""
+    directory.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, str(PACK), str(collection), str(directory), role], check=True)
+    archives = [directory / "engine.tar", directory / f"{role}.tar"]
+    assert sorted(archives) == sorted(directory.iterdir())
+    return archives
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory) -> Path:
-    return pack(ROOT, tmp_path_factory.mktemp("archive") / "lbops.tar")
+def archives(tmp_path_factory) -> list[Path]:
+    return pack(ROOT, tmp_path_factory.mktemp("archives"))
 
 
 @pytest.fixture(scope="module")
-def host(archive, tmp_path_factory) -> Path:
-    """The root of a host on which it was unpacked."""
+def host(archives, tmp_path_factory) -> Path:
+    """The root of a host on which they were unpacked."""
     root = tmp_path_factory.mktemp("host")
-    subprocess.run(["tar", "--extract", "--no-same-owner", f"--file={archive}", f"--directory={root}"], check=True)
+    for archive in archives:
+        subprocess.run(["tar", "--extract", "--no-same-owner", f"--file={archive}", f"--directory={root}"], check=True)
     return root
 
 
@@ -54,21 +59,36 @@ def test_everything_has_its_place(host):
 
 
 def test_a_host_without_a_balancer_gets_the_engine_and_its_own_unit(tmp_path):
-    with tarfile.open(pack(ROOT, tmp_path / "lbops.tar", "nic_tuning")) as tar:
-        entries = tar.getnames()
-        [unit] = [entry for entry in entries if not entry.startswith("usr/lib/lbops/engine/")]
-        assert unit == "etc/systemd/system/lbops-nic@.service"
-        [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.(\w+) apply %i$", read(tar, unit), re.MULTILINE)
-        assert 'if __name__ == "__main__":' in read(tar, f"usr/lib/lbops/engine/{module}.py")
+    engine, own = pack(ROOT, tmp_path, "nic_tuning")
+    [unit] = names_in(own)
+    assert unit == "etc/systemd/system/lbops-nic@.service"
+    [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.(\w+) apply %i$", read(own, unit), re.MULTILINE)
+    assert 'if __name__ == "__main__":' in read(engine, f"usr/lib/lbops/engine/{module}.py")
 
 
-def read(tar: tarfile.TarFile, name: str) -> str:
-    return tar.extractfile(name).read().decode()
+def test_no_two_roles_write_the_same_file(tmp_path):
+    """A file written anew has services restarted."""
+    roles = ("balancer", "exporter", "health", "nic_tuning")
+    written = Counter(name for role in roles for name in names_in(pack(ROOT, tmp_path / role, role)[1]))
+    assert set(written.values()) == {1}
+    assert not any(name.startswith("usr/lib/lbops/engine/") for name in written)
 
 
-def test_files_are_roots_and_nobody_elses_to_change(archive):
+def names_in(archive: Path) -> list[str]:
     with tarfile.open(archive) as tar:
-        entries = tar.getmembers()
+        return tar.getnames()
+
+
+def read(archive: Path, name: str) -> str:
+    with tarfile.open(archive) as tar:
+        return tar.extractfile(name).read().decode()
+
+
+def test_files_are_roots_and_nobody_elses_to_change(archives):
+    entries = []
+    for archive in archives:
+        with tarfile.open(archive) as tar:
+            entries += tar.getmembers()
     assert entries and all(entry.isfile() for entry in entries)
     found = {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries}
     assert found == {(0, 0, "root", "root", 0)}
@@ -77,21 +97,23 @@ def test_files_are_roots_and_nobody_elses_to_change(archive):
     assert set(modes.values()) == {0o644}
 
 
-def test_the_same_files_give_the_same_bytes(archive, tmp_path):
+def test_the_same_files_give_the_same_bytes(archives, tmp_path):
     for directory in PACKED:
         shutil.copytree(ROOT / directory, tmp_path / "copy" / directory)
     for number, path in enumerate(sorted((tmp_path / "copy").rglob("*"), reverse=True)):
         os.utime(path, (number, number))
         if path.is_file():
             path.chmod(0o640)
-    assert pack(tmp_path / "copy", tmp_path / "again.tar").read_bytes() == archive.read_bytes()
+    for again, archive in zip(pack(tmp_path / "copy", tmp_path / "again"), archives):
+        assert again.read_bytes() == archive.read_bytes()
 
 
-def test_another_file_gives_other_bytes(archive, tmp_path):
+def test_another_file_gives_other_bytes(archives, tmp_path):
     for directory in PACKED:
         shutil.copytree(ROOT / directory, tmp_path / "copy" / directory)
     (tmp_path / "copy/files/bpf/new.h").touch()
-    assert pack(tmp_path / "copy", tmp_path / "again.tar").read_bytes() != archive.read_bytes()
+    engine, own = pack(tmp_path / "copy", tmp_path / "again")
+    assert own.read_bytes() != archives[1].read_bytes() and engine.read_bytes() == archives[0].read_bytes()
 
 
 def test_the_engine_needs_neither_ansible_nor_anything_else_to_be_imported(host):

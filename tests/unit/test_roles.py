@@ -61,7 +61,8 @@ UNITS = {"balancer": "lbops-watch@eth0", "health": "lbops-health@eth0", "exporte
 
 @pytest.mark.parametrize("role", UNITS)
 @pytest.mark.parametrize("newer", ["", "usr/lib/lbops/engine/state.py", "of the role", "unit"])
-def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, newer, tmp_path):
+@pytest.mark.parametrize("state", ["true", "false"], ids=["runs", "does not run"])
+def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, newer, state, tmp_path):
     """Whichever run has changed it: what an archive says of times is no help, they are all the same."""
     environment = jinja2.Environment()
     environment.filters["quote"] = shlex.quote
@@ -84,7 +85,8 @@ def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, newer, 
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (0, 0))
     started = subprocess.run(["date", "-u", "+%a %F %T.%6N UTC"], capture_output=True, text=True, check=True).stdout
-    (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncase $* in *' {unit}') echo '{started}';; esac\n")
+    script = f"case $* in is-active*' {unit}') {state};; show*' {unit}') echo '{started}';; esac"
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "systemctl").chmod(0o755)
     time.sleep(0.02)
     for name in {"of the role": files, "unit": [template]}.get(newer, [newer] if newer else []):
@@ -95,7 +97,7 @@ def test_a_service_is_restarted_for_what_is_newer_than_its_process(role, newer, 
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env={"PATH": path})
-    due = newer if newer != "of the role" else files
+    due = state == "false" or (newer if newer != "of the role" else files)
     assert bool(found.stdout) == bool(due), found.stdout
 
 

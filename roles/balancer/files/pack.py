@@ -1,9 +1,11 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pack what a role installs into a tar archive to unpack at the root: pack.py <collection> <archive> <role>.
+"""Pack the engine, and what a role has besides, into tar archives to unpack at the root.
 
-The same files give the same bytes, so that unpacking an unchanged archive changes nothing.
+pack.py <collection> <directory> <role> makes engine.tar and <role>.tar. The same files give the same bytes, so that
+unpacking an unchanged archive changes nothing; of one that differs every file is written anew, which is why roles share
+none but the engine's.
 """
 
 from __future__ import annotations
@@ -16,26 +18,23 @@ from pathlib import Path
 ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"})
 SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 COMMANDS = ("roles/balancer/files", "usr/sbin", "lbops-top", set())
-
-
 EXPORTER = ("roles/exporter/files/lbops_exporter", "usr/lib/lbops/lbops_exporter", "*.py", set())
 PAGE = ("roles/exporter/files/lbops_exporter/page", "usr/lib/lbops/lbops_exporter/page", "*.*", set())
 
 
-def content(role: str) -> list:
-    if role == "exporter":
-        # It runs beside one of the others.
-        return [EXPORTER, PAGE]
-    units = (f"roles/{role}/files", "etc/systemd/system", "lbops-*.service", set())
-    if role == "balancer":
-        return [ENGINE, SOURCE, units, COMMANDS]
-    program = (f"roles/{role}/files", f"usr/lib/lbops/{role}", "*.py", set())
-    return [ENGINE, program, units]
+def content(part: str) -> list:
+    units = (f"roles/{part}/files", "etc/systemd/system", "lbops-*.service", set())
+    program = (f"roles/{part}/files", f"usr/lib/lbops/{part}", "*.py", set())
+    return {
+        "engine": [ENGINE],
+        "balancer": [SOURCE, units, COMMANDS],
+        "exporter": [EXPORTER, PAGE],
+    }.get(part, [program, units])
 
 
-def pack(collection: Path, archive: Path, role: str) -> None:
+def pack(collection: Path, archive: Path, part: str) -> None:
     with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for source, target, pattern, left_out in content(role):
+        for source, target, pattern, left_out in content(part):
             for path in sorted((collection / source).glob(pattern)):
                 if path.name not in left_out:
                     tar.add(path, f"{target}/{path.name}", filter=_plain)
@@ -49,4 +48,5 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    pack(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    for name in ("engine", sys.argv[3]):
+        pack(Path(sys.argv[1]), Path(sys.argv[2]) / f"{name}.tar", name)

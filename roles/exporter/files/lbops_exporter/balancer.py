@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
+from engine.filters import FilterKey
 from engine.layout import LATENCY_BOUNDS, REASONS
 from engine.live import Reading
 from engine.model import Backend
@@ -99,6 +100,24 @@ class Hits:
         return [hits for _packets, _beyond, hits in counted.values()]
 
 
+class Passed:
+    """Packets that filters let through. One may be counted between the reading of all and that of the dropped ones."""
+
+    def __init__(self) -> None:
+        # By filter, all packets, and the most that was shown.
+        self._shown: dict[FilterKey, tuple[int, int]] = {}
+
+    def of(self, rows: dict[FilterKey, tuple[int, ...]]) -> list[int]:
+        """In the order of the rows; what is not among them is forgotten."""
+        shown = {}
+        for key, (packets, dropped) in rows.items():
+            before, passed = self._shown.get(key, (0, 0))
+            # Counters may have begun anew.
+            shown[key] = packets, max(passed if packets >= before else 0, packets - dropped)
+        self._shown = shown
+        return [passed for _packets, passed in shown.values()]
+
+
 class Labels:
     """The labels of one configuration, before and after the direction, and what stays as long as it does."""
 
@@ -177,6 +196,7 @@ class BalancerCollector(Collector):
         self._labels: dict[str, Labels] = {}
         self._service_hits: dict[str, Hits] = {}
         self._backend_hits: dict[str, Hits] = {}
+        self._passed: dict[str, Passed] = {}
 
     def subjects(self) -> Iterable[str]:
         return self._sources.interfaces()
@@ -190,10 +210,12 @@ class BalancerCollector(Collector):
             known = self._labels[interface] = Labels(interface, reading.current)
         self._services(page, interface, reading, known)
         self._backends(page, interface, reading, known)
-        for item, (packets, dropped) in zip(reading.current.filters.values(), reading.filters):
+        filters = reading.current.filters
+        passed = self._passed.setdefault(interface, Passed()).of(dict(zip(filters, reading.filters)))
+        for item, (_packets, dropped), others in zip(filters.values(), reading.filters, passed):
             labels = {"interface": interface, "prefix": item.prefix, "protocol": item.protocol}
             page.add(FILTER_PACKETS, dropped, verdict="drop", **labels)
-            page.add(FILTER_PACKETS, packets - dropped, verdict="pass", **labels)
+            page.add(FILTER_PACKETS, others, verdict="pass", **labels)
         for (reason, verdict), packets in zip(REASONS, reading.reasons):
             page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
         if reading.latency:

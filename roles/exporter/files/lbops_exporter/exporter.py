@@ -58,9 +58,9 @@ class Shared:
         asked = time.monotonic()
         with self._lock:
             if self._begun <= asked:
-                self._begun = time.monotonic()
-                self._content = self._packed = b""
+                begun = time.monotonic()
                 self._content, self._complete = self._make()
+                self._begun, self._packed = begun, b""
             if packed and not self._packed:
                 self._packed = gzip.compress(self._content, 1)
             return self._packed if packed else self._content, self._complete

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import device_info, profiles, tuned
+from engine.errors import EngineError
 from engine.outcome import text_of
 from engine.profiles import Choice
 
@@ -122,7 +123,13 @@ class NicCollector(Collector):
 
     def _declared(self, page: Page, interface: str, facts: dict[str, Any]) -> None:
         for name in tuned_interfaces(self._devices.paths):
-            known = tuned.load(name)
+            try:
+                known = tuned.load(name)
+            except EngineError:
+                # It is that interface of which not everything can be read.
+                if name == interface:
+                    raise
+                continue
             if known is None or interface not in known.devices:
                 continue
             for group, option, differs in drifted(facts, known.devices[interface]):

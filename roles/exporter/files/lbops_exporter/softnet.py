@@ -39,13 +39,18 @@ class Unwrapped:
     """The kernel writes 32 bits of these counters; a scrape comes more often than they overflow."""
 
     def __init__(self) -> None:
-        self._last: dict[object, tuple[int, int]] = {}
+        # By CPU and column.
+        self._last: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def add(self, key: object, value: int) -> int:
+    def add(self, key: tuple[int, int], value: int) -> int:
         last, beyond = self._last.get(key, (0, 0))
         beyond += (value < last) << 32
         self._last[key] = value, beyond
         return beyond + value
+
+    def total(self, column: int) -> int:
+        """Of CPUs that were taken offline, too, of which the kernel tells nothing until they are back."""
+        return sum(sum(numbers) for (_cpu, found), numbers in self._last.items() if found == column)
 
 
 def read() -> list[tuple[int, list[int]]]:
@@ -61,7 +66,7 @@ class Processed:
         self._unwrapped = Unwrapped()
 
     def by_cpu(self) -> dict[int, int]:
-        return {cpu: self._unwrapped.add(cpu, row[0]) for cpu, row in read()}
+        return {cpu: self._unwrapped.add((cpu, 0), row[0]) for cpu, row in read()}
 
 
 class SoftnetCollector(Collector):
@@ -82,7 +87,7 @@ class SoftnetCollector(Collector):
                 for cpu, value in values:
                     page.add(family, value, cpu=cpu)
             else:
-                page.add(family, sum(value for _cpu, value in values))
+                page.add(family, self._unwrapped.total(column))
         if all(len(row) > _BACKLOG for _cpu, row in found):
             page.add(BACKLOG, sum(row[_BACKLOG] for _cpu, row in found))
         for family, setting, unit in ((BUDGET, "netdev_budget", 1), (BUDGET_TIME, "netdev_budget_usecs", 1e6)):
