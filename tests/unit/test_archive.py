@@ -15,17 +15,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.lookup import archive
 
 ROOT = Path(__file__).resolve().parents[2]
-PACK = ROOT / "roles/balancer/files/pack.py"
 PACKED = ("plugins/module_utils", "files/bpf", "roles/balancer/files")
 
 
 def pack(collection: Path, directory: Path, role: str = "balancer") -> list[Path]:
-    """As the roles do it."""
     directory.mkdir(exist_ok=True)
-    subprocess.run([sys.executable, str(PACK), str(collection), str(directory), role], check=True)
-    archives = [directory / "engine.tar", directory / f"{role}.tar"]
+    archives = [archive.pack(part, directory, collection) for part in ("engine", role)]
     assert sorted(archives) == sorted(directory.iterdir())
     return archives
 
@@ -39,8 +37,8 @@ def archives(tmp_path_factory) -> list[Path]:
 def host(archives, tmp_path_factory) -> Path:
     """The root of a host on which they were unpacked."""
     root = tmp_path_factory.mktemp("host")
-    for archive in archives:
-        subprocess.run(["tar", "--extract", "--no-same-owner", f"--file={archive}", f"--directory={root}"], check=True)
+    for path in archives:
+        subprocess.run(["tar", "--extract", "--no-same-owner", f"--file={path}", f"--directory={root}"], check=True)
     return root
 
 
@@ -74,20 +72,20 @@ def test_no_two_roles_write_the_same_file(tmp_path):
     assert not any(name.startswith("usr/lib/lbops/engine/") for name in written)
 
 
-def names_in(archive: Path) -> list[str]:
-    with tarfile.open(archive) as tar:
+def names_in(path: Path) -> list[str]:
+    with tarfile.open(path) as tar:
         return tar.getnames()
 
 
-def read(archive: Path, name: str) -> str:
-    with tarfile.open(archive) as tar:
+def read(path: Path, name: str) -> str:
+    with tarfile.open(path) as tar:
         return tar.extractfile(name).read().decode()
 
 
 def test_files_are_roots_and_nobody_elses_to_change(archives):
     entries = []
-    for archive in archives:
-        with tarfile.open(archive) as tar:
+    for path in archives:
+        with tarfile.open(path) as tar:
             entries += tar.getmembers()
     assert entries and all(entry.isfile() for entry in entries)
     found = {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries}
@@ -104,8 +102,8 @@ def test_the_same_files_give_the_same_bytes(archives, tmp_path):
         os.utime(path, (number, number))
         if path.is_file():
             path.chmod(0o640)
-    for again, archive in zip(pack(tmp_path / "copy", tmp_path / "again"), archives):
-        assert again.read_bytes() == archive.read_bytes()
+    for again, path in zip(pack(tmp_path / "copy", tmp_path / "again"), archives):
+        assert again.read_bytes() == path.read_bytes()
 
 
 def test_another_file_gives_other_bytes(archives, tmp_path):
