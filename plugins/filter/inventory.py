@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.module_utils import health, model
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
+from ansible_collections.lbops.xdp.plugins.module_utils.exporter_options import check_listening, check_web
 from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.
@@ -112,11 +113,23 @@ def inventory_problems(
         return [str(error)]
 
 
+def exporter_problems(web_config: Any, address: Any, port: Any) -> list[str]:
+    """What is wrong with the role exporter's variables, in sentences; nothing if all is well."""
+    problems = []
+    for check, arguments in ((check_listening, (address, port)), (check_web, (web_config, "web_config"))):
+        try:
+            check(*arguments)
+        except EngineError as error:
+            problems.append(f"exporter_{error}")
+    return problems
+
+
 class FilterModule:
     """Filters of the collection."""
 
     def filters(self) -> dict[str, Any]:
         return {
+            "exporter_problems": exporter_problems,
             "services": services,
             "backends": backends,
             "features": features,

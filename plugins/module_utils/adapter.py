@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from typing import Any, Callable
 
@@ -25,6 +26,13 @@ def _lines(content: Any) -> str:
     )
 
 
+def _words(error: OSError) -> str:
+    if not error.filename:
+        return f"the kernel refused an operation: {error}"
+    remedy = "; free some space there and run this again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error.filename2 or error.filename}: {error.strerror}{remedy}"
+
+
 def run(
     argument_spec: dict[str, Any], operation: Callable[[dict[str, Any], bool], Outcome], **constraints: Any
 ) -> None:
@@ -37,7 +45,7 @@ def run(
     except EngineError as error:
         module.fail_json(msg=str(error), **error.result)
     except OSError as error:
-        module.fail_json(msg=f"{module.params['interface']}: the kernel refused an operation: {error}")
+        module.fail_json(msg=f"{module.params['interface']}: {_words(error)}")
     for warning in outcome.warnings:
         module.warn(warning)
     result = {"changed": outcome.changed, "before": outcome.before, "after": outcome.after, **outcome.details}

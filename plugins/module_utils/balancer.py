@@ -657,6 +657,10 @@ class Balancer:
         """Another one when a module has written the state since, but not when observe() has."""
         return self._notes.configured()
 
+    def forgotten(self) -> bool:
+        """Whether somebody else changed or removed what observe() wrote down."""
+        return self._notes.forgotten()
+
     def forget_health(self) -> None:
         """Nothing is checked any more: what is desired is all there is to go by."""
         if state.load(self.state_file) is not None and self.program_pin.exists():

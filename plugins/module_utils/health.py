@@ -30,11 +30,16 @@ ALL_DOWN = ("keep", "drop")
 END_TO_END_KINDS = ("tcp", "udp", "dns", "icmp")
 END_TO_END_FORWARDINGS = ("dsr", "ipip")
 SECONDS_PATTERN = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
-HOST_PATTERN = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[(?P<six>[^\]]+)\])(:[0-9]{1,5})?")
+HOST_PATTERN = re.compile(
+    r"(?P<name>[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[(?P<six>[^\]]+)\])(:(?P<port>[0-9]{1,5}))?"
+)
 HOST_EXAMPLES = "www.example.net, 192.0.2.1:8080 or [2001:db8::1]:8080"
+# RFC 1035, section 2.3.4, without the length of the first label and the root.
 LONGEST_NAME = 253
 # In bytes: 65535 is the most that a packet says it has, with the headers of UDP, IPv6 and a tunnel's IPv4 in it.
 LONGEST_REQUEST = 65535 - 8 - 40 - 20
+LONGEST_RESPONSE = 65535 - 8 - 20
+LONGEST_BODY = 1048576
 PATH_PATTERN = re.compile(r"/[!-~]*")
 DOMAIN_PATTERN = re.compile(r"([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\.")
 
@@ -102,6 +107,8 @@ class _HealthEntry(Entry):
             return None
         if not isinstance(value, str) or not value:
             raise self.error(f"{key} {value!r} is not a text; put it in quotes")
+        if not value.isascii() and any(0xD800 <= ord(character) < 0xE000 for character in value):
+            raise self.error(f"{key} {value!r} holds half a character, which UTF-8 has not; leave it out")
         if pattern and not pattern.fullmatch(value):
             raise self.error(f"{key} {value!r} is not one such as {example}")
         return value
@@ -112,14 +119,25 @@ class _HealthEntry(Entry):
         if not found:
             return value
         six = found["six"]
-        if len(found["name"]) > LONGEST_NAME or (six and not _is_ipv6(six)):
+        port = found["port"]
+        if (
+            len(found["name"]) > LONGEST_NAME
+            or (six and not _is_ipv6(six))
+            or (port is not None and not 1 <= int(port) <= 65535)
+        ):
             raise self.error(f"host {value!r} is not one such as {HOST_EXAMPLES}")
         return value
 
-    def request(self) -> str | None:
-        value = self.text("request")
-        if value is not None and len(value.encode()) > LONGEST_REQUEST:
-            raise self.error(f"request is longer than {LONGEST_REQUEST} bytes, which no datagram holds; shorten it")
+    def short(self, key: str, longest: int, why: str) -> str | None:
+        value = self.text(key)
+        if value is not None and len(value.encode()) > longest:
+            raise self.error(f"{key} is longer than {longest} bytes, {why}; shorten it")
+        return value
+
+    def domain(self) -> str | None:
+        value = self.text("name", DOMAIN_PATTERN, "www.example.net")
+        if value is not None and len(value.rstrip(".")) > LONGEST_NAME:
+            raise self.error(f"name is longer than {LONGEST_NAME} characters, which DNS has not; shorten it")
         return value
 
     def status_ranges(self) -> list[list[int]]:
@@ -180,11 +198,11 @@ def parse_one(service: str, raw: Any) -> Health:
         path=entry.text("path", PATH_PATTERN, "/health?full=1, percent-encoded") or Health.path,
         host=entry.host(),
         status=entry.status_ranges(),
-        body=entry.text("body"),
+        body=entry.short("body", LONGEST_BODY, "the most that is read of an answer"),
         verify=True if verify is None else entry.boolean("verify"),
-        request=entry.request(),
-        response=entry.text("response"),
-        name=entry.text("name", DOMAIN_PATTERN, "www.example.net"),
+        request=entry.short("request", LONGEST_REQUEST, "which no datagram holds"),
+        response=entry.short("response", LONGEST_RESPONSE, "which no datagram holds"),
+        name=entry.domain(),
     )
 
 

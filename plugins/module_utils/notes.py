@@ -36,6 +36,8 @@ class Notes:
         self._versions: tuple[Version | None, Version | None] = (None, None)
         self._unsaved: State | None = None
         self._refusals: dict[Path, str] = {}
+        # Nothing before the first.
+        self._seen: tuple[Version | None] | None = None
 
     @property
     def refusal(self) -> str:
@@ -75,3 +77,8 @@ class Notes:
             self._refusals[self._health_file] = f"{self._health_file}: {error.strerror}"
         else:
             self._refusals.pop(self._health_file, None)
+        self._seen = (version_of(self._health_file),)
+
+    def forgotten(self) -> bool:
+        """Whether what was seen is there no more, as it was written down here."""
+        return self._seen is not None and self._seen != (version_of(self._health_file),)

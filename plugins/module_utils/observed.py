@@ -57,7 +57,7 @@ def load(path: Path) -> Observed:
             },
             frozenset(document["dropping"]),
         )
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, KeyError, RecursionError, TypeError, ValueError):
         return Observed()
 
 

@@ -150,6 +150,25 @@ def test_what_it_writes_itself_is_not_read_again_and_what_modules_write_is(runni
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("damage", ["removed", "garbage"])
+def test_what_was_seen_is_written_again_whoever_lost_it(running, balancer, damage):
+    async def run() -> None:
+        gone = {("web", BACK_ADDRESS), ("other", BACK_ADDRESS)}
+        with server(FRONT_ADDRESS):
+            async with running() as service:
+                await service.until(lambda: service.out() == gone)
+                if damage == "removed":
+                    balancer.health_file.unlink()
+                else:
+                    balancer.health_file.write_text("garbage")
+                # A module may come before the service looks.
+                await asyncio.to_thread(balancer.apply_backends, backends(weight=3), True, False)
+                assert await service.until(lambda: service.out() == gone) < BOUND
+                assert {key[:2] for key, well in balancer.observed().healthy.items() if not well} == gone
+
+    asyncio.run(run())
+
+
 def test_all_down_is_told_once_whatever_a_drained_one_does(running, balancer):
     drained = [
         {**backend, "state": "drained"} if backend["address"] == FRONT_ADDRESS else backend for backend in backends()

@@ -378,6 +378,8 @@ def test_users():
         ([], "is not a mapping"),
         ({"tls_server_config": {"cert_file": "/missing"}}, "tls_server_config has no key_file"),
         ({"tls_server_config": {"cert_file": "/missing", "key_file": "/missing"}}, "cert_file /missing and key_file"),
+        ({"tls_server_config": {"cert_file": 5, "key_file": 6}}, "cert_file 5 is not a path such as /etc/lb1.pem"),
+        ({"tls_server_config": {"cert_file": "a", "key_file": "b"}}, "cert_file 'a' is not a path"),
         ({"tls_server_config": {"ciphers": []}}, "tls_server_config has no 'ciphers'; there are cert_file, key_file"),
         ({"basic_auth_users": {"me": "secret"}}, "that of me is not a bcrypt digest; make one with htpasswd -nB me"),
         ({"basic_auth_users": ["me"]}, "basic_auth_users is not a mapping"),
@@ -505,6 +507,38 @@ def test_what_could_not_be_made_is_no_answer(serve, tmp_path, monkeypatch):
         made.metrics(False)
     # Nobody who waited meanwhile takes it for one.
     assert made._metrics._begun == begun
+
+
+def test_the_oldest_connections_make_room(serve):
+    """As soon as others wait, not when their time is over."""
+    port = serve()
+    silent = [socket.create_connection(("127.0.0.1", port)) for _number in range(3 * exporter_server.AT_ONCE)]
+    started = time.monotonic()
+    assert ask(port, "/metrics")[0] == 200
+    assert time.monotonic() - started < exporter_server.TIMEOUT
+    for connection in silent:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip;q=0, identity", False),
+        ("gzip; q=0.000", False),
+        ("xgzip", False),
+        ("", False),
+    ],
+)
+def test_who_takes_gzip(header, accepted):
+    assert exporter_server.accepts_gzip(header) is accepted
+
+
+def test_the_absolute_form_of_a_question(serve):
+    port = serve()
+    assert ask(port, f"http://127.0.0.1:{port}/metrics?x")[0] == 200
+    assert ask(port, "http://127.0.0.1")[0] == 404
 
 
 def test_the_silent_and_the_slow_keep_nobody_waiting_for_long(serve, monkeypatch):

@@ -167,6 +167,13 @@ def test_a_short_interval_has_a_short_timeout():
         ({"check": "http", "host": "www.example.net:"}, "is not one such as www.example.net"),
         ({"check": "udp", "request": "x" * 65468}, "request is longer than 65467 bytes"),
         ({"check": "udp", "request": "ä" * 32734}, "request is longer than 65467 bytes"),
+        ({"check": "udp", "request": "a\ud800"}, "request 'a\\ud800' holds half a character"),
+        ({"check": "udp", "request": "x", "response": "x" * 65508}, "response is longer than 65507 bytes"),
+        ({"check": "http", "body": "x" * 1048577}, "body is longer than 1048576 bytes, the most that is read"),
+        ({"check": "http", "body": "\udfff"}, "body '\\udfff' holds half a character"),
+        ({"check": "http", "host": "a:99999"}, "host 'a:99999' is not one such as"),
+        ({"check": "http", "host": "[::1]:0"}, "host '[::1]:0' is not one such as"),
+        ({"check": "dns", "name": ".".join(["a"] * 128)}, "name is longer than 253 characters"),
         ({"check": "http", "status": 700}, "status 700 is neither a status such as 200 nor a range"),
         ({"check": "http", "status": "300-200"}, "status '300-200' is neither"),
         ({"check": "http", "status": "100-299"}, "status '100-299' is neither"),
@@ -179,6 +186,10 @@ def test_what_is_refused(options, words):
     with pytest.raises(EngineError) as caught:
         check(**options)
     assert words in str(caught.value) and str(caught.value).startswith("service web: health: ")
+
+
+def test_the_longest_name():
+    assert check(check="dns", name=".".join(["a"] * 127) + ".").name
 
 
 @pytest.mark.parametrize(

@@ -292,3 +292,12 @@ def test_features_are_such_as_can_be_compiled_in():
     rules = [{"prefix": "::/0", "action": "pass"}]
     assert set(inventory.features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency"}
     assert filters.parse_filters(rules)
+
+
+def test_what_is_wrong_with_the_exporters_variables():
+    assert inventory.exporter_problems({}, "::", 9477) == []
+    assert inventory.exporter_problems({"tls": 1}, "nonsense", 70000) == [
+        "exporter_address 'nonsense' is not an IP address such as 127.0.0.1 or ::",
+        "exporter_web_config has no 'tls'; there are tls_server_config, basic_auth_users",
+    ]
+    assert inventory.exporter_problems({}, "127.0.0.1", 70000) == ["exporter_port 70000 is not between 1 and 65535"]

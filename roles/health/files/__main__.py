@@ -64,6 +64,9 @@ class Service:
             for failure in self._rounds.failures():
                 raise failure
             notify("WATCHDOG=1")
+            if self._balancer.forgotten():
+                # Whoever writes rings would take every backend for well, or has done so.
+                self._applier.now()
             if self._targets.changed():
                 # A large state takes its time to read, in which checks go on.
                 self._take(await asyncio.get_running_loop().run_in_executor(None, self._targets.read))

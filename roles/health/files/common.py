@@ -114,4 +114,7 @@ def reason(error: Exception) -> str:
         return f"TLS: {getattr(error, 'reason', None) or 'error'}"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
+    if isinstance(error, ConnectionError):
+        # asyncio's own have no number.
+        return os.strerror(errno.ECONNRESET)
     return f"unexpected {type(error).__name__}"

@@ -11,6 +11,8 @@ import re
 import ssl
 from functools import lru_cache
 
+from engine.health import LONGEST_BODY
+
 from . import tcp
 from .common import Failed, Target
 
@@ -18,7 +20,6 @@ STATUS_PATTERN = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: .*)?\r?\n")
 HEADERS_LIMIT = 65536
 # Heads of an answer, interim ones included.
 HEADS_LIMIT = 10
-BODY_LIMIT = 1048576
 # Chunks that are read before other checks have their turn.
 CHUNKS_AT_ONCE = 100
 
@@ -125,10 +126,10 @@ async def _headers(reader: asyncio.StreamReader) -> dict[bytes, bytes]:
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> bytes:
-    """As far as BODY_LIMIT."""
+    """As far as LONGEST_BODY."""
     if headers.get(b"transfer-encoding") == b"chunked":
         return await _chunks(reader)
-    wanted = min(int(headers.get(b"content-length", BODY_LIMIT)), BODY_LIMIT)
+    wanted = min(int(headers.get(b"content-length", LONGEST_BODY)), LONGEST_BODY)
     try:
         return await reader.readexactly(wanted)
     except asyncio.IncompleteReadError as error:
@@ -137,7 +138,7 @@ async def _body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> by
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
     body, chunks = bytearray(), 0
-    while len(body) < BODY_LIMIT:
+    while len(body) < LONGEST_BODY:
         chunks += 1
         if not chunks % CHUNKS_AT_ONCE:
             # What has come in already is read without waiting, so other checks would.
@@ -145,6 +146,6 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
         size = int((await reader.readline()).partition(b";")[0], 16)
         if not size:
             break
-        body += await reader.readexactly(min(size, BODY_LIMIT))
+        body += await reader.readexactly(min(size, LONGEST_BODY))
         await reader.readline()
     return bytes(body)

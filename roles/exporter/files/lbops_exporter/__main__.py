@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.errors import EngineError
+from engine.exporter_options import check_listening
 from engine.notify import notify
 
 from .exporter import Exporter
@@ -25,11 +27,15 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=9477)
     parser.add_argument("--web-config", type=Path, help="TLS and users, see docs/metrics.md")
     parser.add_argument("--per-cpu", action="store_true", help="what the kernel counts by CPU with a label cpu")
+    parser.add_argument("--check", action="store_true", help="only say what is wrong with these options")
     arguments = parser.parse_args()
     try:
+        check_listening(arguments.address, arguments.port)
         web = load(arguments.web_config)
+        if arguments.check:
+            return 0
         server = Server(arguments.address, arguments.port, Exporter(per_cpu=arguments.per_cpu), web)
-    except (WebConfigError, OSError) as error:
+    except (EngineError, WebConfigError, OSError) as error:
         log("failed", address=arguments.address, port=arguments.port, error=error)
         return 1
     # shutdown() waits for serve_forever(), which the handler of a signal would interrupt.

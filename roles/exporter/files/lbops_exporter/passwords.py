@@ -12,7 +12,6 @@ import threading
 
 # Debian, Ubuntu; RHEL
 LIBRARIES = ("libcrypt.so.1", "libcrypt.so.2")
-PREFIXES = ("$2a$", "$2b$", "$2y$")
 # Somebody nobody has the password of, so that a name that does not exist takes as long to refuse as one that does.
 NOBODY = "$2b$10$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import ssl
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,8 +29,18 @@ JSON = "application/json"
 # Who says nothing for so long is no longer waited for.
 TIMEOUT = 10.0  # seconds without a word
 LONGEST = 30.0  # seconds that a connection may take in all
+PATIENCE = 1.0  # seconds that the oldest one has while others wait for a place
 AT_ONCE = 32
 INDEX = "".join(f"{path}\n" for path in ("/", "/metrics", *(API + name for name in DOCUMENTS)))
+
+
+def accepts_gzip(header: str) -> bool:
+    """RFC 9110, section 12.5.3."""
+    for coding in header.lower().split(","):
+        name, _semicolon, weight = coding.replace(" ", "").partition(";")
+        if name == "gzip":
+            return not re.fullmatch(r"q=0(\.0*)?", weight)
+    return False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,8 +52,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._allowed():
             return
-        path = self.path.partition("?")[0]
-        packed = "gzip" in self.headers.get("Accept-Encoding", "")
+        # The absolute form, RFC 9112, section 3.2.2, names this host, too.
+        path = re.sub("^http://[^/?]*", "", self.path).partition("?")[0]
+        packed = accepts_gzip(self.headers.get("Accept-Encoding", ""))
         if path == "/metrics":
             self._answer(self.server.exporter.metrics(packed), CONTENT_TYPE, packed)
         elif path.startswith(API) and path[len(API) :] in DOCUMENTS:
@@ -114,7 +127,7 @@ class Server(ThreadingHTTPServer):
         self.exporter, self.web = exporter, web
         self.page = page.files()
         self._slots = threading.BoundedSemaphore(AT_ONCE)
-        # By thread, its connection and when that has to be over, by the monotonic clock.
+        # By thread, its connection and when that began, by the monotonic clock; the oldest first.
         self._open: dict[int, tuple[socket.socket, float]] = {}
         super().__init__((address, port), Handler)
 
@@ -127,28 +140,36 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # Those beyond wait in the queue of the socket.
-        while not self._slots.acquire(timeout=1.0):
-            self.service_actions()
+        while not self._slots.acquire(timeout=0.05):
+            self._hang_up(self._oldest())
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
         """Hangs up on those who take too long, about once a second: a word now and then keeps no place."""
         now = time.monotonic()
-        for connection, end in list(self._open.values()):
-            if end < now:
-                with suppress(OSError):
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        self._hang_up(connection for connection, begun in list(self._open.values()) if begun + LONGEST < now)
+
+    def _oldest(self) -> list[socket.socket]:
+        """That which has had its time, if any."""
+        found = list(self._open.values())[:1]
+        return [connection for connection, begun in found if begun + PATIENCE < time.monotonic()]
+
+    @staticmethod
+    def _hang_up(connections: Iterable[socket.socket]) -> None:
+        for connection in connections:
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        thread, end = threading.get_ident(), time.monotonic() + LONGEST
-        self._open[thread] = request, end
+        thread, begun = threading.get_ident(), time.monotonic()
+        self._open[thread] = request, begun
         try:
             if self.web.tls:
                 request.settimeout(TIMEOUT)
                 # Here and not where connections are accepted, so that nobody keeps the others waiting.
                 context = self.web.tls.context()
                 request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-                self._open[thread] = request, end
+                self._open[thread] = request, begun
                 request.do_handshake()
             super().process_request_thread(request, client_address)
         except OSError as error:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .passwords import PREFIXES, Users
+from engine.errors import EngineError
+from engine.exporter_options import check_web
+
+from .passwords import Users
 
 
 class WebConfigError(Exception):
@@ -53,32 +56,12 @@ class WebConfig:
 
 
 def _tls(found: dict[str, Any], where: str) -> Tls:
-    _only(found, ("cert_file", "key_file"), f"{where}: tls_server_config")
     try:
         return Tls(found["cert_file"], found["key_file"])
-    except KeyError as error:
-        raise WebConfigError(f"{where}: tls_server_config has no {error.args[0]}") from None
     except OSError as error:
         raise WebConfigError(
             f"{where}: cert_file {found['cert_file']} and key_file {found['key_file']} cannot be used: {error}"
         ) from None
-
-
-def _users(found: dict[str, Any], where: str) -> Users:
-    for name, digest in found.items():
-        if not isinstance(digest, str) or not digest.startswith(PREFIXES):
-            raise WebConfigError(
-                f"{where}: basic_auth_users: that of {name} is not a bcrypt digest; make one with htpasswd -nB {name}"
-            )
-    return Users(found)
-
-
-def _only(found: Any, known: tuple[str, ...], where: str) -> None:
-    if not isinstance(found, dict):
-        raise WebConfigError(f"{where} is not a mapping")
-    strange = [name for name in found if name not in known]
-    if strange:
-        raise WebConfigError(f"{where} has no {strange[0]!r}; there are {', '.join(known)}")
 
 
 def load(path: Path | None) -> WebConfig:
@@ -88,10 +71,10 @@ def load(path: Path | None) -> WebConfig:
     where = str(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        check_web(found, where)
     except (OSError, ValueError) as error:
         raise WebConfigError(f"{where} cannot be read: {error}") from None
-    _only(found, ("tls_server_config", "basic_auth_users"), where)
+    except EngineError as error:
+        raise WebConfigError(str(error)) from None
     tls, users = found.get("tls_server_config"), found.get("basic_auth_users")
-    if users is not None:
-        _only(users, tuple(users), f"{where}: basic_auth_users")
-    return WebConfig(_tls(tls, where) if tls else None, _users(users, where) if users else None)
+    return WebConfig(_tls(tls, where) if tls else None, Users(users) if users else None)
