@@ -98,12 +98,16 @@ def running(balancer, monkeypatch, tmp_path, capsys):
         service = program.Service(balancer.interface)
         task = asyncio.ensure_future(service.run())
         made = Running(balancer, service, capsys)
-        await made.until(lambda: made.events("started"))
-        yield made
-        assert not task.done()
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        try:
+            await made.until(lambda: made.events("started"))
+            yield made
+            assert not task.done()
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            # Also those checks that Python has swallow their cancellation.
+            service._rounds.set({})
 
     return start
 
