@@ -405,15 +405,7 @@ class Balancer:
             # Maps of another layout may count something else.
             return False
         with old:
-            for name, before, after in (
-                ("service_counters", current.allocation.service_counters, allocation.service_counters),
-                ("backend_counters", current.allocation.backend_counters, allocation.backend_counters),
-                ("filter_counters", current.filter_ids, current.filter_ids),
-            ):
-                rows = old.read_counters(name)
-                live_maps.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
-            live_maps.set_reasons(old.read_reasons())
-            live_maps.set_latency(old.read_latency())
+            counters.carry(current, allocation, old, live_maps)
         return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:

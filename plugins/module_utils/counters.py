@@ -11,6 +11,19 @@ from . import maps, plan, state
 from .departed import Departed
 
 
+def carry(current: state.State, allocation: plan.Allocation, old: maps.Maps, new: maps.Maps) -> None:
+    """From maps that are given up to those with places as in `allocation`."""
+    for name, before, after in (
+        ("service_counters", current.allocation.service_counters, allocation.service_counters),
+        ("backend_counters", current.allocation.backend_counters, allocation.backend_counters),
+        ("filter_counters", current.filter_ids, current.filter_ids),
+    ):
+        rows = old.read_counters(name)
+        new.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
+    new.set_reasons(old.read_reasons())
+    new.set_latency(old.read_latency())
+
+
 def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:
     """Let what comes again go on counting where it was."""
     for name, gone, before, after in (

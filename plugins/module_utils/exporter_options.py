@@ -9,6 +9,7 @@ import ipaddress
 from typing import Any
 
 from .errors import EngineError
+from .model import NUMBER_PATTERN
 
 FILES = ("cert_file", "key_file")
 # Of bcrypt digests.
@@ -21,7 +22,7 @@ def check_listening(address: Any, port: Any) -> None:
         ipaddress.ip_address(address if isinstance(address, str) else "")
     except ValueError:
         raise EngineError(f"address {address!r} is not an IP address such as 127.0.0.1 or ::") from None
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+    if not NUMBER_PATTERN.fullmatch(str(port)) or not 1 <= int(port) <= 65535:
         raise EngineError(f"port {port!r} is not between 1 and 65535")
 
 

@@ -300,4 +300,10 @@ def test_what_is_wrong_with_the_exporters_variables():
         "exporter_address 'nonsense' is not an IP address such as 127.0.0.1 or ::",
         "exporter_web_config has no 'tls'; there are tls_server_config, basic_auth_users",
     ]
+    # As --extra-vars exporter_port=9477 gives it.
+    assert inventory.exporter_problems({}, "127.0.0.1", "9477") == []
+    for port in (True, "9477x", 0):
+        assert inventory.exporter_problems({}, "127.0.0.1", port) == [
+            f"exporter_port {port!r} is not between 1 and 65535"
+        ]
     assert inventory.exporter_problems({}, "127.0.0.1", 70000) == ["exporter_port 70000 is not between 1 and 65535"]

@@ -16,7 +16,7 @@ from engine.notify import notify
 from .exporter import Exporter
 from .log import log
 from .server import Server
-from .web_config import WebConfigError, load
+from .web_config import load
 
 DESCRIPTION = "Prometheus metrics and a read-only JSON API of the balancers of this host."
 
@@ -35,7 +35,7 @@ def main() -> int:
         if arguments.check:
             return 0
         server = Server(arguments.address, arguments.port, Exporter(per_cpu=arguments.per_cpu), web)
-    except (EngineError, WebConfigError, OSError) as error:
+    except (EngineError, OSError) as error:
         log("failed", address=arguments.address, port=arguments.port, error=error)
         return 1
     # shutdown() waits for serve_forever(), which the handler of a signal would interrupt.

@@ -18,10 +18,6 @@ from engine.exporter_options import check_web
 from .passwords import Users
 
 
-class WebConfigError(Exception):
-    """What is wrong with the file."""
-
-
 class Tls:
     """Certificate and key, read anew when either was replaced."""
 
@@ -59,13 +55,13 @@ def _tls(found: dict[str, Any], where: str) -> Tls:
     try:
         return Tls(found["cert_file"], found["key_file"])
     except OSError as error:
-        raise WebConfigError(
+        raise EngineError(
             f"{where}: cert_file {found['cert_file']} and key_file {found['key_file']} cannot be used: {error}"
         ) from None
 
 
 def load(path: Path | None) -> WebConfig:
-    """Raises WebConfigError."""
+    """Raises EngineError."""
     if path is None:
         return WebConfig()
     where = str(path)
@@ -73,8 +69,6 @@ def load(path: Path | None) -> WebConfig:
         found = json.loads(path.read_text(encoding="utf-8"))
         check_web(found, where)
     except (OSError, ValueError) as error:
-        raise WebConfigError(f"{where} cannot be read: {error}") from None
-    except EngineError as error:
-        raise WebConfigError(str(error)) from None
+        raise EngineError(f"{where} cannot be read: {error}") from None
     tls, users = found.get("tls_server_config"), found.get("basic_auth_users")
     return WebConfig(_tls(tls, where) if tls else None, Users(users) if users else None)
