@@ -12,9 +12,9 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.module_utils import health, model
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
 from ansible_collections.lbops.xdp.plugins.module_utils.exporter_options import check_listening, check_web
+from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.

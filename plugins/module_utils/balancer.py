@@ -26,6 +26,8 @@ from . import (
     compiler,
     counters,
     drift,
+    files,
+    filter_table,
     filters,
     link,
     live,
@@ -40,6 +42,7 @@ from . import (
 )
 from .departed import Departed
 from .errors import EngineError
+from .features import used_features
 from .hooks import PROGRAM_NAME, Hooks, describe_program
 from .layout import BACKEND, Sizes
 from .native import NativeHook, examine, finish
@@ -61,19 +64,6 @@ SIZE_LIMITS = {
 REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 # How long the first packets' neighbours get to answer before they are needed.
 RESOLVE_TIMEOUT = 3.0  # seconds
-
-
-def used_features(config: model.Config, declared: filters.Filters | None = None) -> frozenset[str]:
-    """The features that a configuration and filters need compiled in."""
-    needed = set()
-    for service in config.services.values():
-        needed |= {service.forwarding, service.scheduler, "ipv6" if service.family == 6 else ""}
-        needed |= {"flow_table" if service.flow_table else "", "any_port" if service.any_port else ""}
-    if declared:
-        needed.add("filters")
-        if any(":" in key.prefix for key in declared):
-            needed.add("ipv6")
-    return frozenset(needed & compiler.FEATURES.keys())
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,7 @@ class Balancer:
             planned = plan.make(model.Config({}, {}), plan.Allocation(), config, request.sizes)
             writing.endpoint_tables(planned, request.sizes)
             if current and current.filters:
-                filters.pack_filter_table(current.filters, current.filter_ids, request.sizes)
+                filter_table.pack_filter_table(current.filters, current.filter_ids, request.sizes)
             native = self._examine(request, features, current)
             if check:
                 native.plan()
@@ -394,7 +384,7 @@ class Balancer:
         planned = plan.make(model.Config({}, {}), plan.Allocation(), current.config, sizes, out=out)
         written = writing.write(planned, live_maps, state.Tables(), writing.endpoint_tables(planned, sizes))
         if current.filters:
-            table = filters.pack_filter_table(current.filters, current.filter_ids, sizes)
+            table = filter_table.pack_filter_table(current.filters, current.filter_ids, sizes)
             written = replace(written, filters=live_maps.swap_table("filters", table))
         return replace(current, allocation=planned.allocation, tables=written)
 
@@ -445,8 +435,8 @@ class Balancer:
                 self._hooks.detach(attached)
         self._finish_preparation()
         _remove_pins(self.pins)
-        state.remove(self.state_file)
-        state.remove(self.health_file)
+        files.remove(self.state_file)
+        files.remove(self.health_file)
         compiled.discard_unused(self.paths)
         self._remove_pin_directories()
 
@@ -659,7 +649,7 @@ class Balancer:
             refusal = self.observe(observed.Observed()).refusal
             if refusal:
                 raise EngineError(f"{refusal}; every backend has what is desired, but it is not written down")
-        state.remove(self.health_file)
+        files.remove(self.health_file)
 
     def observed(self) -> observed.Observed:
         """What health checks saw last."""
@@ -717,7 +707,7 @@ class Balancer:
             self._require(used_features(model.Config({}, {}), desired), current, features if check else None)
             ids = plan.assign_filters(desired, current.filter_ids, current.program.sizes)
             changes = plan.compare(current.filters, desired)
-            table = filters.pack_filter_table(desired, ids, current.program.sizes) if desired else None
+            table = filter_table.pack_filter_table(desired, ids, current.program.sizes) if desired else None
             details: dict[str, Any] = {
                 "created": [_label(key) for key in changes.created],
                 "modified": [_label(key) for key in changes.modified],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from . import compiler, state
+from . import compiler, files, state
 from .errors import EngineError
 
 SUFFIX = ".program"
@@ -36,7 +36,7 @@ def program(build: compiler.Build, paths: state.Paths) -> tuple[bytes, bool]:
         return kept, False
     code = compiler.compile_program(build)
     try:
-        state.write(path, hashlib.sha256(code).digest() + code)
+        files.write(path, hashlib.sha256(code).digest() + code)
     except OSError:
         # Without it the next boot takes longer.
         pass

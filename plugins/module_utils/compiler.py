@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import bpf
+from . import bpf, vocabulary
 from .errors import EngineError
 from .layout import Sizes
 
@@ -25,23 +25,7 @@ FUNCTION = b"balancer"
 END_OF_PROGRAM = 0x6C626F7073656E64
 LONGEST_PROGRAM = 1 << 20  # bytes
 # What can be left out of a program, and the name under which the C code knows it.
-FEATURES = {
-    name: f"FEATURE_{name.upper()}"
-    for name in (
-        "dnat",
-        "full_nat",
-        "dsr",
-        "ipip",
-        "redirect",
-        "ipv6",
-        "round_robin",
-        "flow_table",
-        "any_port",
-        "filters",
-        "multi_buffer",
-        "latency",
-    )
-}
+FEATURES = {name: f"FEATURE_{name.upper()}" for name in vocabulary.FEATURES}
 # redirect needs a device map, and frames of several buffers are XDP's; a socket buffer is what it is.
 NOT_ON_TC = frozenset(("redirect", "multi_buffer"))
 

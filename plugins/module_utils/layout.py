@@ -13,8 +13,6 @@ import struct
 import time
 from dataclasses import dataclass
 
-from . import bpf
-
 LAYOUT_VERSION = 2
 RING_SIZE = 65537
 ENDPOINT_PROBES = 16
@@ -34,18 +32,12 @@ ENDPOINT_VIP = 3
 ENDPOINT_SOURCE = 4
 ENDPOINT_KIND_BYTE = 7  # of the key
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
 ICMP = 1
 IPIP, IPV6_IN_IP = 4, 41
-# enum scheduler, enum forwarding, enum service_flags
-SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
-FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5}
+# enum service_flags
 SERVICE_FLOW_TABLE = 1
 SERVICE_SESSIONS = 2
 SERVICE_KEEPS_TTL = 4
-# enum filter_action; the classes of protocols in the order of enum filter_class
-FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
-FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
@@ -147,67 +139,6 @@ class Sizes:
     def filter_lines(self) -> int:
         """Room for every prefix, the markers of a search for it, and its verdict."""
         return 16 + 16 * _power_of_two(self.max_filters)
-
-
-@dataclass(frozen=True)
-class MapSpec:
-    """One pinned map. For an array of maps, value_size and inner_entries are those of each inner array."""
-
-    name: str
-    type: int
-    value_size: int
-    max_entries: int
-    per_cpu: bool = False
-    inner_entries: int = 1
-    inner_flags: int = 0
-
-    @property
-    def holds_maps(self) -> bool:
-        return self.type == bpf.MAP_TYPE_ARRAY_OF_MAPS
-
-
-def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
-    """The maps in the order of their numbers in maps.h."""
-
-    def array(name: str, value_size: int, max_entries: int) -> MapSpec:
-        return MapSpec(name, bpf.MAP_TYPE_ARRAY, value_size, max_entries)
-
-    def per_cpu(name: str, value_size: int, max_entries: int) -> MapSpec:
-        return MapSpec(name, bpf.MAP_TYPE_PERCPU_ARRAY, value_size, max_entries, per_cpu=True)
-
-    def tables(name: str, value_size: int, max_entries: int = 1, **inner: int) -> MapSpec:
-        return MapSpec(name, bpf.MAP_TYPE_ARRAY_OF_MAPS, value_size, max_entries, **inner)
-
-    return (
-        array("control", CONTROL.size, 1),
-        tables("endpoints", sizes.endpoint_table_bytes),
-        tables("rings", RING.size, sizes.max_services),
-        array("backends", BACKEND.size, sizes.max_backends),
-        per_cpu("service_counters", COUNTERS.size, sizes.max_services),
-        per_cpu("backend_counters", BACKEND_COUNTERS.size, sizes.max_backends),
-        per_cpu("reasons", REASON.size, len(REASONS)),
-        per_cpu("round_robin", INDEX.size, sizes.max_services),
-        per_cpu("client_next_hops", CLIENT_NEXT_HOP.size, CLIENT_NEXT_HOPS),
-        tables("endpoints6", sizes.endpoint6_table_bytes),
-        # Mapped memory begins at a page, so that a bucket or line is one cache line.
-        tables(
-            "flows",
-            FLOW_BUCKET.size,
-            bpf.possible_cpus(),
-            inner_entries=sizes.flow_buckets,
-            inner_flags=bpf.MAP_FLAG_MMAPABLE,
-        ),
-        per_cpu("fragments", FLOW_BUCKET.size, FRAGMENT_BUCKETS),
-        per_cpu("budget", BUDGET.size, 1),
-        array("sessions", SESSION.size, sizes.max_sessions),
-        array("pools", POOL.size, MAX_POOLS),
-        per_cpu("pool_cursors", INDEX.size, MAX_POOLS),
-        MapSpec("links", bpf.MAP_TYPE_DEVMAP_HASH, LINK.size, MAX_LINKS),
-        tables("filters", FILTER_LINE, inner_entries=sizes.filter_lines, inner_flags=bpf.MAP_FLAG_MMAPABLE),
-        per_cpu("filter_counters", FILTER_COUNTERS.size, sizes.max_filters),
-        array("filter_limits", LIMIT.size, sizes.max_filters),
-        per_cpu("latency", LATENCY.size, 1),
-    )
 
 
 def index(number: int) -> bytes:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from . import ethtool_ioctl, state
+from . import ethtool_ioctl, files
 from .device import Device
 
 # Of two files of the same name, the one in the first of these counts.
@@ -145,6 +145,6 @@ def write(device: str, text: str) -> None:
     if text:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # udev reads it as root, people may as anybody.
-        state.write(path, text, 0o644)
+        files.write(path, text, 0o644)
     else:
         path.unlink(missing_ok=True)

@@ -30,12 +30,11 @@ from .layout import (
     SESSION,
     SESSION_WORD_SEEN,
     SESSION_WORD_TIMEOUT,
-    MapSpec,
     Sizes,
     index,
-    map_specs,
     ticks_now,
 )
+from .map_specs import MapSpec, map_specs
 from .tables import retired
 
 # How much of a per-CPU map is read in one call.

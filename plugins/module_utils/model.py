@@ -15,7 +15,7 @@ from typing import Any, Callable, NamedTuple
 
 from .addresses import Address, Prefix, parse_address, parse_prefix
 from .errors import EngineError, Problems
-from .layout import FORWARDINGS, PROTOCOLS, SCHEDULERS
+from .vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
 
 MAX_WEIGHT = 65535
 STATES = ("enabled", "drained")

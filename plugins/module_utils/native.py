@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import link, state, tuned, tuning
+from . import files, link, tuned, tuning
 from .device import find
 from .device_info import TUNERS, for_xdp
 from .errors import EngineError
@@ -91,7 +91,7 @@ class NativeHook:
                 self._change(self._doubtful)
                 put_on()
             self._taken = True
-            state.remove(self._written_down)
+            files.remove(self._written_down)
         except link.HookRefused as error:
             left = [problem for problem in self._problems if problem.effect != LOCK and problem not in self.changed]
             raise link.HookRefused("; ".join([str(error), *map(str, left), *self._put_back()])) from None
@@ -102,7 +102,7 @@ class NativeHook:
     def _change(self, found: list[Problem]) -> None:
         if found:
             changes = [asdict(problem.change) for problem in self.changed + found]
-            state.write(self._written_down, json.dumps(changes) + "\n")
+            files.write(self._written_down, json.dumps(changes) + "\n")
         for problem in found:
             # First, since it may fail half-way.
             self.changed.append(problem)
@@ -121,7 +121,7 @@ class NativeHook:
                 failures.append(f"what was prepared could not be put back: {error}")
         self.changed = []
         if not failures:
-            state.remove(self._written_down)
+            files.remove(self._written_down)
         return failures
 
 
@@ -139,7 +139,7 @@ def finish(interface: str, written_down: Path, attached: bool) -> None:
                     f"what a killed run prepared on {change.interface} could not be put back: {error}; set it to "
                     f"{change.before}, remove {written_down} and apply again"
                 ) from None
-        state.remove(written_down)
+        files.remove(written_down)
 
 
 def _entry(change: Change, why: str) -> dict[str, Any]:

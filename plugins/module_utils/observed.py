@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import state
+from . import files
 from .model import BackendKey, Config
 
 SCHEMA = 1
@@ -62,4 +62,4 @@ def load(path: Path) -> Observed:
 
 
 def save(path: Path, observed: Observed) -> None:
-    state.write(path, json.dumps(observed.dump(), separators=(",", ":")) + "\n")
+    files.write(path, json.dumps(observed.dump(), separators=(",", ":")) + "\n")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .departed import Departed
 from .errors import EngineError
 from .filters import FilterKey, Filters, parse_filters
@@ -27,7 +28,6 @@ from .tables import PoolPlace
 
 SCHEMA = 2
 # What nic_profile keeps lies beside it, see tuned.py, and what health checks saw, see observed.py.
-NIC_PREFIX = "nic-"
 HEALTH_PREFIX = "health-"
 
 
@@ -36,7 +36,7 @@ class Paths:
     """Where things lie on a host; tests use places of their own."""
 
     pins: Path = Path("/sys/fs/bpf/lbops")
-    state: Path = Path("/var/lib/lbops")
+    state: Path = files.STATE
 
     def state_file(self, interface: str) -> Path:
         return self.state / f"{interface}.json"
@@ -217,44 +217,12 @@ _REMEDY = "restore it from a backup, or remove everything with xdp_program state
 
 def save(path: Path, state: State) -> None:
     # dumps() is several times as fast as dump().
-    write(path, json.dumps(state.dump(), separators=(",", ":")) + "\n")
-
-
-def write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Replace the file as a whole: after a crash it holds the old state or the new one."""
-    temporary = _temporary(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError) and not error.filename:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _temporary(path: Path) -> Path:
-    """Always the same, so that what a killed run left is overwritten by the next; the lock keeps others out."""
-    return path.with_name(f".{path.name}.new")
-
-
-def remove(path: Path) -> None:
-    for file in (path, _temporary(path)):
-        file.unlink(missing_ok=True)
+    files.write(path, json.dumps(state.dump(), separators=(",", ":")) + "\n")
 
 
 def interfaces(paths: Paths) -> list[str]:
     """The interfaces that have a balancer's state."""
-    others = (NIC_PREFIX, HEALTH_PREFIX)
+    others = (files.NIC_PREFIX, HEALTH_PREFIX)
     return sorted(path.stem for path in paths.state.glob("*.json") if not path.name.startswith(others))
 
 

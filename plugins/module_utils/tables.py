@@ -24,15 +24,12 @@ from .layout import (
     ENDPOINT_SOURCE,
     ENDPOINT_TABLE_HEADER,
     ENDPOINT_VIP,
-    FORWARDINGS,
     ICMP,
     IPIP,
     IPV6_IN_IP,
     POOL,
-    PROTOCOLS,
     RING_HEADER,
     RING_SIZE,
-    SCHEDULERS,
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
@@ -41,6 +38,7 @@ from .layout import (
 )
 from .model import Backend, BackendKey, Config, Pool, Service, backend_ports, ring_members
 from .ring import hashed, maglev, round_robin
+from .vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
 
 # Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
 Endpoints = dict[bytes, int]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import cpus, state, tuning
+from . import cpus, files, tuning
 from .device import Device, Link, links
 from .device_info import TUNERS, fact_of
 from .errors import EngineError
@@ -25,7 +25,7 @@ from .irq_affinity import list_text
 from .nic import Rules
 
 SCHEMA = 1
-STATE, RUN = state.HOST_PATHS.state, Path("/run")
+STATE, RUN = files.STATE, Path("/run")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # By group, arguments of its module.
 Image = dict[str, dict[str, Any]]
@@ -99,7 +99,7 @@ def boot_id() -> str:
 
 
 def path_of(interface: str) -> Path:
-    return STATE / f"{state.NIC_PREFIX}{interface}.json"
+    return STATE / f"{files.NIC_PREFIX}{interface}.json"
 
 
 def load(interface: str) -> Tuning | None:
@@ -120,7 +120,7 @@ def load(interface: str) -> Tuning | None:
 def save(tuning_state: Tuning) -> None:
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {"schema": SCHEMA, **asdict(tuning_state)}
-    state.write(path_of(tuning_state.interface), json.dumps(document, indent=1) + "\n")
+    files.write(path_of(tuning_state.interface), json.dumps(document, indent=1) + "\n")
 
 
 def keep(tuning_state: Tuning) -> None:
@@ -128,13 +128,13 @@ def keep(tuning_state: Tuning) -> None:
     if tuning_state.devices:
         save(tuning_state)
     else:
-        state.remove(path_of(tuning_state.interface))
+        files.remove(path_of(tuning_state.interface))
 
 
 def holder(devices: list[Device], interface: str) -> str | None:
     """Another interface in whose name one of the devices is tuned."""
-    for path in sorted(STATE.glob(f"{state.NIC_PREFIX}*.json")):
-        other = load(path.stem[len(state.NIC_PREFIX) :])
+    for path in sorted(STATE.glob(f"{files.NIC_PREFIX}*.json")):
+        other = load(path.stem[len(files.NIC_PREFIX) :])
         if other and other.interface != interface:
             if any(tuned.locate(name) in devices for name, tuned in other.devices.items()):
                 return other.interface

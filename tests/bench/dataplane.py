@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
 from scapy.layers.inet6 import IPv6
 
 from tests.bench import report, scenes

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, btf, compiler, layout
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, btf, compiler, layout, map_specs
 
 from tests.packet import fuzz
 from tests.support.program import SOURCE
@@ -83,7 +83,7 @@ def builds() -> dict[str, compiler.Build]:
 def write_tree(tree: Path) -> None:
     subprocess.run(["gcc", "-static", "-O2", "-Wall", "-o", tree / "init", HERE / "init.c"], check=True)
     lines = []
-    for spec in layout.map_specs(SIZES):
+    for spec in map_specs.map_specs(SIZES):
         flags = 0
         inner = (spec.inner_entries, spec.inner_flags) if spec.holds_maps else (0, 0)
         lines.append(f"{spec.type} 4 {spec.value_size} {spec.max_entries} {flags} {inner[0]} {inner[1]}")

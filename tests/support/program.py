@@ -12,8 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, compiler, filters, maps, model, plan, tables
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils import (
+    bpf,
+    compiler,
+    filter_table,
+    filters,
+    maps,
+    model,
+    plan,
+    tables,
+)
+from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
@@ -94,7 +103,7 @@ class Program:
     def _fill_filters(self, sizes: Sizes) -> None:
         self.filter_ids = {key: number for number, key in enumerate(self.filters)}
         if self.filters:
-            self.maps.swap_table("filters", filters.pack_filter_table(self.filters, self.filter_ids, sizes))
+            self.maps.swap_table("filters", filter_table.pack_filter_table(self.filters, self.filter_ids, sizes))
 
     def replace_ring(self, service: str, members: list[model.Backend]) -> None:
         """Let these backends of a service, possibly none, have its new packets."""

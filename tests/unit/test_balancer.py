@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, filters, model, plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, files, filters, model, plan, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
@@ -145,8 +145,8 @@ def test_what_a_killed_run_left_is_overwritten_and_removed(paths):
     state.save(path, known_state())
     assert not left.exists() and state.load(path) == known_state()
     left.write_text("half a st")
-    state.remove(path)
-    state.remove(path)
+    files.remove(path)
+    files.remove(path)
     assert os.listdir(paths.state) == []
 
 

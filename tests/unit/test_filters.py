@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import filters, plan
+from ansible_collections.lbops.xdp.plugins.module_utils import filter_table, filters, plan
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
 from hypothesis import example, given, settings
@@ -293,7 +293,7 @@ class Reader:
 def packed(raw: list[dict[str, Any]], sizes: Sizes = SIZES) -> Reader:
     """With the ids 7, 8, 9 and so on."""
     parsed = filters.parse_filters(raw)
-    table = filters.pack_filter_table(parsed, {key: number for number, key in enumerate(parsed, start=7)}, sizes)
+    table = filter_table.pack_filter_table(parsed, {key: number for number, key in enumerate(parsed, start=7)}, sizes)
     assert len(table) // 64 <= sizes.filter_lines
     return Reader(table)
 

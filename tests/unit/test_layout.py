@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, map_specs, vocabulary
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import SIZE_LIMITS
 
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
@@ -205,11 +205,11 @@ def test_numbers_by_name(compiled, prefix):
 
 
 CHOICES = {
-    "SCHEDULER_": layout.SCHEDULERS,
-    "FORWARDING_": layout.FORWARDINGS,
+    "SCHEDULER_": vocabulary.SCHEDULERS,
+    "FORWARDING_": vocabulary.FORWARDINGS,
     "FILTER_": {
-        **layout.FILTER_ACTIONS,
-        **{name: number for number, name in enumerate((*layout.FILTER_CLASSES, "classes"))},
+        **vocabulary.FILTER_ACTIONS,
+        **{name: number for number, name in enumerate((*vocabulary.FILTER_CLASSES, "classes"))},
     },
 }
 
@@ -236,7 +236,7 @@ def test_reasons(compiled):
 def test_maps_by_number():
     numbered = re.findall(r"^#define MAP_(\w+) MAP\((\d+)\)", MAPS, re.MULTILINE)
     assert len(numbered) == len(re.findall(r"^#define MAP_", MAPS, re.MULTILINE))
-    specs = layout.map_specs(SIZES)
+    specs = map_specs.map_specs(SIZES)
     assert [(name.lower(), int(number)) for name, number in numbered] == [
         (spec.name, number) for number, spec in enumerate(specs)
     ]
@@ -266,7 +266,7 @@ def test_values_of_maps(compiled):
         "filter_limits": 8,
         "latency": compiled["sizeof latency"],
     }
-    assert {spec.name: spec.value_size for spec in layout.map_specs(SIZES)} == sizes
+    assert {spec.name: spec.value_size for spec in map_specs.map_specs(SIZES)} == sizes
 
 
 def test_entries_of_maps(compiled):
@@ -293,18 +293,18 @@ def test_entries_of_maps(compiled):
         "filter_limits": SIZES.max_filters,
         "latency": 1,
     }
-    assert {spec.name: spec.max_entries for spec in layout.map_specs(SIZES)} == entries
+    assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 
 
 def test_values_of_the_default_sizes_fit_into_old_kernels():
     """KMALLOC_MAX_SIZE of x86 before Linux 6.0, which array_map_alloc_check() compares with."""
-    largest = max(spec.value_size for spec in layout.map_specs(layout.Sizes()))
+    largest = max(spec.value_size for spec in map_specs.map_specs(layout.Sizes()))
     assert largest <= 4 << 20
 
 
 def test_names_of_maps_fit_into_the_kernels():
     """16 bytes with the zero at the end; a longer name would be cut off, and two might look the same."""
-    names = [spec.name[: bpf.NAME_LENGTH] for spec in layout.map_specs(SIZES)]
+    names = [spec.name[: bpf.NAME_LENGTH] for spec in map_specs.map_specs(SIZES)]
     assert len(set(names)) == len(names)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from engine import state
+from engine import files, state
 from engine.balancer import Balancer
 from engine.live import Reading
 
@@ -33,11 +33,11 @@ def entries(paths: state.Paths) -> list[str]:
 
 def interfaces(paths: state.Paths) -> list[str]:
     """Those with a balancer."""
-    return [name for name in entries(paths) if not name.startswith((state.NIC_PREFIX, state.HEALTH_PREFIX))]
+    return [name for name in entries(paths) if not name.startswith((files.NIC_PREFIX, state.HEALTH_PREFIX))]
 
 
 def tuned_interfaces(paths: state.Paths) -> list[str]:
-    prefix = state.NIC_PREFIX
+    prefix = files.NIC_PREFIX
     return [name[len(prefix) :] for name in entries(paths) if name.startswith(prefix)]
 
 

@@ -1,0 +1,30 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The words of the inventory, with the numbers that files/bpf/layout.h has for them."""
+
+from __future__ import annotations
+
+# IP protocol numbers.
+PROTOCOLS = {"tcp": 6, "udp": 17}
+# enum scheduler, enum forwarding
+SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
+FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5}
+# enum filter_action; the classes of protocols in the order of enum filter_class
+FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
+FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
+# What the program can be compiled without.
+FEATURES = (
+    "dnat",
+    "full_nat",
+    "dsr",
+    "ipip",
+    "redirect",
+    "ipv6",
+    "round_robin",
+    "flow_table",
+    "any_port",
+    "filters",
+    "multi_buffer",
+    "latency",
+)
