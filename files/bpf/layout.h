@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What lies in the maps. plugins/module_utils/layout.py packs and unpacks the same structures; a test
+ * What lies in the maps. plugins/module_utils/tables/layout.py packs and unpacks the same structures; a test
  * compiles this file and compares every size and offset with it.
  *
  * __be16/__be32/__sum16 are in network byte order, everything else in the host's. LAYOUT_VERSION changes

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.lbops.xdp.plugins.module_utils import health, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import health, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.exporter_options import check_listening, check_web
+from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.config.filters import parse_filters
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
-from ansible_collections.lbops.xdp.plugins.module_utils.exporter_options import check_listening, check_web
-from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
-from ansible_collections.lbops.xdp.plugins.module_utils.filters import parse_filters
 
 # What the role adds to the keys of a service.
 INVENTORY_KEYS = ("backends", "backend_port", "interfaces", "health")

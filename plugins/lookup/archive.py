@@ -46,9 +46,10 @@ from ansible.plugins.lookup import LookupBase
 
 COLLECTION = Path(__file__).resolve().parents[2]
 # Directory in the collection, directory on the host, which files, what belongs to Ansible only.
-ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "*.py", {"adapter.py", "nic_adapter.py"})
+ENGINE = ("plugins/module_utils", "usr/lib/lbops/engine", "**/*.py", {"adapter.py"})
 SOURCE = ("files/bpf", "usr/lib/lbops/bpf", "*.[ch]", set())
 COMMANDS = ("roles/balancer/files", "usr/sbin", "lbops-top", set())
+TOP = ("roles/balancer/files/lbops_top", "usr/lib/lbops/lbops_top", "*.py", set())
 EXPORTER = ("roles/exporter/files/lbops_exporter", "usr/lib/lbops/lbops_exporter", "*.py", set())
 PAGE = ("roles/exporter/files/lbops_exporter/page", "usr/lib/lbops/lbops_exporter/page", "*.*", set())
 HEALTH = ("roles/health/files", "usr/lib/lbops/health", "*.py", set())
@@ -60,7 +61,7 @@ def _units(role: str) -> tuple[str, str, str, set[str]]:
 
 CONTENT = {
     "engine": [ENGINE],
-    "balancer": [SOURCE, _units("balancer"), COMMANDS],
+    "balancer": [SOURCE, TOP, _units("balancer"), COMMANDS],
     "exporter": [EXPORTER, PAGE],
     "health": [HEALTH, _units("health")],
     "nic_tuning": [_units("nic_tuning")],
@@ -75,7 +76,7 @@ def pack(part: str, directory: Path, collection: Path = COLLECTION) -> Path:
         for source, target, pattern, left_out in CONTENT[part]:
             for path in sorted((collection / source).glob(pattern)):
                 if path.name not in left_out:
-                    tar.add(path, f"{target}/{path.name}", filter=_plain)
+                    tar.add(path, f"{target}/{path.relative_to(collection / source)}", filter=_plain)
     return making.replace(archive)
 
 

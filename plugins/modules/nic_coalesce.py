@@ -82,8 +82,8 @@ rollback:
   elements: dict
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.nic_adapter import tune
-from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Coalesce
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.adapter import tune
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuners import Coalesce
 
 AMOUNTS = ["rx_usecs", "rx_frames", "tx_usecs", "tx_frames"]
 SWITCHES = ["adaptive_rx", "adaptive_tx"]

@@ -164,7 +164,7 @@ members:
 """
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, report
-from ansible_collections.lbops.xdp.plugins.module_utils.device_info import info
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.device_info import info
 
 
 def main():

@@ -121,8 +121,8 @@ rollback:
   elements: dict
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.irq_affinity import IrqAffinity
-from ansible_collections.lbops.xdp.plugins.module_utils.nic_adapter import tune
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.adapter import tune
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.irq_affinity import IrqAffinity
 
 
 def main():

@@ -111,18 +111,18 @@ pending:
   type: bool
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils import nic_profile
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
-from ansible_collections.lbops.xdp.plugins.module_utils.profiles import PROFILES
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import profile
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.profiles import PROFILES
 
 
 def operate(params, check):
     interface = params["interface"]
     if params["state"] == "confirmed":
-        return nic_profile.confirm(interface, check)
+        return profile.confirm(interface, check)
     if params["state"] == "restored":
-        return nic_profile.restore(interface, check)
-    return nic_profile.apply(interface, params["profile"], params["overrides"], params["revert_after"], check)
+        return profile.restore(interface, check)
+    return profile.apply(interface, params["profile"], params["overrides"], params["revert_after"], check)
 
 
 def main():

@@ -80,8 +80,8 @@ rollback:
   elements: dict
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.nic_adapter import tune
-from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Rings
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.adapter import tune
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuners import Rings
 
 
 def main():

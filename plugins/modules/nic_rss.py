@@ -145,8 +145,8 @@ rollback:
   elements: dict
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.nic_adapter import tune
-from ansible_collections.lbops.xdp.plugins.module_utils.rss import Rss
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.adapter import tune
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.rss import Rss
 
 FLOW_TYPES = ["tcp4", "udp4", "sctp4", "tcp6", "udp6", "sctp6", "ip4", "ip6"]
 HASH_FIELDS = ["l2_dst", "vlan", "l3_proto", "ip_src", "ip_dst", "port_src", "port_dst"]

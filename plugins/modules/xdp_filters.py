@@ -108,7 +108,7 @@ write_seconds:
 """
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 
 
 def apply(params, check):

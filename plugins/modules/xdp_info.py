@@ -64,7 +64,7 @@ reasons:
 """
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, report
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 
 
 def main():

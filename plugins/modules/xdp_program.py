@@ -234,9 +234,9 @@ new_maps:
 from pathlib import Path
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
-from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 MODES = ["auto", "native", "generic", "tc", "offload"]
 FEATURES = [

@@ -170,7 +170,7 @@ write_seconds:
 """
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 
 SCHEDULERS = ["maglev", "hash", "round_robin"]
 FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]

@@ -21,8 +21,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link
-from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from scapy.layers.inet6 import IPv6
 
 from tests.bench import report, scenes

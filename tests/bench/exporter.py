@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ansible_collections.lbops.xdp.plugins.module_utils import state
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
-from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 from tests.bench import report
-from tests.support import exporter as host
+from tests.support import host_packages as host
 from tests.support import namespace
 
 METHOD = """\
@@ -51,7 +51,7 @@ from pathlib import Path
 from lbops_exporter.exporter import Exporter
 from lbops_exporter.server import Server
 from lbops_exporter.web_config import WebConfig
-from engine import state
+from engine.balancer import state
 paths = state.Paths(Path(sys.argv[1]), Path(sys.argv[2]))
 Server("127.0.0.1", int(sys.argv[3]), Exporter(paths), WebConfig()).serve_forever()
 """

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, link
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 
 from tests.bench import dataplane, forwarding, report, scenes
 from tests.bench.scenes import BALANCER

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, tc
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.bench import dataplane, report, scenes
 from tests.bench.scenes import BALANCER, ROUTER, VIP, Scene, mac_of, service

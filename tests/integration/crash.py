@@ -21,10 +21,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops")
-from engine import bpf, compiler, link, state, tables, writing  # noqa: E402
-from engine.balancer import Balancer  # noqa: E402
-from engine.layout import Sizes  # noqa: E402
-from engine.program_request import ProgramRequest  # noqa: E402
+from engine.balancer import compiler, state, writing  # noqa: E402
+from engine.balancer.balancer import Balancer  # noqa: E402
+from engine.balancer.program_request import ProgramRequest  # noqa: E402
+from engine.kernel import bpf, link  # noqa: E402
+from engine.tables import tables  # noqa: E402
+from engine.tables.layout import Sizes  # noqa: E402
 
 INTERFACE = sys.argv[1]
 STRIDE = 3

@@ -105,7 +105,7 @@ def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
 def in_ring(lab: Lab, name: str) -> set[str]:
     """The hosts in the live ring, as the kernel has it."""
     code = (
-        "from engine import bpf, layout, maps, state\n"
+        "from engine.kernel import bpf; from engine.tables import layout; from engine.balancer import maps, state\n"
         f"from engine.balancer import Balancer\nb = Balancer('{INTERFACE}'); s = state.load(b.state_file)\n"
         "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
         f"    number = live.ring_ids().get(s.allocation.rings['{name}'])\n"
@@ -124,7 +124,7 @@ class Watcher:
 
     def __init__(self, lab: Lab, name: str) -> None:
         code = (
-            "import time\nfrom engine import maps, state\nfrom engine.balancer import Balancer\n"
+            "import time\nfrom engine.balancer import maps, state\nfrom engine.balancer import Balancer\n"
             f"b = Balancer('{INTERFACE}'); s = state.load(b.state_file); place = s.allocation.rings['{name}']\n"
             "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
             "    first = live.ring_ids().get(place); end = time.time() + 20; now = begun = time.time()\n"
@@ -245,7 +245,8 @@ def test_the_way_over_ipv6(lab, checked, over_ipv6, check):
     protocol = "tcp" if check == "tcp" else "udp"
     options = {"check": check, "end_to_end": True, "timeout": 0.5, **({"request": "?"} if check == "udp" else {})}
     code = (
-        "import asyncio\nfrom engine.health import parse_one\nfrom engine.model import parse_backends, parse_services\n"
+        "import asyncio\nfrom engine.config.health import parse_one\n"
+        "from engine.config.model import parse_backends, parse_services\n"
         "from health.checks import problem_of\nfrom health.common import Target\n"
         f"services = parse_services([{{'name': 'six', 'address': '{over_ipv6['vip']}', 'protocol': '{protocol}', "
         "'port': 8080, 'forwarding': 'dsr'}])\n"

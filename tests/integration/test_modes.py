@@ -208,7 +208,7 @@ def test_redirect_follows_the_links(lab, configure):
     try:
         for name in ("out1p", "out2p"):
             lab.engine(
-                "from engine import bpf, link\n"
+                "from engine.kernel import bpf, link\n"
                 f"link.attach('{name}', bpf.program_load('pass', bpf.PASS_PROGRAM), 'native', None)"
             )
         service = {"name": "all", "address": VIP, "protocol": "udp", "port": "any", "forwarding": "redirect"}

@@ -23,10 +23,10 @@ KILLED = """
 import os, sys
 sys.path.insert(0, "/usr/lib/lbops")
 from pathlib import Path
-from engine import state
+from engine.balancer import state
 from engine.balancer import Balancer
-from engine.program_request import ProgramRequest
-from engine.layout import Sizes
+from engine.balancer.program_request import ProgramRequest
+from engine.tables.layout import Sizes
 
 save = state.save
 digest = Balancer("t0").info()["program"]["digest"]

@@ -230,7 +230,7 @@ def test_suspended_it_gives_the_terminal_back(lab, session):
     session.press("\x1a")
     session.wait(r"\x1b\[\?25h\x1b\[\?1049l")
     session.output = ""
-    lab.ssh("lb1", "pkill -CONT -f engine.top")
+    lab.ssh("lb1", "pkill -CONT -f lbops_top")
     session.wait(r"\x1b\[\?1049h\x1b\[\?25l(?s:.*)sorted by service")
     session.press("q")
     assert settings_after(session) == before

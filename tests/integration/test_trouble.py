@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import LAYOUT_VERSION
-from ansible_collections.lbops.xdp.plugins.module_utils.state import SCHEMA
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.state import SCHEMA
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import LAYOUT_VERSION
 
 from tests.integration.conftest import DIRECTORY, INTERFACE, Lab
 from tests.support.batch import Task, run, shell
@@ -47,7 +47,8 @@ def python(code: str) -> Task:
     """On the balancer, with its engine and its open maps."""
     return shell(
         f"PYTHONPATH=/usr/lib/lbops python3 - <<'END'\n"
-        f"from engine import bpf, layout, link, maps, state\n"
+        "from engine.kernel import bpf, link\nfrom engine.tables import layout\n"
+        "from engine.balancer import maps, state\n"
         f"current = state.load(state.HOST_PATHS.state_file('{INTERFACE}'))\n"
         f"live = maps.open_pinned(state.HOST_PATHS.pins / '{INTERFACE}' / 'maps', current.program.sizes)\n"
         f"{code}\nEND"
@@ -81,7 +82,7 @@ def configured(lab: Lab, site: dict) -> None:
 
 def test_somebody_elses_program_stays_without_force(lab, spare_interface):
     lab.engine(
-        "from engine import bpf, link\n"
+        "from engine.kernel import bpf, link\n"
         "pass_all = bytes.fromhex('b700000002000000 9500000000000000')\n"
         f"link.attach('{spare_interface}', bpf.program_load('foreign', pass_all), 'native', None)"
     )

@@ -9,7 +9,7 @@ import os
 
 import pytest
 import yaml
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 
 from tests.integration.conftest import CHECKOUT, INTERFACE, Lab
 

@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, btf, compiler, layout, map_specs
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_specs
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, btf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.packet import fuzz
 from tests.support.program import SOURCE

@@ -34,7 +34,7 @@ def own_state(namespace: None) -> Path:
 
 def service(operation: str, interface: str) -> str:
     """As systemd runs it."""
-    return run(sys.executable, "-m", f"{MODULE_UTILS}.nic_service", operation, interface)
+    return run(sys.executable, "-m", f"{MODULE_UTILS}.nic.service", operation, interface)
 
 
 def test_a_profile_from_check_to_restore(own_state: Path, veth: str, module: Module):

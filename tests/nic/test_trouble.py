@@ -8,11 +8,12 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device, tuned, tuning
-from ansible_collections.lbops.xdp.plugins.module_utils.channels import Channels
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import Rules
-from ansible_collections.lbops.xdp.plugins.module_utils.tuners import Features
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import device
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import tuned, tuning
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.channels import Channels
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuner import Rules
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuners import Features
 
 from tests.nic.conftest import channels, features, run
 

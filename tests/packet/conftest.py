@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import REASONS
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REASONS
 
 from tests.packet import reference
 from tests.packet.frames import Case

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, link, maps, state, tc
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import maps, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_ADDRESS, ip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import compiler, maps
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, maps
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, passed, sent, tcp, udp
 from tests.packet.network import FRONT_MAC

@@ -20,8 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, next_hops, observed, state, tables, writing
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import observed, state, writing
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import neighbours
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
 
 from tests.packet import test_engine as engine
 from tests.packet.frames import CLIENT, tcp
@@ -91,15 +94,15 @@ def test_what_is_desired_is_neither_revived_nor_changed(balancer, net):
 
 def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(balancer, net, monkeypatch):
     declare(balancer, [WEB], web(1, 2))
-    resolve, waiting, seen_down = next_hops.resolve, threading.Event(), threading.Event()
+    resolve, waiting, seen_down = neighbours.resolve, threading.Event(), threading.Event()
 
-    def waited_for(ways: next_hops.Ways, timeout: float) -> dict[str, str]:
+    def waited_for(ways: neighbours.Ways, timeout: float) -> dict[str, str]:
         if timeout:
             waiting.set()
             assert seen_down.wait(60)
         return resolve(ways, 0)
 
-    monkeypatch.setattr(next_hops, "resolve", waited_for)
+    monkeypatch.setattr(neighbours, "resolve", waited_for)
     with ThreadPoolExecutor() as threads:
         adding = threads.submit(balancer.apply_backends, web(1, 2, 230), True, False)
         assert waiting.wait(60)
@@ -116,7 +119,7 @@ def test_in_check_mode_no_neighbour_is_asked(balancer, net, monkeypatch):
         raise AssertionError("asked")
 
     declare(balancer, [WEB], web(1))
-    monkeypatch.setattr(next_hops, "resolve", resolve)
+    monkeypatch.setattr(neighbours, "resolve", resolve)
     # One does not answer, to the other there is no way.
     assert balancer.apply_backends([*web(1, 230), {"service": "web", "address": "172.16.3.1"}], True, True).changed
 

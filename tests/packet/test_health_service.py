@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
-from ansible_collections.lbops.xdp.plugins.module_utils import health
+from ansible_collections.lbops.xdp.plugins.module_utils.config import health
 
 from tests.packet import test_engine
 from tests.packet.network import BACK_ADDRESS, FRONT_ADDRESS
@@ -28,8 +28,8 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from engine.balancer import Balancer  # noqa: E402
-from engine.state import Paths, load  # noqa: E402
+from engine.balancer.balancer import Balancer  # noqa: E402
+from engine.balancer.state import Paths, load  # noqa: E402
 
 from roles.health.files import __main__ as program  # noqa: E402
 from roles.health.files import config  # noqa: E402

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
-from ansible_collections.lbops.xdp.plugins.module_utils import health
+from ansible_collections.lbops.xdp.plugins.module_utils.config import health
 
 from tests.packet.network import ip, write_setting
 from tests.support import namespace
@@ -29,7 +29,7 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from engine.model import Backend, Service  # noqa: E402
+from engine.config.model import Backend, Service  # noqa: E402
 
 from roles.health.files import end_to_end, listeners, way  # noqa: E402
 from roles.health.files.checks import problem_of  # noqa: E402
@@ -171,7 +171,7 @@ def test_one_that_nobody_needs_any_more_is_closed(servers, monkeypatch):
 
 def test_nothing_but_answers_is_heard(servers):
     """Not even what came while it was opened."""
-    from engine.addresses import Address
+    from engine.config.addresses import Address
 
     stop = threading.Event()
 

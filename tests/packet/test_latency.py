@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.lbops.xdp.plugins.module_utils import layout
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.packet.frames import CLIENT, udp
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, Case, dropped, passed, sent, tcp, udp
 from tests.packet.network import (

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, GRE, LLC, STP, Dot1Q, Dot3, Ether

@@ -10,7 +10,8 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout, tables
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 

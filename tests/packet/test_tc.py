@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import state
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 

@@ -12,18 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils import (
-    bpf,
-    compiler,
-    filter_table,
-    filters,
-    maps,
-    model,
-    plan,
-    tables,
-)
-from ansible_collections.lbops.xdp.plugins.module_utils.features import used_features
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, maps, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
 ALL_FEATURES = frozenset(compiler.FEATURES)

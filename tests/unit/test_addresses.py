@@ -8,7 +8,12 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.addresses import Address, Prefix, parse_address, parse_prefix
+from ansible_collections.lbops.xdp.plugins.module_utils.config.addresses import (
+    Address,
+    Prefix,
+    parse_address,
+    parse_prefix,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

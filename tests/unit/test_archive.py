@@ -42,26 +42,34 @@ def host(archives, tmp_path_factory) -> Path:
     return root
 
 
+def modules(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*.py")}
+
+
 def names(directory: Path, *patterns: str) -> set[str]:
     return {path.name for pattern in patterns for path in directory.glob(pattern)}
 
 
 def test_everything_has_its_place(host):
     places = {path.relative_to(host).parent.as_posix() for path in host.rglob("*") if path.is_file()}
-    assert places == {"usr/lib/lbops/engine", "usr/lib/lbops/bpf", "etc/systemd/system", "usr/sbin"}
+    packages = {f"usr/lib/lbops/engine/{name}" for name in ("kernel", "config", "tables", "nic", "balancer")}
+    others = {"usr/lib/lbops/engine", "usr/lib/lbops/lbops_top", "usr/lib/lbops/bpf", "etc/systemd/system", "usr/sbin"}
+    assert places == packages | others
     assert names(host / "usr/sbin", "*") == {"lbops-top"}
     assert names(host / "usr/lib/lbops/bpf", "*") == names(ROOT / "files/bpf", "*.c", "*.h")
     assert names(host / "etc/systemd/system", "*") == names(ROOT / "roles/balancer/files", "lbops-*.service")
-    engine = names(ROOT / "plugins/module_utils", "*.py")
-    assert names(host / "usr/lib/lbops/engine", "*") == engine - {"adapter.py", "nic_adapter.py"}
+    assert names(host / "usr/lib/lbops/lbops_top", "*") == names(ROOT / "roles/balancer/files/lbops_top", "*.py")
+    engine, installed = ROOT / "plugins/module_utils", host / "usr/lib/lbops/engine"
+    # What only modules use needs Ansible.
+    assert modules(installed) == modules(engine) - {"adapter.py", "nic/adapter.py"}
 
 
 def test_a_host_without_a_balancer_gets_the_engine_and_its_own_unit(tmp_path):
     engine, own = pack(ROOT, tmp_path, "nic_tuning")
     [unit] = names_in(own)
     assert unit == "etc/systemd/system/lbops-nic@.service"
-    [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.(\w+) apply %i$", read(own, unit), re.MULTILINE)
-    assert 'if __name__ == "__main__":' in read(engine, f"usr/lib/lbops/engine/{module}.py")
+    [module] = re.findall(r"^ExecStart=/usr/bin/python3 -m engine\.([\w.]+) apply %i$", read(own, unit), re.MULTILINE)
+    assert 'if __name__ == "__main__":' in read(engine, f"usr/lib/lbops/engine/{module.replace('.', '/')}.py")
 
 
 def test_no_two_roles_write_the_same_file(tmp_path):
@@ -116,12 +124,12 @@ def test_another_file_gives_other_bytes(archives, tmp_path):
 
 def test_the_engine_needs_neither_ansible_nor_anything_else_to_be_imported(host):
     """What only some operations need, pyroute2 and BCC, is imported when they do, and missed in words."""
-    modules = sorted(path.stem for path in (host / "usr/lib/lbops/engine").glob("*.py"))
+    found = sorted(name[:-3].replace("/", ".") for name in modules(host / "usr/lib/lbops/engine"))
     program = (
         "import importlib, sys\n"
         "sys.modules.update(dict.fromkeys(('ansible', 'ansible_collections', 'pyroute2', 'bcc', 'yaml', 'jinja2')))\n"
-        f"for name in {modules!r}: importlib.import_module('engine.' + name)\n"
-        "from engine import link\n"
+        f"for name in {found!r}: importlib.import_module('engine.' + name)\n"
+        "from engine.kernel import link\n"
         "try: link.import_pyroute2()\n"
         "except link.EngineError as error: print(error)\n"
     )

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, files, filters, model, plan, state
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, files
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SERVICES = [
     {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53},

@@ -7,9 +7,9 @@ import stat
 from dataclasses import replace
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import compiled, compiler, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiled, compiler, state
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 CODE = bytes(range(256)) * 8
 

@@ -12,9 +12,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import balancer, bpf, compiler, hooks
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import balancer, compiler, hooks
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 from ansible_collections.lbops.xdp.plugins.modules import xdp_program
 
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"

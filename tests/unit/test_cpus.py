@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import cpus, irq_affinity, irqbalance, irqs
-from ansible_collections.lbops.xdp.plugins.module_utils.cpus import Topology
-from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import Knob, Rules
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import cpus, irqbalance, irqs
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.cpus import Topology
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import irq_affinity
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuner import Knob, Rules
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 
-from ansible_collections.lbops.xdp.plugins.module_utils import departed
-from ansible_collections.lbops.xdp.plugins.module_utils.departed import Departed
-from ansible_collections.lbops.xdp.plugins.module_utils.model import BackendKey
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import departed
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.departed import Departed
+from ansible_collections.lbops.xdp.plugins.module_utils.config.model import BackendKey
 
 ONE, TWO = BackendKey("web", "192.0.2.1", 80), BackendKey("web", "192.0.2.2", None)
 ROW = (5, 4, 3, 2, 1)

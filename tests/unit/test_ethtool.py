@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from ansible_collections.lbops.xdp.plugins.module_utils import device, ethtool, ethtool_ioctl, netlink
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import device, ethtool, ethtool_ioctl, netlink
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support import exporter as host
+from tests.support import host_packages as host
 
 from lbops_exporter import server as exporter_server  # isort: skip
 from lbops_exporter import balancer, driver, nic, page, program, softnet, source  # isort: skip
@@ -36,9 +36,10 @@ from lbops_exporter.passwords import Bcrypt, Users  # isort: skip
 from lbops_exporter.server import Server  # isort: skip
 from lbops_exporter.source import Floors, Sources  # isort: skip
 from lbops_exporter.web_config import Tls, WebConfig, load  # isort: skip
-from engine import state, tuned  # isort: skip
+from engine.balancer import state  # isort: skip
+from engine.nic import tuned  # isort: skip
 from engine.errors import EngineError  # isort: skip
-from engine.live import Reading  # isort: skip
+from engine.balancer.live import Reading  # isort: skip
 
 DOCUMENT = (host.ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 FAMILIES = [family for part in (*collectors(Sources(), Devices()), Guard()) for family in part.families]

@@ -12,9 +12,11 @@ import struct
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import filter_table, filters, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan
+from ansible_collections.lbops.xdp.plugins.module_utils.config import filters
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
 from ansible_collections.lbops.xdp.plugins.filter import inventory
-from ansible_collections.lbops.xdp.plugins.module_utils import health
+from ansible_collections.lbops.xdp.plugins.module_utils.config import health
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
@@ -73,7 +73,7 @@ def test_what_was_known_before_a_restart_goes_on():
 
 
 def test_who_is_left():
-    from engine.model import BackendKey
+    from engine.config.model import BackendKey
 
     def made(host: int, **backend: Any) -> Target:
         found = target(host=host)
@@ -201,7 +201,7 @@ def test_hosts(host):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_longest_request_fits_into_a_packet_behind_a_tunnels_header(version):
-    from engine.addresses import Address
+    from engine.config.addresses import Address
 
     packet = frames.udp(flow(version), check(check="udp", request="x" * 65467).request.encode())
     frames.ip_packet(Address("10.0.0.1"), Address("10.0.0.2"), 4, packet)
@@ -314,7 +314,7 @@ def test_dns():
     [("www.example.net", "www.example.net"), ("www.example.net:8443", "www.example.net"), ("[fd00::1]:80", "fd00::1")],
 )
 def test_the_name_of_a_certificate(host, name):
-    from engine.model import parse_backends, parse_services
+    from engine.config.model import parse_backends, parse_services
 
     services = parse_services([{key: value for key, value in SERVICE.items() if key != "backends"}])
     [backend] = parse_backends([{"service": "web", "address": "fd00::2"}]).values()
@@ -328,7 +328,7 @@ def test_the_name_of_a_certificate(host, name):
 
 
 def flow(version: int, ports: bool = True) -> frames.Flow:
-    from engine.addresses import Address
+    from engine.config.addresses import Address
 
     addresses = ("10.77.2.1", "10.77.0.130") if version == 4 else ("fd00::1", "fd00::130")
     return frames.Flow(*map(Address, addresses), *((40000, 8080) if ports else ()))
@@ -413,7 +413,7 @@ def test_a_line_of_the_log():
 
 
 def test_a_hindrance_is_told_when_it_begins_and_when_it_ends():
-    from engine.model import BackendKey
+    from engine.config.model import BackendKey
 
     told = []
     one, two = (BackendKey("web", address, None) for address in ("one", "two"))
@@ -462,7 +462,7 @@ def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
 
 
 def target(weight: int = 1, host: int = 1, **service: Any) -> Target:
-    from engine.model import parse_backends, parse_services
+    from engine.config.model import parse_backends, parse_services
 
     declared = {key: value for key, value in SERVICE.items() if key != "backends"}
     [parsed] = parse_services([{**declared, **service}]).values()
@@ -573,7 +573,7 @@ class Engine:
         self.answers, self.seen = list(answers), []
 
     def observe(self, seen: object, news: Any) -> object:
-        from engine.balancer import Followed
+        from engine.balancer.balancer import Followed
 
         self.seen.append(seen)
         answer = self.answers.pop(0)

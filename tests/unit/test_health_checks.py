@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
-from ansible_collections.lbops.xdp.plugins.module_utils import health
+from ansible_collections.lbops.xdp.plugins.module_utils.config import health
 from scapy.layers.dns import DNS, DNSRR
 
 # The program finds the engine by the name it has on a host; modules of their own, apart from the collection's.
@@ -31,7 +31,7 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from engine.model import Backend, parse_services  # noqa: E402
+from engine.config.model import Backend, parse_services  # noqa: E402
 
 from roles.health.files import web  # noqa: E402
 from roles.health.files.checks import CHECKS, problem_of  # noqa: E402

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.filter import inventory
-from ansible_collections.lbops.xdp.plugins.module_utils import compiler, filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
+from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 
 ROOT = Path(__file__).resolve().parents[2]
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53, "backends": "resolvers"}

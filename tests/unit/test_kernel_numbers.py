@@ -11,16 +11,9 @@ import socket
 import subprocess
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import (
-    bpf,
-    device,
-    device_info,
-    link,
-    next_hops,
-    tc,
-    veth,
-    watch,
-)
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import watch
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, device, link, neighbours, tc, veth
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import device_info
 
 HEADERS = (
     "sys/socket.h",
@@ -73,12 +66,12 @@ NUMBERS = {
     "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)": tc.INGRESS,
     "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)": tc.INGRESS + 1,
     "ETH_P_ALL": tc.ETH_P_ALL,
-    "NTF_USE": next_hops.NTF_USE,
-    "NUD_NONE": next_hops.NUD_NONE,
-    "NUD_FAILED": next_hops.NUD_FAILED,
-    VALID: next_hops.NUD_VALID,
-    "AF_INET": next_hops.AF_INET,
-    "AF_INET6": next_hops.AF_INET6,
+    "NTF_USE": neighbours.NTF_USE,
+    "NUD_NONE": neighbours.NUD_NONE,
+    "NUD_FAILED": neighbours.NUD_FAILED,
+    VALID: neighbours.NUD_VALID,
+    "AF_INET": neighbours.AF_INET,
+    "AF_INET6": neighbours.AF_INET6,
     "RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE": watch.GROUPS,
 }
 HOOKS = {
@@ -127,4 +120,4 @@ def test_commands_and_types_are_all_looked_at():
 
 
 def test_families_are_those_of_this_machine():
-    assert (next_hops.AF_INET, next_hops.AF_INET6) == (socket.AF_INET, socket.AF_INET6)
+    assert (neighbours.AF_INET, neighbours.AF_INET6) == (socket.AF_INET, socket.AF_INET6)

@@ -12,8 +12,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import bpf, layout, map_specs, vocabulary
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import SIZE_LIMITS
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_specs
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import SIZE_LIMITS
+from ansible_collections.lbops.xdp.plugins.module_utils.config import vocabulary
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
 SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)

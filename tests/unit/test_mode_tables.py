@@ -9,9 +9,10 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, tables
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import RING_SIZE, ticks
-from ansible_collections.lbops.xdp.plugins.module_utils.ring import hashed
+from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE, ticks
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import hashed
 from hypothesis import given
 from hypothesis import strategies as st
 

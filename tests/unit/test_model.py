@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan
+from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 from hypothesis import given
 from hypothesis import strategies as st
 

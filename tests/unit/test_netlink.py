@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import link, next_hops, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link, neighbours, tc
 
 # include/uapi/linux/if_link.h, pkt_cls.h, rtnetlink.h
 IFLA_XDP, IFLA_XDP_FD, IFLA_XDP_FLAGS, IFLA_XDP_EXPECTED_FD = 43, 1, 3, 8
@@ -148,10 +148,10 @@ def test_links_that_are_not_there_are_not_up():
 
 def test_neighbours_on_the_way_are_named_once_each():
     with link.route_socket() as route:
-        found, problems = next_hops.neighbours(route, ["127.0.0.1", "127.0.0.1"])
-    assert found == {next_hops.Neighbour(link.interface_index("lo"), "127.0.0.1"): "127.0.0.1"}
+        found, problems = neighbours.neighbours(route, ["127.0.0.1", "127.0.0.1"])
+    assert found == {neighbours.Neighbour(link.interface_index("lo"), "127.0.0.1"): "127.0.0.1"}
     assert problems == {}
 
 
 def test_nothing_to_resolve_is_resolved_at_once():
-    assert next_hops.resolve(next_hops.Ways(), 60) == {}
+    assert neighbours.resolve(neighbours.Ways(), 60) == {}

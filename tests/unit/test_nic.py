@@ -9,11 +9,12 @@ import errno
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import channels, ethtool_ioctl, nic, rss, rss_table, tuners
-from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.ethtool import Feature
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import Knob, Rules
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import ethtool_ioctl, rss_table
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.ethtool import Feature
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import channels, rss, tuner, tuners
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuner import Knob, Rules
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ DEVICE = Device(7, "eth0")
 
 
 def test_only_what_differs_is_changed():
-    planned = nic.plan("eth0", RINGS, {"rx": 256, "tx": 1024}, FAIL)
+    planned = tuner.plan("eth0", RINGS, {"rx": 256, "tx": 1024}, FAIL)
     assert planned.changes == {"tx": 1024}
     assert planned.before == {"rx": 256, "tx": 512}
     assert planned.after == {"rx": 256, "tx": 1024}
@@ -31,42 +32,42 @@ def test_only_what_differs_is_changed():
 
 def test_beyond_the_maximum_fails_with_the_maximum():
     with pytest.raises(EngineError, match=r"eth0: rx=8192 .* maximum of 4096.*on_exceed=clamp"):
-        nic.plan("eth0", RINGS, {"rx": 8192}, FAIL)
+        tuner.plan("eth0", RINGS, {"rx": 8192}, FAIL)
 
 
 def test_beyond_the_maximum_becomes_the_maximum():
-    planned = nic.plan("eth0", RINGS, {"rx": 8192}, CLAMP)
+    planned = tuner.plan("eth0", RINGS, {"rx": 8192}, CLAMP)
     assert planned.changes == {"rx": 4096}
     assert planned.clamped == {"rx": {"asked": 8192, "given": 4096}}
-    settled = nic.plan("eth0", {"rx": Knob(4096, 4096)}, {"rx": 8192}, CLAMP)
+    settled = tuner.plan("eth0", {"rx": Knob(4096, 4096)}, {"rx": 8192}, CLAMP)
     assert not settled.changes
 
 
 def test_a_missing_knob_fails_with_its_name_and_what_there_is():
     with pytest.raises(EngineError, match=r"eth0: the device has no combined; it has rx, tx; .*on_unsupported=skip"):
-        nic.plan("eth0", RINGS, {"combined": 4}, FAIL)
+        tuner.plan("eth0", RINGS, {"combined": 4}, FAIL)
     with pytest.raises(EngineError, match="eth0: the device has no rx, nor anything of the kind"):
-        nic.plan("eth0", {}, {"rx": 4}, FAIL)
+        tuner.plan("eth0", {}, {"rx": 4}, FAIL)
     with pytest.raises(EngineError, match="no xps.tx-9; it has xps.tx-0, xps.tx-1;"):
-        nic.plan("eth0", {"xps.tx-0": Knob(""), "xps.tx-1": Knob(""), "rps.rx-0": Knob("")}, {"xps.tx-9": "0"}, FAIL)
+        tuner.plan("eth0", {"xps.tx-0": Knob(""), "xps.tx-1": Knob(""), "rps.rx-0": Knob("")}, {"xps.tx-9": "0"}, FAIL)
 
 
 def test_a_missing_knob_is_skipped_and_reported():
-    planned = nic.plan("eth0", RINGS, {"combined": 4, "rx": 512}, SKIP)
+    planned = tuner.plan("eth0", RINGS, {"combined": 4, "rx": 512}, SKIP)
     assert planned.changes == {"rx": 512}
     assert list(planned.unsupported) == ["combined"]
 
 
 def test_a_fixed_knob_is_no_problem_while_it_is_as_wanted():
     knobs = {"lro": Knob(False, fixed=True)}
-    assert not nic.plan("eth0", knobs, {"lro": False}, FAIL).changes
+    assert not tuner.plan("eth0", knobs, {"lro": False}, FAIL).changes
     with pytest.raises(EngineError, match="lro is fixed at off"):
-        nic.plan("eth0", knobs, {"lro": True}, FAIL)
-    assert nic.plan("eth0", knobs, {"lro": True}, SKIP).unsupported == {"lro": "the device's lro is fixed at off"}
+        tuner.plan("eth0", knobs, {"lro": True}, FAIL)
+    assert tuner.plan("eth0", knobs, {"lro": True}, SKIP).unsupported == {"lro": "the device's lro is fixed at off"}
 
 
 def test_grouped_knobs_become_nested_arguments():
-    assert nic.nest({"key": "6d", "hash_fields.udp4": ["ip_src"], "hash_fields.tcp4": []}) == {
+    assert tuner.nest({"key": "6d", "hash_fields.udp4": ["ip_src"], "hash_fields.tcp4": []}) == {
         "key": "6d",
         "hash_fields": {"udp4": ["ip_src"], "tcp4": []},
     }
@@ -83,7 +84,7 @@ def test_grouped_knobs_become_nested_arguments():
     ],
 )
 def test_refusals_say_what_to_do(number: int, words: str):
-    error = nic.refusal(DEVICE, "ring sizes", OSError(number, "too many"), {"rx": 9})
+    error = tuner.refusal(DEVICE, "ring sizes", OSError(number, "too many"), {"rx": 9})
     with pytest.raises(EngineError, match=words):
         raise error
 

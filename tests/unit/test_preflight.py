@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device_info, link, native, preflight, tuned
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import native
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.native import NativeHook
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.native import NativeHook
-from ansible_collections.lbops.xdp.plugins.module_utils.preflight import Change, Problem, problems
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import device_info, preflight, tuned
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.preflight import Change, Problem, problems
 
 NATIVE = ["basic", "redirect"]
 # Of virtio_net in Linux 6.12, read in a virtual machine.

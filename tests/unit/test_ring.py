@@ -11,8 +11,8 @@ from functools import lru_cache
 from math import gcd
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import RING_SIZE
-from ansible_collections.lbops.xdp.plugins.module_utils.ring import maglev, round_robin
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import maglev, round_robin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 

@@ -9,9 +9,10 @@ import json
 import os
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import filters, model, plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SERVICES = [
     {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53, "flow_table": True, "idle_timeout": 7},

@@ -9,9 +9,10 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import model, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.layout import (
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import (
     BACKEND,
     BACKEND_FIELDS,
     ENDPOINT_BACKEND,

@@ -12,13 +12,15 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import top, top_terminal, top_view
-from ansible_collections.lbops.xdp.plugins.module_utils.top_rates import Snapshot, report
-from ansible_collections.lbops.xdp.plugins.module_utils.top_sort import SORTS, sort_services
-from ansible_collections.lbops.xdp.plugins.module_utils.top_table import Line, table
-from ansible_collections.lbops.xdp.plugins.module_utils.top_terminal import Terminal, parse_keys
-from ansible_collections.lbops.xdp.plugins.module_utils.top_text import address_of, percent, quantity, state_of
-from ansible_collections.lbops.xdp.plugins.module_utils.top_view import View, plain
+from lbops_top import __main__ as top
+from lbops_top import terminal as top_terminal
+from lbops_top import view as top_view
+from lbops_top.rates import Snapshot, report
+from lbops_top.sort import SORTS, sort_services
+from lbops_top.table import Line, table
+from lbops_top.terminal import Terminal, parse_keys
+from lbops_top.text import address_of, percent, quantity, state_of
+from lbops_top.view import View, plain
 
 PER_SECOND = ("packets", "bits", "reply_packets", "reply_bits")
 

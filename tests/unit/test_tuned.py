@@ -10,19 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils import device as network_device
-from ansible_collections.lbops.xdp.plugins.module_utils import (
-    link,
-    link_file,
-    nic_profile,
-    nic_service,
-    revert_timer,
-    state,
-    tuned,
-)
-from ansible_collections.lbops.xdp.plugins.module_utils.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.tuned import Tuned, Tuning
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import device as network_device
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.device import Device
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import link_file, profile, revert_timer, service, tuned
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuned import Tuned, Tuning
 
 FACTS = {
     "driver": "igb",
@@ -235,9 +229,9 @@ def host(tmp_path: Path, monkeypatch) -> Host:
     monkeypatch.setattr(tuned, "STATE", tmp_path)
     monkeypatch.setattr(tuned, "RUN", tmp_path)
     monkeypatch.setattr(tuned, "apply", made.apply)
-    monkeypatch.setattr(nic_profile, "of_device", made.facts)
-    monkeypatch.setattr(nic_profile, "find", made.find)
-    monkeypatch.setattr(nic_service, "_wait_for", made.find)
+    monkeypatch.setattr(profile, "of_device", made.facts)
+    monkeypatch.setattr(profile, "find", made.find)
+    monkeypatch.setattr(service, "_wait_for", made.find)
     monkeypatch.setattr(tuned, "links", lambda: made.devices)
     monkeypatch.setattr(tuned, "boot_id", lambda: made.boot)
     monkeypatch.setattr(link, "exists", lambda interface: interface in [found.name for found in made.devices])
@@ -257,49 +251,49 @@ def host(tmp_path: Path, monkeypatch) -> Host:
 
 
 def tune(rx: int, check: bool = False, interface: str = "eth0"):
-    return nic_profile.apply(interface, "custom", {"rings": {"rx": rx}}, 60, check)
+    return profile.apply(interface, "custom", {"rings": {"rx": rx}}, 60, check)
 
 
 def test_check_real_again_check(host: Host):
     assert tune(512, check=True).changed and host.rings["rx"] == 256 and not tuned.load("eth0")
     first = tune(512)
     assert first.changed and first.details["pending"] and host.rings["rx"] == 512 and host.armed == 60
-    assert nic_profile.confirm("eth0", check=False).changed and not host.armed
+    assert profile.confirm("eth0", check=False).changed and not host.armed
     again = tune(512)
     assert not again.changed and not again.details["pending"] and not host.armed
     assert not tune(512, check=True).changed
-    assert not nic_profile.confirm("eth0", check=False).changed
+    assert not profile.confirm("eth0", check=False).changed
 
 
 def test_what_nobody_confirms_is_taken_back_and_cannot_be_confirmed_later(host: Host):
     tune(512)
-    assert nic_profile.revert("eth0") == (True, [])
+    assert profile.revert("eth0") == (True, [])
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
     with pytest.raises(EngineError, match="eth0: there is nothing to confirm: the change was taken back"):
-        nic_profile.confirm("eth0", check=False)
-    assert nic_profile.revert("eth0") == (False, [])
+        profile.confirm("eth0", check=False)
+    assert profile.revert("eth0") == (False, [])
 
 
 def test_a_second_change_is_taken_back_to_the_first(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     tune(1024)
-    assert nic_profile.revert("eth0") == (True, [])
+    assert profile.revert("eth0") == (True, [])
     assert host.rings["rx"] == 512
     with pytest.raises(EngineError, match="nothing to confirm"):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     assert tuned.load("eth0").devices["eth0"].saved == {"rings": {"rx": 512}}
     tune(1024)
-    assert nic_profile.confirm("eth0", check=False).changed
-    assert nic_profile.restore("eth0", check=False).changed
+    assert profile.confirm("eth0", check=False).changed
+    assert profile.restore("eth0", check=False).changed
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
-    assert not nic_profile.restore("eth0", check=False).changed
+    assert not profile.restore("eth0", check=False).changed
 
 
 def test_a_confirmed_change_is_not_taken_back(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
-    assert nic_profile.revert("eth0") == (False, []) and host.rings["rx"] == 512
+    profile.confirm("eth0", check=False)
+    assert profile.revert("eth0") == (False, []) and host.rings["rx"] == 512
 
 
 def test_a_change_that_fails_is_taken_back_at_once(host: Host):
@@ -315,7 +309,7 @@ def test_a_device_that_goes_away_meanwhile_fails_the_change(host: Host, monkeypa
             raise EngineError("eth0 went away while it was worked on")
         return host.facts(device)
 
-    monkeypatch.setattr(nic_profile, "of_device", facts)
+    monkeypatch.setattr(profile, "of_device", facts)
     with pytest.raises(EngineError, match=r"went away .* \(all of the change was taken back\)"):
         tune(512)
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
@@ -338,47 +332,47 @@ def test_a_link_that_is_down_by_the_time_of_the_confirmation(host: Host):
     tune(512)
     host.up = False
     with pytest.raises(EngineError, match="eth0: the link was up before the change and is down now"):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     assert host.armed and tuned.load("eth0").pending
     host.up = True
-    assert nic_profile.confirm("eth0", check=False).changed and not host.armed
+    assert profile.confirm("eth0", check=False).changed and not host.armed
 
 
 def test_a_change_that_brought_the_host_down_cannot_be_confirmed(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     tune(1024)
     host.boot = "second"
     with pytest.raises(EngineError, match="eth0: the host was booted after the change"):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     host.rings["rx"] = 256
-    assert nic_service.apply("eth0") == [] and host.rings["rx"] == 512
+    assert service.apply("eth0") == [] and host.rings["rx"] == 512
     assert not tuned.load("eth0").pending
     with pytest.raises(EngineError, match="nothing to confirm: the change was taken back .* or by a reboot"):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     assert tuned.load("eth0").devices["eth0"].saved == {"rings": {"rx": 512}}
 
 
 def test_a_first_change_ends_with_a_reboot(host: Host):
     tune(512)
     host.boot, host.rings["rx"] = "second", 256
-    assert nic_service.apply("eth0") == [] and host.rings["rx"] == 256 and tuned.load("eth0") is None
+    assert service.apply("eth0") == [] and host.rings["rx"] == 256 and tuned.load("eth0") is None
 
 
 def test_a_change_after_a_reboot_is_taken_back_to_what_is_there_now(host: Host):
     tune(512)
     host.boot, host.rings["rx"] = "second", 128
     tune(1024)
-    assert nic_profile.revert("eth0") == (True, []) and host.rings["rx"] == 128
+    assert profile.revert("eth0") == (True, []) and host.rings["rx"] == 128
 
 
 def test_without_its_timer_a_change_cannot_be_confirmed(host: Host):
     tune(512)
     host.armed = 0
     with pytest.raises(EngineError, match="eth0: timer.timer, which would have taken the change back, is gone"):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     tune(512)
-    assert host.armed and nic_profile.confirm("eth0", check=False).changed
+    assert host.armed and profile.confirm("eth0", check=False).changed
 
 
 def test_a_change_is_kept_before_udev_gets_its_file_and_the_timer_is_the_last(host: Host, monkeypatch):
@@ -386,7 +380,7 @@ def test_a_change_is_kept_before_udev_gets_its_file_and_the_timer_is_the_last(ho
     monkeypatch.setattr(link_file, "write", lambda name, text: pytest.fail("killed"))
     tune(512)
     with pytest.raises(pytest.fail.Exception):
-        nic_profile.confirm("eth0", check=False)
+        profile.confirm("eth0", check=False)
     assert tuned.load("eth0").devices["eth0"].saved == {"rings": {"rx": 512}} and host.armed
 
 
@@ -400,7 +394,7 @@ def test_udev_gets_no_file_if_there_is_none_for_another_member(host: Host, tmp_p
     tune(512, interface="bond0")
     monkeypatch.setattr(link_file, "desired", desired)
     with pytest.raises(EngineError, match="m1 went away"):
-        nic_profile.confirm("bond0", check=False)
+        profile.confirm("bond0", check=False)
     assert not list(tmp_path.glob("*.link")) and tuned.load("bond0").pending and host.armed
 
 
@@ -410,18 +404,18 @@ def test_files_for_udev_go_with_the_change(host: Host, tmp_path: Path, monkeypat
     tune(512)
     # Of a run that was killed.
     file.write_text("stale")
-    nic_profile.revert("eth0")
+    profile.revert("eth0")
     assert not file.exists()
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     tune(1024)
     file.write_text("stale")
-    nic_profile.revert("eth0")
+    profile.revert("eth0")
     assert file.read_text() == "rx=512"
     tuned.path_of("eth0").unlink()
-    assert nic_profile.restore("eth0", check=True).changed and file.exists()
-    assert nic_profile.restore("eth0", check=False).changed and not file.exists()
-    assert not nic_profile.restore("eth0", check=False).changed
+    assert profile.restore("eth0", check=True).changed and file.exists()
+    assert profile.restore("eth0", check=False).changed and not file.exists()
+    assert not profile.restore("eth0", check=False).changed
 
 
 def a_bond(host: Host) -> None:
@@ -432,14 +426,14 @@ def test_a_bond_that_lost_a_member_and_got_another_one(host: Host):
     a_bond(host)
     tune(512, interface="bond0")
     host.devices[2] = device_link(4, "m2", "00:04")
-    assert nic_profile.confirm("bond0", check=False).changed
+    assert profile.confirm("bond0", check=False).changed
     assert list(tuned.load("bond0").devices) == ["m0"]
     assert tune(512, interface="bond0").details["pending"]
-    assert nic_profile.confirm("bond0", check=False).changed
+    assert profile.confirm("bond0", check=False).changed
     assert list(tuned.load("bond0").devices) == ["m0", "m2"]
     del host.devices[1]
     tune(1024, interface="bond0")
-    assert nic_profile.confirm("bond0", check=False).changed
+    assert profile.confirm("bond0", check=False).changed
     saved = {name: entry.saved["rings"]["rx"] for name, entry in tuned.load("bond0").devices.items()}
     assert saved == {"m0": 512, "m2": 1024}
 
@@ -447,39 +441,39 @@ def test_a_bond_that_lost_a_member_and_got_another_one(host: Host):
 def test_restoring_finds_a_device_by_its_own_address(host: Host):
     host.devices = [device_link(7, "eth0", "00:07")]
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     host.devices, host.boot = [device_link(8, "eth1", "00:07")], "second"
     with pytest.raises(EngineError, match="eth1: its device is tuned as eth0 already; go on with that name"):
         tune(1024, interface="eth1")
     with pytest.raises(EngineError, match="is tuned as eth0 already"):
-        nic_profile.restore("eth1", check=False)
-    assert nic_profile.restore("eth0", check=False).changed
+        profile.restore("eth1", check=False)
+    assert profile.restore("eth0", check=False).changed
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
 
 
 def test_restoring_a_device_that_is_gone_keeps_what_it_was(host: Host):
     host.devices = [device_link(7, "eth0", "00:07"), device_link(8, "eth1")]
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     del host.devices[0]
     for check in (True, False):
         with pytest.raises(EngineError, match=r"eth0 \(00:07\) is not there; bring it back, or remove .*nic-eth0.json"):
-            nic_profile.restore("eth0", check=check)
+            profile.restore("eth0", check=check)
     host.devices.append(device_link(9, "eth0", "00:07"))
-    assert nic_profile.restore("eth0", check=False).changed and host.rings["rx"] == 256
+    assert profile.restore("eth0", check=False).changed and host.rings["rx"] == 256
 
 
 def test_a_member_that_was_renamed(host: Host):
     a_bond(host)
     tune(512, interface="bond0")
-    nic_profile.confirm("bond0", check=False)
+    profile.confirm("bond0", check=False)
     host.devices[2].name = "m9"
     tune(1024, interface="bond0")
     assert {name: entry.before["rings"]["rx"] for name, entry in tuned.load("bond0").devices.items()} == {
         "m0": 256,
         "m9": 256,
     }
-    assert nic_profile.revert("bond0") == (True, [])
+    assert profile.revert("bond0") == (True, [])
 
 
 def test_a_member_is_not_tuned_apart_from_its_bond(host: Host):
@@ -490,18 +484,18 @@ def test_a_member_is_not_tuned_apart_from_its_bond(host: Host):
 
 
 def test_another_name_of_a_device_is_the_same_to_the_state(host: Host, monkeypatch):
-    monkeypatch.setattr(nic_profile, "find", lambda interface: host.find({"enp1s0": "eth0"}.get(interface, interface)))
+    monkeypatch.setattr(profile, "find", lambda interface: host.find({"enp1s0": "eth0"}.get(interface, interface)))
     tune(512, interface="enp1s0")
     assert list(tuned.STATE.glob("nic-*")) == [tuned.path_of("eth0")]
-    assert nic_profile.confirm("enp1s0", check=False).changed and nic_profile.restore("enp1s0", check=False).changed
-    for operation in (nic_profile.confirm, nic_profile.restore):
+    assert profile.confirm("enp1s0", check=False).changed and profile.restore("enp1s0", check=False).changed
+    for operation in (profile.confirm, profile.restore):
         with pytest.raises(EngineError, match="interface '../eth0' does not exist"):
             operation("../eth0", check=False)
 
 
 def test_drift_is_the_same_in_check_mode(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     host.rings["rx"] = 256
     expected = tune(512, check=True)
     real = tune(512)
@@ -511,7 +505,7 @@ def test_drift_is_the_same_in_check_mode(host: Host):
 
 def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host):
     assert tune(500).warnings == ["eth0: rings.rx=500 was asked for, and 496 is what the device makes of it"]
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     again = tune(500)
     assert not again.changed and again.after == again.before == {"eth0": {"rings.rx": 496}}
     assert "496  # as the overrides say; the device makes that of 500" in again.diff[1]["rings.rx"]
@@ -527,9 +521,9 @@ def test_what_was_rounded_is_not_tried_again_when_something_else_changes(host: H
         return host.apply(device, values)
 
     tune(500)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     monkeypatch.setattr(tuned, "apply", apply)
-    assert nic_profile.apply("eth0", "custom", {"rings": {"rx": 500, "tx": 512}}, 60, False).changed
+    assert profile.apply("eth0", "custom", {"rings": {"rx": 500, "tx": 512}}, 60, False).changed
     assert asked == [{"rings": {"tx": 512}}]
     assert tuned.load("eth0").devices["eth0"].pending == {"rings": {"rx": 500, "tx": 512}}
 
@@ -540,28 +534,28 @@ def test_the_plan_has_nothing_that_will_not_happen(host: Host, check: bool, monk
     with pytest.raises(EngineError, match="eth0: rings.rx=8192 is more than the device's maximum of 4096; ask for no"):
         tune(8192, check)
     overrides = {"rings": {"rx": 512}, "channels": {"other": 1}}
-    found = nic_profile.apply("eth0", "custom", overrides, 60, check)
+    found = profile.apply("eth0", "custom", overrides, 60, check)
     assert found.after == {"eth0": {"rings.rx": 512}}
     assert found.warnings == ["eth0: the device has no channels.other, so 1 is left out"]
 
 
 def test_what_cannot_be_put_back_is_said(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     document = tuned.load("eth0")
     document.devices["eth0"].before["rings"]["rx"] = 300
     tuned.save(document)
-    warnings = nic_profile.restore("eth0", check=False).warnings
+    warnings = profile.restore("eth0", check=False).warnings
     assert warnings == ["eth0: rings.rx was 300, and 296 is what the device makes of that now"]
     assert host.rings["rx"] == 296 and tuned.load("eth0") is None
 
 
 def test_boot_applies_what_was_confirmed_and_only_that(host: Host):
     tune(512)
-    nic_profile.confirm("eth0", check=False)
+    profile.confirm("eth0", check=False)
     tune(1024)
     host.rings["rx"] = 256
-    assert nic_service.apply("eth0") == [] and host.rings["rx"] == 512
+    assert service.apply("eth0") == [] and host.rings["rx"] == 512
 
 
 def test_the_state_file_is_kept_apart_from_balancers(tmp_path: Path, host: Host):

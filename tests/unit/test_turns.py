@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.lbops.xdp.plugins.module_utils.turns import Turns
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.turns import Turns
 
 
 def take_all(turns: Turns) -> list[str]:

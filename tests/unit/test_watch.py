@@ -9,8 +9,8 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.link import import_pyroute2
-from ansible_collections.lbops.xdp.plugins.module_utils.watch import Watch
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.watch import Watch
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.link import import_pyroute2
 
 # include/uapi/linux/rtnetlink.h
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWNEIGH, DELNEIGH = 16, 17, 20, 21, 24, 25, 28, 29

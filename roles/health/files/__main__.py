@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from engine.balancer import Balancer
+from engine.balancer.balancer import Balancer
+from engine.balancer.observed import Observed
+from engine.config.model import BackendKey
 from engine.errors import EngineError
-from engine.model import BackendKey
-from engine.notify import notify
-from engine.observed import Observed
+from engine.kernel.notify import notify
 
 from .applier import Applier
 from .common import Target

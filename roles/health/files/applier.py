@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from engine.balancer import Balancer
+from engine.balancer.balancer import Balancer
+from engine.balancer.observed import Observed
+from engine.config.model import BackendKey
 from engine.errors import EngineError
-from engine.model import BackendKey
-from engine.observed import Observed
 
 from .log import Log
 

@@ -12,8 +12,8 @@ import ssl
 from asyncio import TimeoutError as AsyncTimeout
 from dataclasses import dataclass
 
-from engine.health import Health
-from engine.model import Backend, Service
+from engine.config.health import Health
+from engine.config.model import Backend, Service
 
 
 class Failed(Exception):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine import state
-from engine.balancer import Balancer
+from engine.balancer import state
+from engine.balancer.balancer import Balancer
+from engine.balancer.notes import Version
+from engine.config.health import Health, load
+from engine.config.model import BackendKey
 from engine.errors import EngineError
-from engine.health import Health, load
-from engine.model import BackendKey
-from engine.notes import Version
 
 from .common import Target
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from engine.addresses import Address
+from engine.config.addresses import Address
 
 from . import dns, udp
 from .common import Failed, Target, family_of

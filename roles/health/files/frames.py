@@ -9,7 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from engine.addresses import Address
+from engine.config.addresses import Address
 
 from .icmp import REPLY, REQUEST, checksum
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from engine.model import BackendKey
+from engine.config.model import BackendKey
 
 
 class Hindrances:

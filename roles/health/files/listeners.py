@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.addresses import Address
+from engine.config.addresses import Address
 
 from .frames import ETHERTYPES, Flow, Mark, answer_in
 from .udp import LONGEST

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from engine.model import BackendKey
+from engine.config.model import BackendKey
 
 from .checks import problem_of
 from .common import CannotCheck, Target

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from engine.model import BackendKey
+from engine.config.model import BackendKey
 
 from .common import Target
 from .states import Status

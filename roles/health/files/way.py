@@ -10,9 +10,9 @@ import socket
 import time
 from functools import cache
 
-from engine.addresses import Address
-from engine.link import import_pyroute2, route_socket
-from engine.next_hops import resolved
+from engine.config.addresses import Address
+from engine.kernel.link import import_pyroute2, route_socket
+from engine.kernel.neighbours import resolved
 
 from .common import CannotCheck, Failed, Target, family_of
 from .frames import ETHERTYPES, Flow, ip_packet

@@ -11,7 +11,7 @@ import re
 import ssl
 from functools import lru_cache
 
-from engine.health import LONGEST_BODY
+from engine.config.health import LONGEST_BODY
 
 from . import tcp
 from .common import Failed, Target

@@ -12,7 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops")
 
-from engine import bpf, compiler, layout, maps  # noqa: E402
+from engine.balancer import compiler, maps  # noqa: E402
+from engine.kernel import bpf  # noqa: E402
+from engine.tables import layout  # noqa: E402
 
 SIZES = layout.Sizes()
 BUILD = compiler.Build(Path("/usr/lib/lbops/bpf"), frozenset(compiler.FEATURES), SIZES)

@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, "/usr/lib/lbops")
 
-from engine import bpf, link  # noqa: E402
+from engine.kernel import bpf, link  # noqa: E402
 
 
 def kernel(interface: str) -> tuple[list[str], list[str]]:

@@ -9,9 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+from engine.config.exporter_options import check_listening
 from engine.errors import EngineError
-from engine.exporter_options import check_listening
-from engine.notify import notify
+from engine.kernel.notify import notify
 
 from .exporter import Exporter
 from .log import log

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine.balancer.live import Reading
 from engine.errors import EngineError
-from engine.live import Reading
 
 from .source import Sources
 

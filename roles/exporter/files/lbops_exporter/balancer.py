@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
-from engine.filters import FilterKey
-from engine.layout import LATENCY_BOUNDS, REASONS
-from engine.live import Reading
-from engine.model import Backend
-from engine.state import State
+from engine.balancer.live import Reading
+from engine.balancer.state import State
+from engine.config.filters import FilterKey
+from engine.config.model import Backend
+from engine.tables.layout import LATENCY_BOUNDS, REASONS
 
 from .collector import Collector
 from .exposition import Family, Page, pairs

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from engine import state
-from engine.device import Device, find
+from engine.balancer import state
 from engine.errors import EngineError
+from engine.kernel.device import Device, find
 
 from .source import interfaces, tuned_interfaces
 

@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from engine import ethtool_ioctl
-from engine.nic import supported
+from engine.kernel import ethtool_ioctl
+from engine.nic.tuner import supported
 
 from .collector import Collector
 from .devices import Devices

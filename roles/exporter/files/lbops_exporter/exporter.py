@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from engine import state
+from engine.balancer import state
 
 from . import api
 from .balancer import BalancerCollector

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine import ethtool_ioctl
 from engine.errors import EngineError
-from engine.nic import supported
+from engine.kernel import ethtool_ioctl
+from engine.nic.tuner import supported
 
 from .collector import Collector
 from .devices import Devices

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import device_info, profiles, tuned
 from engine.errors import EngineError
+from engine.nic import device_info, profiles, tuned
+from engine.nic.profiles import Choice
 from engine.outcome import text_of
-from engine.profiles import Choice
 
 from .collector import Collector
 from .devices import Devices

@@ -9,9 +9,9 @@ import json
 import time
 from typing import Any
 
-from engine import ethtool_ioctl
 from engine.errors import EngineError
-from engine.nic import supported
+from engine.kernel import ethtool_ioctl
+from engine.nic.tuner import supported
 
 from .devices import Devices
 from .driver import sort_out

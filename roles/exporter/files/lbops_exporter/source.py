@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from engine import files, state
-from engine.balancer import Balancer
-from engine.live import Reading
+from engine.balancer import state
+from engine.balancer.balancer import Balancer
+from engine.balancer.live import Reading
+from engine.kernel import files
 
 SUFFIX = ".json"
 # How long a change may keep the state before it is read in the midst of one.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config.exporter_options import check_web
 from engine.errors import EngineError
-from engine.exporter_options import check_web
 
 from .passwords import Users
 

@@ -1,0 +1,60 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs that were compiled, kept by their digest: after a boot, and on the next interface, nothing is compiled."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..errors import EngineError
+from ..kernel import files
+from . import compiler, state
+
+SUFFIX = ".program"
+
+
+def _path(build: compiler.Build, paths: state.Paths) -> Path:
+    return paths.state / f"{build.digest()}{SUFFIX}"
+
+
+def _read(path: Path) -> bytes | None:
+    """None if there is none, or if it is not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    size = hashlib.sha256().digest_size
+    return content[size:] if hashlib.sha256(content[size:]).digest() == content[:size] else None
+
+
+def program(build: compiler.Build, paths: state.Paths) -> tuple[bytes, bool]:
+    """Its instructions as of compile_program(), and whether they were compiled now. Raises EngineError."""
+    path = _path(build, paths)
+    kept = _read(path)
+    if kept is not None:
+        return kept, False
+    code = compiler.compile_program(build)
+    try:
+        files.write(path, hashlib.sha256(code).digest() + code)
+    except OSError:
+        # Without it the next boot takes longer.
+        pass
+    return code, True
+
+
+def discard_unused(paths: state.Paths) -> None:
+    """Those that no interface's program was compiled to."""
+    used = set()
+    for interface in state.interfaces(paths):
+        try:
+            current = state.load(paths.state_file(interface))
+        except EngineError:
+            # Another interface's file; whoever uses it says so.
+            continue
+        if current:
+            used.add(current.program.digest)
+    for path in paths.state.glob(f"*{SUFFIX}"):
+        if path.stem not in used:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The maps of a balancer: type, size of a value and number of entries of each, in the order of files/bpf/maps.h."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernel import bpf
+from ..tables.layout import (
+    BACKEND,
+    BACKEND_COUNTERS,
+    BUDGET,
+    CLIENT_NEXT_HOP,
+    CLIENT_NEXT_HOPS,
+    CONTROL,
+    COUNTERS,
+    FILTER_COUNTERS,
+    FILTER_LINE,
+    FLOW_BUCKET,
+    FRAGMENT_BUCKETS,
+    INDEX,
+    LATENCY,
+    LIMIT,
+    LINK,
+    MAX_LINKS,
+    MAX_POOLS,
+    POOL,
+    REASON,
+    REASONS,
+    RING,
+    SESSION,
+    Sizes,
+)
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One pinned map. For an array of maps, value_size and inner_entries are those of each inner array."""
+
+    name: str
+    type: int
+    value_size: int
+    max_entries: int
+    per_cpu: bool = False
+    inner_entries: int = 1
+    inner_flags: int = 0
+
+    @property
+    def holds_maps(self) -> bool:
+        return self.type == bpf.MAP_TYPE_ARRAY_OF_MAPS
+
+
+def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
+    """The maps in the order of their numbers in maps.h."""
+
+    def array(name: str, value_size: int, max_entries: int) -> MapSpec:
+        return MapSpec(name, bpf.MAP_TYPE_ARRAY, value_size, max_entries)
+
+    def per_cpu(name: str, value_size: int, max_entries: int) -> MapSpec:
+        return MapSpec(name, bpf.MAP_TYPE_PERCPU_ARRAY, value_size, max_entries, per_cpu=True)
+
+    def tables(name: str, value_size: int, max_entries: int = 1, **inner: int) -> MapSpec:
+        return MapSpec(name, bpf.MAP_TYPE_ARRAY_OF_MAPS, value_size, max_entries, **inner)
+
+    return (
+        array("control", CONTROL.size, 1),
+        tables("endpoints", sizes.endpoint_table_bytes),
+        tables("rings", RING.size, sizes.max_services),
+        array("backends", BACKEND.size, sizes.max_backends),
+        per_cpu("service_counters", COUNTERS.size, sizes.max_services),
+        per_cpu("backend_counters", BACKEND_COUNTERS.size, sizes.max_backends),
+        per_cpu("reasons", REASON.size, len(REASONS)),
+        per_cpu("round_robin", INDEX.size, sizes.max_services),
+        per_cpu("client_next_hops", CLIENT_NEXT_HOP.size, CLIENT_NEXT_HOPS),
+        tables("endpoints6", sizes.endpoint6_table_bytes),
+        # Mapped memory begins at a page, so that a bucket or line is one cache line.
+        tables(
+            "flows",
+            FLOW_BUCKET.size,
+            bpf.possible_cpus(),
+            inner_entries=sizes.flow_buckets,
+            inner_flags=bpf.MAP_FLAG_MMAPABLE,
+        ),
+        per_cpu("fragments", FLOW_BUCKET.size, FRAGMENT_BUCKETS),
+        per_cpu("budget", BUDGET.size, 1),
+        array("sessions", SESSION.size, sizes.max_sessions),
+        array("pools", POOL.size, MAX_POOLS),
+        per_cpu("pool_cursors", INDEX.size, MAX_POOLS),
+        MapSpec("links", bpf.MAP_TYPE_DEVMAP_HASH, LINK.size, MAX_LINKS),
+        tables("filters", FILTER_LINE, inner_entries=sizes.filter_lines, inner_flags=bpf.MAP_FLAG_MMAPABLE),
+        per_cpu("filter_counters", FILTER_COUNTERS.size, sizes.max_filters),
+        array("filter_limits", LIMIT.size, sizes.max_filters),
+        per_cpu("latency", LATENCY.size, 1),
+    )

@@ -1,0 +1,409 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The live maps of one program: created, pinned, opened, checked, written."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import EngineError
+from ..kernel import bpf
+from ..tables.layout import (
+    BACKEND,
+    BACKEND_COUNTERS,
+    CONTROL,
+    COUNTERS,
+    FILTER_COUNTERS,
+    LATENCY,
+    LAYOUT_VERSION,
+    LIMIT,
+    POOL,
+    REASON,
+    REASONS,
+    SESSION,
+    SESSION_WORD_SEEN,
+    SESSION_WORD_TIMEOUT,
+    Sizes,
+    index,
+    ticks_now,
+)
+from ..tables.tables import retired
+from .map_specs import MapSpec, map_specs
+
+# How much of a per-CPU map is read in one call.
+READ_BYTES = 1 << 20
+
+
+@dataclass
+class Maps:
+    """Descriptors by name, in the order of maps.h; closed with close()."""
+
+    sizes: Sizes
+    descriptors: dict[str, int]
+    write_seconds: float = 0.0  # spent in writing, so far
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.write_seconds += time.perf_counter() - started
+
+    def __getitem__(self, name: str) -> int:
+        return self.descriptors[name]
+
+    def close(self) -> None:
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+        self.descriptors.clear()
+
+    def __enter__(self) -> Maps:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # --- tables, each a map of its own that is swapped in whole
+
+    def swap_table(self, name: str, table: bytes | None) -> int:
+        """Replace the endpoint or filter table in one step, or leave the map without one; the id of the new one."""
+        if table is None:
+            with self._writing():
+                self._remove(name, 0)
+            return 0
+        with self._writing():
+            descriptor, number = _table(self.spec(name), table)
+            try:
+                bpf.map_update(self[name], index(0), index(descriptor))
+            finally:
+                os.close(descriptor)
+        return number
+
+    def _remove(self, name: str, place: int) -> None:
+        try:
+            bpf.map_delete(self[name], index(place))
+        except FileNotFoundError:
+            # There was nothing before.
+            pass
+
+    def write_rings(self, rings: dict[int, bytes | None], table_ids: dict[int, int]) -> None:
+        """Replace each of these rings in one step, or leave its service without one, and note the tables' ids."""
+        with self._writing():
+            spec = self.spec("rings")
+            packed = {ring: _table(spec, data) for ring, data in rings.items() if data is not None}
+            try:
+                bpf.map_update_batch(
+                    self["rings"],
+                    b"".join(map(index, packed)),
+                    # User space writes an array of maps with descriptors and reads ids from it.
+                    b"".join(index(descriptor) for descriptor, _number in packed.values()),
+                    len(packed),
+                )
+            finally:
+                for descriptor, _number in packed.values():
+                    os.close(descriptor)
+            table_ids.update({ring: number for ring, (_descriptor, number) in packed.items()})
+            for ring in rings.keys() - packed.keys():
+                table_ids.pop(ring, None)
+                self._remove("rings", ring)
+
+    def table_id(self, name: str) -> int:
+        """The live table's id, 0 if there is none."""
+        return next(iter(self._table_ids(name, 1).values()), 0)
+
+    def ring_ids(self) -> dict[int, int]:
+        """The live rings' ids by service."""
+        return self._table_ids("rings", self.sizes.max_services)
+
+    def _table_ids(self, name: str, count: int) -> dict[int, int]:
+        keys, values = bpf.map_lookup_batch(self[name], count, 4)
+        return dict(zip(_integers(keys), _integers(values)))
+
+    # --- backends
+
+    def write_backends(self, backends: dict[int, bytes]) -> None:
+        """struct backend by id."""
+        with self._writing():
+            bpf.map_update_batch(
+                self["backends"], b"".join(map(index, backends)), b"".join(backends.values()), len(backends)
+            )
+
+    def retire_backends(self, places: Collection[int]) -> None:
+        """Flows that are remembered with these are chosen anew; nothing else of the entries changes."""
+        self.write_backends(
+            {place: retired(bpf.map_lookup(self["backends"], index(place), BACKEND.size)) for place in places}
+        )
+
+    def write_pools(self, pools: dict[int, bytes]) -> None:
+        """struct pool by id."""
+        with self._writing():
+            bpf.map_update_batch(self["pools"], b"".join(map(index, pools)), b"".join(pools.values()), len(pools))
+
+    def read_pool(self, place: int) -> bytes:
+        """struct pool."""
+        return bpf.map_lookup(self["pools"], index(place), POOL.size)
+
+    def read_backends(self) -> bytes:
+        """struct backend, one after the other, by id."""
+        spec = self.spec("backends")
+        return bpf.map_lookup_batch(self["backends"], spec.max_entries, spec.value_size)[1]
+
+    # --- counters
+
+    def zero_counters(self, name: str, positions: Iterable[int]) -> None:
+        positions = list(positions)
+        size = self.spec(name).value_size * bpf.possible_cpus()
+        with self._writing():
+            bpf.map_update_batch(
+                self[name], b"".join(map(index, positions)), bytes(size * len(positions)), len(positions)
+            )
+
+    def reset_limits(self, places: Iterable[int]) -> None:
+        """Let these filters' limits begin anew."""
+        places = list(places)
+        with self._writing():
+            keys = b"".join(map(index, places))
+            bpf.map_update_batch(self["filter_limits"], keys, bytes(LIMIT.size * len(places)), len(places))
+
+    def set_counters(self, name: str, rows: dict[int, tuple[int, ...]]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        form = self._counter(name)
+        padding = bytes(form.size * (bpf.possible_cpus() - 1))
+        values = b"".join(form.pack(*row) + padding for row in rows.values())
+        bpf.map_update_batch(self[name], b"".join(map(index, rows)), values, len(rows))
+
+    @staticmethod
+    def _counter(name: str) -> struct.Struct:
+        return {"backend_counters": BACKEND_COUNTERS, "filter_counters": FILTER_COUNTERS}.get(name, COUNTERS)
+
+    def read_counters(self, name: str, count: int | None = None) -> list[tuple[int, ...]]:
+        """The fields of struct counters or filter_counters by position, summed over the CPUs.
+
+        `count`: of that many places only.
+        """
+        form, cpus = self._counter(name), bpf.possible_cpus()
+        fields, words = len(form.unpack(bytes(form.size))), form.size // 8
+        rows: list[tuple[int, ...]] = []
+        for values in self._read_places(name, count):
+            numbers = memoryview(values).cast("Q")
+            # A row at a time is many times as slow as a column.
+            columns = [
+                [sum(row) for row in zip(*(numbers[field + words * cpu :: words * cpus] for cpu in range(cpus)))]
+                for field in range(fields)
+            ]
+            rows += zip(*columns)
+        return rows
+
+    def _read_places(self, name: str, count: int | None) -> Iterator[bytes]:
+        """The values of the first `count` places, some at a time, since each is there once for every CPU."""
+        spec, cpus = self.spec(name), bpf.possible_cpus()
+        end = spec.max_entries if count is None else min(count, spec.max_entries)
+        at_once = max(1, READ_BYTES // (spec.value_size * cpus))
+        for start in range(0, end, at_once):
+            after = index(start - 1) if start else None
+            number = min(at_once, end - start)
+            yield bpf.map_lookup_batch(self[name], number, spec.value_size * cpus, after=after)[1]
+
+    def read_reasons(self) -> list[int]:
+        """Packets by reason, in the order of layout.REASONS."""
+        cpus = bpf.possible_cpus()
+        values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
+        return [sum(row) for row in struct.iter_unpack(f"<{cpus}Q", values)]
+
+    def read_latency(self) -> tuple[int, ...]:
+        """The fields of struct latency, summed over the CPUs."""
+        values = bpf.map_lookup(self["latency"], index(0), LATENCY.size * bpf.possible_cpus())
+        return tuple(map(sum, zip(*LATENCY.iter_unpack(values))))
+
+    def set_latency(self, row: tuple[int, ...]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        padding = bytes(LATENCY.size * (bpf.possible_cpus() - 1))
+        bpf.map_update(self["latency"], index(0), LATENCY.pack(*row) + padding)
+
+    def set_reasons(self, packets: list[int]) -> None:
+        """Start from these totals; they are accounted to the first CPU."""
+        padding = bytes(REASON.size * (bpf.possible_cpus() - 1))
+        values = b"".join(REASON.pack(number) + padding for number in packets)
+        bpf.map_update_batch(self["reasons"], b"".join(map(index, range(len(packets)))), values, len(packets))
+
+    # --- flows
+
+    def create_flow_tables(self) -> None:
+        """One for each CPU, where there is none yet."""
+        spec = self.spec("flows")
+        for cpu in set(range(spec.max_entries)) - self._table_ids("flows", spec.max_entries).keys():
+            descriptor = _inner_map(spec)
+            try:
+                bpf.map_update(self["flows"], index(cpu), index(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def end_sessions(self, first: int, count: int) -> None:
+        """Free these places for sessions of another pool."""
+        with self._writing():
+            keys = b"".join(map(index, range(first, first + count)))
+            bpf.map_update_batch(self["sessions"], keys, bytes(SESSION.size * count), count)
+
+    def live_sessions(self) -> int:
+        """How many have a port at the moment, as is_alive() in sessions.h has it."""
+        spec = self.spec("sessions")
+        values = bpf.map_lookup_batch(self["sessions"], spec.max_entries, spec.value_size)[1]
+        words, now = memoryview(values).cast("I"), ticks_now()
+        seen, timeouts = (words[word :: SESSION.size // 4] for word in (SESSION_WORD_SEEN, SESSION_WORD_TIMEOUT))
+        return sum(now - tick <= timeout for tick, timeout in zip(seen, timeouts))
+
+    def packets_by_cpu(self, services: int) -> list[int]:
+        """Packets that the program saw on each CPU: of the first so many services, and those it named a reason for."""
+        cpus, words = bpf.possible_cpus(), COUNTERS.size // 8
+        found = [0] * cpus
+        for values in self._read_places("service_counters", services):
+            numbers = memoryview(values).cast("Q")
+            for cpu in range(cpus):
+                found[cpu] += sum(sum(numbers[words * cpu + field :: words * cpus]) for field in (0, 2))
+        values = bpf.map_lookup_batch(self["reasons"], len(REASONS), REASON.size * cpus)[1]
+        for (_reason, verdict), row in zip(REASONS, struct.iter_unpack(f"<{cpus}Q", values)):
+            # Those that were forwarded have been counted by service.
+            if verdict != "forward":
+                found = list(map(sum, zip(found, row)))
+        return found
+
+    def links(self) -> int:
+        """How many interfaces are up that redirect may use."""
+        return len(bpf.map_keys(self["links"])) // 4
+
+    def number(self, name: str) -> int:
+        """The kernel's id of a map: another one if the maps were made anew."""
+        return bpf.map_info(self[name]).id
+
+    # --- links that redirect may use
+
+    def set_links(self, interfaces: set[int]) -> None:
+        """The indexes of the interfaces whose link is up; others get no packets."""
+        present = set(_integers(bpf.map_keys(self["links"])))
+        for interface in interfaces - present:
+            bpf.map_update(self["links"], index(interface), index(interface))
+        for interface in present - interfaces:
+            bpf.map_delete(self["links"], index(interface))
+
+    # --- control
+
+    def update_control(self, mtu: int) -> None:
+        """Make the program ask the kernel's tables again; `mtu` is the interface's."""
+        version, generation, _mtu, unused, seed = self._control()
+        bpf.map_update(self["control"], index(0), CONTROL.pack(version, generation % 0xFFFFFFFF + 1, mtu, unused, seed))
+
+    def _control(self) -> tuple[int, ...]:
+        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))
+
+    def layout_version(self) -> int:
+        return self._control()[0]
+
+    def spec(self, name: str) -> MapSpec:
+        return next(spec for spec in map_specs(self.sizes) if spec.name == name)
+
+
+def _integers(data: bytes) -> list[int]:
+    return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
+
+
+def _inner_map(spec: MapSpec) -> int:
+    return bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, spec.inner_entries, flags=spec.inner_flags)
+
+
+def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
+    """A frozen map: nobody can change it, so its id stands for its content."""
+    descriptor = _inner_map(spec)
+    try:
+        entries = len(value) // spec.value_size
+        if spec.inner_entries == 1:
+            bpf.map_update(descriptor, index(0), value)
+        else:
+            bpf.map_update_batch(descriptor, b"".join(map(index, range(entries))), value, entries)
+        bpf.map_freeze(descriptor)
+        return descriptor, bpf.map_info(descriptor).id
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _create(spec: MapSpec) -> int:
+    if not spec.holds_maps:
+        return bpf.map_create(spec.name, spec.type, spec.value_size, spec.max_entries)
+    inner = _inner_map(spec)
+    try:
+        return bpf.map_create(spec.name, spec.type, 4, spec.max_entries, inner=inner)
+    finally:
+        os.close(inner)
+
+
+def create(sizes: Sizes, mtu: int = 1500) -> Maps:
+    """New, empty maps that belong to nobody yet, for an interface of this MTU."""
+    maps = Maps(sizes, {})
+    try:
+        for spec in map_specs(sizes):
+            try:
+                maps.descriptors[spec.name] = _create(spec)
+            except OSError as error:
+                raise EngineError(
+                    f"the kernel makes no map {spec.name} of {spec.max_entries} values of {spec.value_size} bytes: "
+                    f"{error.strerror}; lower the sizes of xdp_program (max_endpoints, max_backends, max_flows, ...)"
+                ) from None
+        seed = int.from_bytes(os.urandom(8), "little")
+        bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1, mtu, 0, seed))
+    except (EngineError, OSError):
+        maps.close()
+        raise
+    return maps
+
+
+def pin(maps: Maps, directory: Path) -> None:
+    for name, descriptor in maps.descriptors.items():
+        bpf.object_pin(descriptor, str(directory / name))
+
+
+def open_pinned(directory: Path, sizes: Sizes, read_only: bool = False) -> Maps:
+    """The pinned maps; EngineError if they are not what this engine writes."""
+    maps = Maps(sizes, {})
+    try:
+        for spec in map_specs(sizes):
+            path = directory / spec.name
+            try:
+                descriptor = bpf.object_get(str(path), read_only)
+            except FileNotFoundError:
+                raise _other_layout(directory, f"{spec.name} is not pinned") from None
+            maps.descriptors[spec.name] = descriptor
+            info = bpf.map_info(descriptor)
+            value_size = 4 if spec.holds_maps else spec.value_size
+            found = (info.type, info.value_size, info.max_entries)
+            if found != (spec.type, value_size, spec.max_entries):
+                raise _other_layout(
+                    directory,
+                    f"{spec.name} has type {found[0]} with {found[2]} values of {found[1]} bytes, "
+                    f"not type {spec.type} with {spec.max_entries} of {value_size}",
+                )
+        version = maps.layout_version()
+        if version != LAYOUT_VERSION:
+            raise _other_layout(directory, f"their layout version is {version}, this engine's is {LAYOUT_VERSION}")
+    except (EngineError, OSError):
+        maps.close()
+        raise
+    return maps
+
+
+class OtherLayout(EngineError):
+    """Pinned maps were made by another version of the engine."""
+
+
+def _other_layout(directory: Path, problem: str) -> OtherLayout:
+    return OtherLayout(
+        f"the maps pinned in {directory} have another layout ({problem}); run xdp_program with the current "
+        "collection, which moves the configuration into new maps without losing a packet"
+    )

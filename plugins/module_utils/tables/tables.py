@@ -1,0 +1,309 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bytes of the maps' values, made from a configuration. Pure functions."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+from ..config.addresses import Address
+from ..config.model import Backend, BackendKey, Config, Pool, Service, backend_ports, ring_members
+from ..config.vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
+from ..errors import EngineError
+from .layout import (
+    BACKEND,
+    BACKEND_FORWARDING_BYTE,
+    ENDPOINT,
+    ENDPOINT6,
+    ENDPOINT_BACKEND,
+    ENDPOINT_MULTIPLIER,
+    ENDPOINT_PROBES,
+    ENDPOINT_SERVICE,
+    ENDPOINT_SOURCE,
+    ENDPOINT_TABLE_HEADER,
+    ENDPOINT_VIP,
+    ICMP,
+    IPIP,
+    IPV6_IN_IP,
+    POOL,
+    RING_HEADER,
+    RING_SIZE,
+    SERVICE_FLOW_TABLE,
+    SERVICE_KEEPS_TTL,
+    SERVICE_SESSIONS,
+    Sizes,
+    ticks,
+)
+from .lookup import hashed, maglev, round_robin
+
+# Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
+Endpoints = dict[bytes, int]
+MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class PoolPlace:
+    """Where the ports of a full_nat source are."""
+
+    id: int
+    first_session: int
+
+
+@dataclass(frozen=True)
+class BackendPlace:
+    """What a backend's entry says of other maps."""
+
+    ring: int
+    service_counters: int
+    backend_counters: int
+    pool: PoolPlace | None = None
+    interface: int = 0  # index
+
+
+def pack_port(port: int | None) -> bytes:
+    """Network byte order; 0 stands for none."""
+    return (port or 0).to_bytes(2, "big")
+
+
+def _fold(total: int) -> int:
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def checksum_delta(before: bytes, after: bytes, *, ttl_step: bool = False) -> bytes:
+    """What replacing `before` by `after` adds to the complement of a checksum: ~m + m' (RFC 1624, equation 3).
+
+    Both have the same even length. `ttl_step` includes a TTL lowered by 1, the high byte of its word.
+    Two bytes in network order.
+    """
+    total = 0
+    for position in range(0, len(before), 2):
+        total += ~int.from_bytes(before[position : position + 2], "big") & 0xFFFF
+        total += int.from_bytes(after[position : position + 2], "big")
+    if ttl_step:
+        total += ~0x0100 & 0xFFFF
+    return _fold(total).to_bytes(2, "big")
+
+
+def _rewrite_deltas(service: Service, backend: Backend, port: bytes, vip_port: bytes) -> list[bytes]:
+    """ip_delta, l4_delta and those of replies; IPv4's header has the TTL in its checksum."""
+    vip, address = Address(service.address).packed, Address(backend.target).packed
+    in_header = service.family == 4
+    return [
+        checksum_delta(vip, address, ttl_step=in_header),
+        checksum_delta(vip + vip_port, address + port),
+        checksum_delta(address, vip, ttl_step=in_header),
+        checksum_delta(address + port, vip + vip_port),
+    ]
+
+
+def _outer_header_sum(service: Service, address: Address) -> int:
+    """Of the words of an outer IPv4 header that are the same for every packet, in the byte order of the packet."""
+    if address.family == 6:
+        return 0
+    protocol = IPIP if service.family == 4 else IPV6_IN_IP
+    words = struct.unpack("<4H", b"\x45\0" + bytes((64, protocol)) + address.packed)
+    return sum(words)
+
+
+def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> bytes:
+    """struct backend."""
+    port = vip_port = bytes(2)
+    address = Address(backend.address) if backend.address else None
+    source = service.source_prefix
+    deltas = [bytes(2)] * 4
+    if service.forwarding in ("dnat", "full_nat"):
+        if backend.port is not None:
+            port, vip_port = pack_port(backend.port), pack_port(service.first_port)
+        deltas = _rewrite_deltas(service, backend, port, vip_port)
+    source_mask = bytes(4)
+    if source and service.forwarding == "ipip":
+        source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
+    pool = service.pool
+    fields = (
+        address.words if address else bytes(16),
+        Address(service.address).words,
+        port,
+        vip_port,
+        FORWARDINGS[service.forwarding],
+        address.family if address else 0,
+        1 if backend.mac else 0,
+        bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6),
+        *deltas,
+        pool.first_port if pool else 0,
+        place.ring,
+        place.service_counters,
+        place.backend_counters,
+        place.interface,
+        source.address.words if source else bytes(16),
+        source_mask,
+        _outer_header_sum(service, address) if address and service.forwarding == "ipip" else 0,
+        place.pool.first_session if place.pool else 0,
+        pool.ports if pool else 0,
+        place.pool.id if place.pool else 0,
+    )
+    return BACKEND.pack(*fields, zlib.crc32(BACKEND.pack(*fields, 0)))
+
+
+def retired(entry: bytes) -> bytes:
+    """struct backend as it is when flows remembered with it are to be chosen anew."""
+    return entry[:BACKEND_FORWARDING_BYTE] + b"\0" + entry[BACKEND_FORWARDING_BYTE + 1 :]
+
+
+def pack_pool(pool: Pool, place: PoolPlace) -> bytes:
+    """struct pool."""
+    return POOL.pack(place.first_session, pool.first_port, pool.ports)
+
+
+def endpoint_key(kind: int, address: str, protocol: int, port: int) -> bytes:
+    """The bytes of a slot before its id."""
+    packed = Address(address).packed
+    if len(packed) == 4:
+        return ENDPOINT.pack(packed, pack_port(port), protocol, kind, 0, 0)[:8]
+    return ENDPOINT6.pack(packed, pack_port(port), protocol, kind, 0)[:20]
+
+
+def endpoints(
+    config: Config,
+    rings: dict[str, int],
+    backend_ids: dict[BackendKey, int],
+    pools: dict[Pool, PoolPlace],
+) -> Endpoints:
+    """All endpoints of a configuration, with the places of rings by service, backends by key, and pools."""
+    found: Endpoints = {}
+    for service in config.services.values():
+        found[endpoint_key(ENDPOINT_VIP, service.address, ICMP, 0)] = 0
+        for port in service.ports:
+            found[endpoint_key(ENDPOINT_SERVICE, service.address, PROTOCOLS[service.protocol], port)] = rings[
+                service.name
+            ]
+    for pool in config.pools():
+        found[endpoint_key(ENDPOINT_SOURCE, pool.address, 0, 0)] = pools[pool].id
+    for key, backend in config.backends.items():
+        service = config.services[backend.service]
+        if service.forwarding == "dnat":
+            protocol = PROTOCOLS[service.protocol]
+            for port in backend_ports(service, backend.port):
+                found[endpoint_key(ENDPOINT_BACKEND, backend.target, protocol, port)] = backend_ids[key]
+    return found
+
+
+def _home4(key: bytes, shift: int) -> int:
+    return (int.from_bytes(key, "little") * ENDPOINT_MULTIPLIER & MASK64) >> shift
+
+
+def _home6(key: bytes, shift: int) -> int:
+    upper, lower, rest = struct.unpack("<QQI", key)
+    number = (upper ^ rest << 32) * ENDPOINT_MULTIPLIER & MASK64
+    return ((number ^ number >> 32 ^ lower) * ENDPOINT_MULTIPLIER & MASK64) >> shift
+
+
+def pack_endpoint_tables(found: Endpoints, sizes: Sizes) -> tuple[bytes, bytes | None]:
+    """struct endpoint_table and struct endpoint6_table; None if nothing has an IPv6 address.
+
+    As small as keeps every key within ENDPOINT_PROBES slots of its home. Raises EngineError if there are more
+    endpoints than a table may hold.
+    """
+    found6 = {key: number for key, number in found.items() if len(key) == 20}
+    found4 = {key: number for key, number in found.items() if len(key) == 8} if found6 else found
+    table4 = _pack_endpoint_table(found4, sizes, sizes.endpoint_table_bytes, ENDPOINT.size, _home4)
+    if not found6:
+        return table4, None
+    return table4, _pack_endpoint_table(found6, sizes, sizes.endpoint6_table_bytes, ENDPOINT6.size, _home6)
+
+
+def _port_bits(found: Endpoints, kind: int) -> int:
+    """Bit n stands for ports that are n modulo 64; port 0, which is any, for all of them."""
+    ports = {key[-4:-2] for key in found if key[-1] == kind}
+    if bytes(2) in ports:
+        return MASK64
+    bits = 0
+    for port in ports:
+        bits |= 1 << (port[1] & 63)
+    return bits
+
+
+def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home) -> bytes:
+    if len(found) > sizes.max_endpoints:
+        raise EngineError(
+            f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
+            f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of xdp_program"
+        )
+    slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
+    while slots <= sizes.endpoint_slots:
+        table = _place(found, slots, table_bytes, slot_bytes, home)
+        if table is not None:
+            return bytes(table)
+        slots *= 2
+    raise EngineError(
+        f"{len(found)} endpoints cluster too much for max_endpoints {sizes.max_endpoints}; double max_endpoints"
+    )
+
+
+def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home) -> bytearray | None:
+    """Linear probing; None if some key would lie farther from its home than the program looks."""
+    table = bytearray(table_bytes)
+    shift = 64 - (slots.bit_length() - 1)
+    ENDPOINT_TABLE_HEADER.pack_into(
+        table, 0, shift, 0, _port_bits(found, ENDPOINT_SERVICE), _port_bits(found, ENDPOINT_BACKEND)
+    )
+    taken = bytearray(slots + ENDPOINT_PROBES)
+    header = ENDPOINT_TABLE_HEADER.size
+    for key, number in found.items():
+        place = home(key, shift)
+        slot = taken.find(0, place, place + ENDPOINT_PROBES)
+        if slot < 0:
+            return None
+        taken[slot] = 1
+        offset = header + slot * slot_bytes
+        entry = key + number.to_bytes(4, "little")
+        table[offset : offset + len(entry)] = entry
+    return table
+
+
+def service_flags(service: Service) -> int:
+    """enum service_flags."""
+    flags = SERVICE_FLOW_TABLE if service.flow_table else 0
+    if service.forwarding == "full_nat":
+        flags |= SERVICE_SESSIONS
+    if service.forwarding in ("dsr", "redirect"):
+        flags |= SERVICE_KEEPS_TTL
+    return flags
+
+
+def _positions(service: Service, active: list[Backend]) -> Iterable[int]:
+    weights = [backend.share for backend in active]
+    if service.scheduler == "round_robin":
+        return round_robin(weights)
+    if service.scheduler == "hash":
+        return hashed(weights)
+    return maglev([f"{backend.target}:{backend.port or service.port}" for backend in active], weights)
+
+
+def pack_ring(
+    service: Service,
+    backends: Iterable[Backend],
+    backend_ids: dict[BackendKey, int],
+    out: Container[BackendKey] = (),
+) -> bytes | None:
+    """struct ring, or None for a service without a backend that takes packets.
+
+    One that remembers flows has a ring for as long as it has backends, drained ones included.
+    """
+    backends = list(backends)
+    active = ring_members(backends, out)
+    if not active and not (backends and service.remembers_flows):
+        return None
+    slots = b""
+    if active:
+        ids = [backend_ids[backend.key].to_bytes(4, "little") for backend in active]
+        slots = b"".join(map(ids.__getitem__, _positions(service, active)))
+    header = RING_HEADER.pack(
+        SCHEDULERS[service.scheduler], len(slots) // 4, service_flags(service), ticks(service.idle_timeout)
+    )
+    return header + slots.ljust(RING_SIZE * 4 + 4, b"\0")

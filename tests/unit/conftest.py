@@ -1,0 +1,6 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes what roles install on a host importable by the names it has there."""
+
+from tests.support import host_packages  # noqa: F401
