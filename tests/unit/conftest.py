@@ -3,4 +3,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes what roles install on a host importable by the names it has there."""
 
-from tests.support import host_packages  # noqa: F401
+from tests.support.host_packages import DIRECTORY
+
+__all__ = ["DIRECTORY"]
