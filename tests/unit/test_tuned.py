@@ -152,7 +152,7 @@ def test_the_timer_runs_the_engine_and_names_the_interface(monkeypatch):
     [command] = commands
     assert command[0] == "systemd-run" and "--on-active=90s" in command
     assert "--unit=lbops-nic-revert-en\\x2dp1" in command
-    assert command[-3:] == ("engine.nic_service", "revert", "en-p1")
+    assert command[-3:] == ("engine.nic.service", "revert", "en-p1")
 
 
 def test_a_timer_is_stopped_once_the_next_one_runs(monkeypatch):

@@ -33,7 +33,7 @@ def check() -> None:
         raise EngineError(
             "revert_after needs systemd, which does not run here; set it to 0 to change without a way back"
         )
-    if not (ENGINE / "engine" / "nic_service.py").exists():
+    if not (ENGINE / "engine" / "nic" / "service.py").exists():
         raise EngineError(
             f"revert_after needs the engine in {ENGINE}; apply the role lbops.xdp.nic_tuning, which installs it, or "
             "set it to 0 to change without a way back"
@@ -56,7 +56,7 @@ def arm(interface: str, seconds: int) -> str:
         "--setenv=PYTHONDONTWRITEBYTECODE=1",
         "/usr/bin/python3",
         "-m",
-        "engine.nic_service",
+        "engine.nic.service",
         "revert",
         interface,
     )

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What systemd runs for a tuned interface: python3 -m engine.nic_service {apply|revert} <interface>.
+"""What systemd runs for a tuned interface: python3 -m engine.nic.service {apply|revert} <interface>.
 
 apply is for the boot; revert is for the timer that takes back what nobody confirmed.
 """
