@@ -43,7 +43,7 @@ STRUCTURES = {
     "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),
     "client_next_hop": (layout.CLIENT_NEXT_HOP, ["address", "next_hop"]),
-    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "mtu", "unused", "seed"]),
+    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "seed", "interfaces"]),
     "filter_rule": (layout.FILTER_RULE, ["id", "action", "interval", "burst"]),
     "filter_header": (
         layout.FILTER_HEADER,
