@@ -33,7 +33,7 @@ from . import (
     transaction,
     writing,
 )
-from .document import Document, addresses_of_kernel
+from .document import Document, Settings, addresses_of_kernel
 from .native import finish
 from .places import Places, remove_tree
 
@@ -190,13 +190,13 @@ class Balancer:
             ours = attached and attached.hook == "native" and programs.owns(self.places, interface, attached)
             finish(interface, path, bool(ours))
 
-    def remove(self, check: bool, force: bool = False) -> Outcome:
+    def remove(self, check: bool, conditions: Conditions = Conditions()) -> Outcome:
         """Detach our programs and remove pins, maps and state; a program of somebody else stays."""
-        with self._locked(True, Conditions().lock_timeout):
+        with self._locked(True, conditions.lock_timeout):
             try:
                 current = state.load(self.state_file)
             except EngineError:
-                if not force:
+                if not conditions.force:
                     raise
                 current = None
             exists = self.places.pins.exists() or self.places.state_directory.exists()
@@ -214,7 +214,7 @@ class Balancer:
 
     # --- parts of the document
 
-    def apply_program(self, settings: slices.Settings, check: bool, conditions: Conditions = Conditions()) -> Outcome:
+    def apply_program(self, settings: Settings, check: bool, conditions: Conditions = Conditions()) -> Outcome:
         """Make these the settings of the program; services, backends and filters stay."""
         return self._change(
             lambda document: slices.with_settings(document, settings), check, conditions, settings.interfaces
@@ -315,7 +315,7 @@ class Balancer:
         current = state.load(self.state_file)
         if current is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore of {self.name}")
-        if current.document.attached:
+        if current.document.settings.attached:
             # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
             neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         return self.apply(current.document, False, Conditions(applied_by="boot", lock_timeout=None))

@@ -33,12 +33,10 @@ SIZE_LIMITS = {
 
 
 @dataclass(frozen=True)
-class Document:
-    """What a balancer is to be. Two documents are equal if they ask for the same."""
+class Settings:
+    """Everything of a document but services, backends and filters."""
 
-    interfaces: tuple[str, ...]
-    config: Config = Config({}, {})
-    filters: Filters = field(default_factory=dict)
+    interfaces: tuple[str, ...] = ()
     attached: bool = True
     mode: str = "auto"
     # Change what keeps a driver from taking the program.
@@ -49,29 +47,37 @@ class Document:
     # Directory of the program's C files on the host.
     source: str = SOURCE
 
+    def as_dict(self) -> dict[str, Any]:
+        """What parse_settings() takes."""
+        return {**vars(self), "interfaces": list(self.interfaces), "sizes": asdict(self.sizes)}
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a balancer is to be. Two documents are equal if they ask for the same."""
+
+    settings: Settings = Settings()
+    config: Config = Config({}, {})
+    filters: Filters = field(default_factory=dict)
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        return self.settings.interfaces
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.settings.sizes
+
     @property
     def features(self) -> frozenset[str]:
         """What has to be compiled in."""
-        chosen = {"multi_buffer": self.multi_buffer, "latency": self.latency}
+        chosen = {"multi_buffer": self.settings.multi_buffer, "latency": self.settings.latency}
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything but services, backends and filters."""
-        return {
-            "interfaces": list(self.interfaces),
-            "attached": self.attached,
-            "mode": self.mode,
-            "prepare": self.prepare,
-            "multi_buffer": self.multi_buffer,
-            "latency": self.latency,
-            "source": self.source,
-            "sizes": asdict(self.sizes),
-        }
 
     def as_dict(self) -> dict[str, Any]:
         """What parse_document() takes."""
         return {
-            **self.settings(),
+            **self.settings.as_dict(),
             "services": [service.as_dict() for service in self.config.services.values()],
             "backends": [backend.as_dict() for backend in self.config.backends.values()],
             "filters": [item.as_dict() for item in self.filters.values()],
@@ -113,24 +119,29 @@ def parse_sizes(raw: dict[str, Any]) -> Sizes:
     return sizes
 
 
-def parse_document(raw: dict[str, Any]) -> Document:
-    """Raises EngineError that names each bad entry of the first part that has any."""
-    config = Config(parse_services(raw.get("services", [])), parse_backends(raw.get("backends", [])))
-    check(config)
-    if raw.get("mode", "auto") not in MODES:
-        raise EngineError(f"mode {raw['mode']!r} is not one of {', '.join(MODES)}")
-    return Document(
+def parse_settings(raw: dict[str, Any]) -> Settings:
+    """Raises EngineError that names the option."""
+    mode = raw.get("mode", "auto")
+    if mode not in MODES:
+        raise EngineError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    return Settings(
         parse_interfaces(raw.get("interfaces")),
-        config,
-        parse_filters(raw.get("filters", [])),
         raw.get("attached", True),
-        raw.get("mode", "auto"),
+        mode,
         raw.get("prepare", False),
         raw.get("multi_buffer", False),
         raw.get("latency", False),
         parse_sizes(raw.get("sizes", {})),
         raw.get("source", SOURCE),
     )
+
+
+def parse_document(raw: dict[str, Any]) -> Document:
+    """Raises EngineError that names each bad entry of the first part that has any."""
+    settings = parse_settings(raw)
+    config = Config(parse_services(raw.get("services", [])), parse_backends(raw.get("backends", [])))
+    check(config)
+    return Document(settings, config, parse_filters(raw.get("filters", [])))
 
 
 def addresses_of_kernel(backends: Iterable[Backend]) -> list[str]:

@@ -21,7 +21,7 @@ from ..kernel import files
 from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
 from .departed import Departed
-from .document import Document
+from .document import Document, Settings
 from .places import Places, pin_name, remove_tree
 from .plan import Allocation
 from .state import REMEDY, Hook, Paths, ProgramState, State, load_tables, save
@@ -74,10 +74,8 @@ def _load(raw: dict[str, Any], interface: str) -> State:
     filter_ids = [entry.pop("id") for entry in filters]
     config = Config(parse_services(services), parse_backends(backends))
     keys: list[BackendKey] = list(config.backends)
-    document = Document(
+    settings = Settings(
         (interface,),
-        config,
-        parse_filters(filters),
         program["attached"],
         program["mode"],
         program.get("prepare", False),
@@ -86,6 +84,7 @@ def _load(raw: dict[str, Any], interface: str) -> State:
         sizes,
         program["source"],
     )
+    document = Document(settings, config, parse_filters(filters))
     pools = {
         Pool(entry["address"], entry["first_port"], entry["last_port"]): PoolPlace(entry["id"], entry["first_session"])
         for entry in raw.get("pools", [])

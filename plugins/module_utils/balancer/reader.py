@@ -27,8 +27,8 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
     first = next((entry["program_id"] for entry in found if "program_id" in entry), None)
     if current is not None and first is not None:
         facts.update(
-            mode=current.document.mode,
-            prepare=current.document.prepare,
+            mode=current.document.settings.mode,
+            prepare=current.document.settings.prepare,
             features=current.program.features,
             digest=current.program.digest,
             program_id=first,

@@ -5,34 +5,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..config.filters import parse_filters
 from ..config.model import Backend, BackendKey, Config, check, parse_backends, parse_services
 from ..errors import EngineError
 from ..outcome import Outcome
-from ..tables.layout import Sizes
-from .document import SOURCE, Document, public
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What xdp_program declares: everything of a document but services, backends and filters."""
-
-    interfaces: tuple[str, ...]
-    attached: bool = True
-    mode: str = "auto"
-    prepare: bool = False
-    multi_buffer: bool = False
-    latency: bool = False
-    sizes: Sizes = Sizes()
-    source: str = SOURCE
+from .document import Document, Settings, public
 
 
 def with_settings(document: Document | None, settings: Settings) -> Document:
     """These settings; without a document one that declares nothing else."""
-    return replace(document or Document(settings.interfaces), **vars(settings))
+    return replace(document or Document(), settings=settings)
 
 
 def with_services(document: Document, raw: Any, purge: bool) -> Document:
@@ -104,11 +89,25 @@ def part_outcome(outcome: Outcome, part: str, service: str | None = None) -> Out
     return replace(outcome, before=entries(outcome.before), after=entries(outcome.after), details=details)
 
 
+def document_outcome(outcome: Outcome) -> Outcome:
+    """What modules for a document return: changes, and lists only in a difference."""
+    prepared = outcome.details.get("prepared", [])
+
+    def difference() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        before, after = document_lines(outcome.before), document_lines(outcome.after)
+        for entry in prepared:
+            for lines, key in ((before, "before"), (after, "after")):
+                lines += [{f"{entry['interface']} {name}": value} for name, value in entry[key].items()]
+        return before, after
+
+    return replace(outcome, before=None, after=None, diff=difference)
+
+
 def document_lines(document: Document | None) -> list[dict[str, Any]]:
     """A document as a difference shows it: an entry a line."""
     if document is None:
         return []
-    settings = [{key: value} for key, value in document.settings().items()]
+    settings = [{key: value} for key, value in document.settings.as_dict().items()]
     services = [{"service": entry.name, **public(entry)} for entry in document.config.services.values()]
     backends = [{"backend": entry.target, **public(entry)} for entry in document.config.backends.values()]
     filters = [{"filter": entry.prefix, **public(entry)} for entry in document.filters.values()]

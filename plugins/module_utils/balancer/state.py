@@ -20,7 +20,7 @@ from ..kernel import files
 from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
 from .departed import Departed
-from .document import Document
+from .document import Document, Settings
 from .plan import Allocation
 
 SCHEMA = 3
@@ -160,10 +160,9 @@ def _load_document(raw: dict[str, Any]) -> Document:
     """What was checked when it was saved is not checked again."""
     backends = [Backend(**entry) for entry in raw["backends"]]
     config = Config(parse_services(raw["services"]), {backend.key: backend for backend in backends})
-    settings = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
-    return Document(
-        tuple(raw["interfaces"]), config, parse_filters(raw["filters"]), sizes=Sizes(**raw["sizes"]), **settings
-    )
+    plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
+    settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
+    return Document(settings, config, parse_filters(raw["filters"]))
 
 
 def _load(raw: dict[str, Any]) -> State:

@@ -22,7 +22,7 @@ from ..kernel import link
 from ..tables.filter_table import pack_filter_table
 from ..tables.layout import BACKEND
 from . import compiled, compiler, counters, drift, history, host_check, maps, observed, plan, programs, state, writing
-from .document import Document
+from .document import Document, Settings
 from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
 from .native import NativeHook, examine
@@ -77,31 +77,36 @@ class Transaction:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
         document, current = self._document, self._current
         preparing = self._places.preparing_file(interface)
-        hooks = self._hooks[interface].to_try(self._wanted(), self._known(interface)) if document.attached else ()
+        hooks = self._to_try(interface)
         if "native" not in hooks:
-            return NativeHook(interface, [], document.prepare, preparing)
-        found = examine(interface, document.multi_buffer)
+            return NativeHook(interface, [], document.settings.prepare, preparing)
+        found = examine(interface, document.settings.multi_buffer)
         attached = self._hooks[interface].attached()
         if attached and attached.hook == "native" and programs.owns(self._places, interface, attached):
             # With what is in the way of the program that is there the kernel can live.
             running = current.program.features if current else document.features
             accepted = examine(interface, "multi_buffer" in running)
             found = [problem for problem in found if problem not in accepted]
-        native = NativeHook(interface, found, document.prepare, preparing)
+        native = NativeHook(interface, found, document.settings.prepare, preparing)
         if native.refusal and hooks == ("native",):
             raise EngineError(native.refusal)
         return native
 
+    def _to_try(self, interface: str) -> tuple[str, ...]:
+        if not self._document.settings.attached:
+            return ()
+        return self._hooks[interface].to_try(self._wanted(), self._known(interface))
+
     def _wanted(self) -> Wanted:
         document = self._document
-        return Wanted(document.mode, document.attached, document.prepare, document.features)
+        return Wanted(document.settings.mode, document.settings.attached, document.settings.prepare, document.features)
 
     def _known(self, interface: str) -> Known | None:
         current = self._current
         hook = current.program.hooks.get(interface) if current else None
         if current is None or hook is None:
             return None
-        return Known(current.document.mode, current.document.prepare, hook.hook, hook.why)
+        return Known(current.document.settings.mode, current.document.settings.prepare, hook.hook, hook.why)
 
     def _plan_in_place(self, live_maps: maps.Maps) -> None:
         assert self._current is not None
@@ -165,24 +170,25 @@ class Transaction:
         attached, pinned = self._hooks[interface].attached(), pinned_id(self._places.program(interface))
         if current is None or known is None or pinned is None or live_maps is None:
             return False
-        if (current.document.mode, current.document.prepare) != (document.mode, document.prepare):
+        before, after = current.document.settings, document.settings
+        if (before.mode, before.prepare) != (after.mode, after.prepare):
             return False
         if not programs.uses_maps(pinned, live_maps):
             return False
-        if not document.attached:
+        if not after.attached:
             return attached is None or attached.program_id != pinned
-        return bool(attached and attached.program_id == pinned and attached.hook in HOOKS_OF_MODE[document.mode])
+        return bool(attached and attached.program_id == pinned and attached.hook in HOOKS_OF_MODE[after.mode])
 
     def _build(self, features: frozenset[str]) -> compiler.Build:
-        return compiler.Build(Path(self._document.source), features, self._document.sizes)
+        return compiler.Build(Path(self._document.settings.source), features, self._document.sizes)
 
     def _expected_hooks(self) -> dict[str, str]:
         """By interface, the hook that its program is on or that is tried first; empty for none."""
         found = {}
-        for interface, hooks in self._hooks.items():
-            tried = hooks.to_try(self._wanted(), self._known(interface)) if self._document.attached else ()
+        for interface in self._hooks:
             refused = bool(self._natives[interface].refusal)
-            found[interface] = next((hook for hook in tried if not (hook == "native" and refused)), "")
+            tried = (hook for hook in self._to_try(interface) if not (hook == "native" and refused))
+            found[interface] = next(tried, "")
         return found
 
     @property
@@ -191,7 +197,7 @@ class Transaction:
 
     @property
     def _before(self) -> Document:
-        return self._current.document if self._current else Document(())
+        return self._current.document if self._current else Document()
 
     @property
     def interfaces(self) -> plan.Changes:
@@ -213,7 +219,7 @@ class Transaction:
 
     @property
     def changed(self) -> bool:
-        settings = self._before.settings() != self._document.settings()
+        settings = self._before.settings != self._document.settings
         return bool(
             self._current is None
             or self.services
@@ -422,7 +428,7 @@ class Transaction:
             programs.Attachment(
                 interface,
                 self._wanted(),
-                Known(document.mode, document.prepare, hook.hook, hook.why),
+                Known(document.settings.mode, document.settings.prepare, hook.hook, hook.why),
                 NativeHook(interface, [], False, places.preparing_file(interface)),
             )
             for interface, hook in written.program.hooks.items()
@@ -440,7 +446,7 @@ class Transaction:
 
     def _verify(self, written: state.State) -> None:
         """The kernel is asked, not what was written down."""
-        if not self._document.attached:
+        if not self._document.settings.attached:
             return
         for interface in self._document.interfaces:
             attached = self._hooks[interface].attached()
@@ -532,7 +538,7 @@ def adopted(places: Places, document: Document) -> state.State | None:
         )
         ids = drift.table_ids(live_maps)
     return state.State(
-        Document((), sizes=document.sizes),
+        Document(Settings(sizes=document.sizes)),
         state.ProgramState(sizes=document.sizes),
         allocation=allocation,
         tables=state.Tables(*ids),
