@@ -16,7 +16,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
-from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout, filter_table, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"

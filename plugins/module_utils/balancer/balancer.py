@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..config.filters import FilterKey
-from ..config.model import BackendKey
+from ..config.filters import FilterKey, parse_filters
+from ..config.model import BackendKey, parse_services
 from ..errors import EngineError
 from ..kernel import files, link, neighbours
 from ..outcome import Outcome
@@ -222,6 +222,7 @@ class Balancer:
 
     def apply_services(self, raw: Any, purge: bool, check: bool) -> Outcome:
         """Make these the services; backends of services that go away go with them."""
+        parse_services(raw)
         return self.change(lambda document: slices.with_services(document, raw, purge), check)
 
     def apply_backends(self, raw: Any, purge: bool, check: bool, service: str | None = None) -> Outcome:
@@ -231,6 +232,7 @@ class Balancer:
 
     def apply_filters(self, raw: Any, purge: bool, check: bool) -> Outcome:
         """Make these the filters, all at once."""
+        parse_filters(raw)
         return self.change(lambda document: slices.with_filters(document, raw, purge), check)
 
     # --- what health checks see

@@ -71,4 +71,4 @@ def _process(number: str) -> str:
         words = (PROC / number / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return f"process {number}"
-    return f"process {number} ({' '.join(words).strip()[:100]})"
+    return f"process {number} ({' '.join(' '.join(words).split())[:100]})"
