@@ -30,7 +30,7 @@ from ..tables import filter_table
 from ..tables.layout import BACKEND, Sizes
 from . import compiled, compiler, counters, drift, live, maps, notes, observed, plan, state, writing
 from .departed import Departed
-from .hooks import PROGRAM_NAME, Hooks, describe_program
+from .hooks import PROGRAM_NAME, Hooks, Known, Wanted, describe_program
 from .native import NativeHook, examine, finish
 from .program_request import ProgramRequest
 
@@ -152,7 +152,7 @@ class Balancer:
 
     def _examine(self, request: ProgramRequest, features: frozenset[str], current: state.State | None) -> NativeHook:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
-        hooks = self._hooks.to_try(request, current) if request.attached else ()
+        hooks = self._hooks.to_try(_wanted(request), _known(current)) if request.attached else ()
         if "native" not in hooks:
             return NativeHook(self.interface, [], request.prepare, self.preparing_file)
         found = examine(self.interface, "multi_buffer" in features)
@@ -246,7 +246,7 @@ class Balancer:
         if known and self._pinned_maps_fit(request.sizes):
             pinned = bpf.object_get(str(self.program_pin))
             try:
-                hook, why = self._hooks.put({build.tc: pinned}.get, request, current, native)
+                hook, why = self._hooks.put({build.tc: pinned}.get, _wanted(request), _known(current), native)
             finally:
                 os.close(pinned)
         if not hook and (request.attached or not known):
@@ -324,7 +324,7 @@ class Balancer:
                     programs.program(build.tc)
                     if not self._carry_counters(before, current.allocation, live_maps):
                         current = replace(current, counting_since=0.0)
-                hook, why = self._hooks.put(programs.program, request, current, native)
+                hook, why = self._hooks.put(programs.program, _wanted(request), _known(current), native)
                 if not hook:
                     # Detached, but ready to be attached.
                     programs.program(build.tc)
@@ -786,6 +786,15 @@ class Balancer:
             ),
             check=False,
         )
+
+
+def _wanted(request: ProgramRequest) -> Wanted:
+    return Wanted(request.mode, request.attached, request.features, request.prepare)
+
+
+def _known(current: state.State | None) -> Known | None:
+    known = current.program if current else None
+    return Known(known.mode, known.hook, known.why, known.prepare) if known else None
 
 
 def _check_sizes(sizes: Sizes) -> None:
