@@ -18,7 +18,7 @@ from ..tables.layout import BACKEND
 from . import compiler, drift, host_check, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
 from .health_view import settled
-from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
+from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted, describe_program
 from .native import NativeHook, examine
 from .places import Places, pinned_id
 
@@ -63,7 +63,10 @@ class Change:
         for interface, hooks in self.hooks.items():
             attached = hooks.attached()
             if attached and not self.force and not programs.owns(self.places, interface, attached):
-                hooks.refuse_foreign(attached)
+                raise EngineError(
+                    f"{interface} carries a program that is not ours: {describe_program(attached.program_id)} on the "
+                    f"{attached.hook} hook; detach it, or have it replaced with force: true"
+                )
 
     def _examine(self, interface: str) -> NativeHook:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
@@ -91,14 +94,16 @@ class Change:
 
     def wanted(self) -> Wanted:
         document = self.document
-        return Wanted(document.settings.mode, document.settings.attached, document.settings.prepare, document.features)
+        settings = document.settings
+        return Wanted(settings.mode, settings.attached, document.features, settings.prepare)
 
     def known(self, interface: str) -> Known | None:
         current = self.current
         hook = current.program.hooks.get(interface) if current else None
         if current is None or hook is None:
             return None
-        return Known(current.document.settings.mode, current.document.settings.prepare, hook.hook, hook.why)
+        settings = current.document.settings
+        return Known(settings.mode, hook.hook, hook.why, settings.prepare)
 
     def _plan_in_place(self, live_maps: maps.Maps) -> None:
         assert self.current is not None

@@ -229,7 +229,7 @@ class Transaction:
             programs.Attachment(
                 interface,
                 self._change.wanted(),
-                Known(document.settings.mode, document.settings.prepare, hook.hook, hook.why),
+                Known(document.settings.mode, hook.hook, hook.why, document.settings.prepare),
                 NativeHook(interface, [], False, places.preparing_file(interface)),
             )
             for interface, hook in written.program.hooks.items()
