@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The digest of lookup tables: equal where packets are spread alike, another one for whatever spreads them otherwise."""
+"""The digest of lookup tables is equal where packets are spread alike, and only there."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def find(name: str, current: State, interfaces: list[dict[str, Any]]) -> list[st
             continue
         if not facts["attached"]:
             found.append(
-                f"interface {interface}: the program is not attached; systemctl restart lbops-restore@{name} attaches it"
+                f"interface {interface}: the program is not attached; systemctl restart lbops-restore@{name} puts it "
+                "back"
             )
         if not facts["up"]:
             found.append(f"interface {interface} is down; bring up its link")
@@ -65,7 +66,8 @@ def _forwards(interface: str, family: str) -> bool:
 
 
 def _forwarding_problem(interface: str, family: str) -> str:
+    setting = f"net.{family}.conf.{interface}.forwarding"
     return (
-        f"interface {interface}: net.{family}.conf.{interface}.forwarding is not 1, so the kernel names no next hop for "
-        f"packets that arrive there; set net.{family}.conf.{interface}.forwarding to 1"
+        f"interface {interface}: {setting} is not 1, so the kernel names no next hop for packets that arrive there; "
+        f"sysctl -w {setting}=1"
     )
