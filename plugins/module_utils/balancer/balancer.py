@@ -30,12 +30,14 @@ from . import (
     reader,
     slices,
     state,
-    transaction,
     writing,
 )
+from .change import Change, adopted
 from .document import Document, Settings, addresses_of_kernel
+from .hooks import Hooks
 from .native import finish
-from .places import Places, remove_tree
+from .places import Places, remove_if_empty, remove_tree
+from .transaction import Transaction, detach, mtus
 
 # How long the neighbours of the first packets get to answer before they are needed.
 RESOLVE_TIMEOUT = 3.0  # seconds
@@ -115,9 +117,7 @@ class Balancer:
         started: float,
         waited: float,
     ) -> Outcome:
-        change = transaction.Transaction(
-            self.places, current or transaction.adopted(self.places, document), document, conditions.force
-        )
+        change = Change(self.places, current or adopted(self.places, document), document, conditions.force)
         change.plan()
         planned = time.monotonic() - started - waited
         before = reader.program_facts(self.places, current)
@@ -125,7 +125,7 @@ class Balancer:
         if check:
             change.foresee()
         elif change.changed:
-            after_state = change.carry_out(conditions.applied_by or history.applied_by())
+            after_state = Transaction(change).carry_out(conditions.applied_by or history.applied_by())
             legacy.discard(self.places, document.interfaces)
         details = change.details
         details.update(
@@ -186,7 +186,7 @@ class Balancer:
         """What a killed run prepared stays only if its program is on the driver's hook."""
         for path in sorted(self.places.state_directory.glob("preparing-*.json")):
             interface = path.stem.removeprefix("preparing-")
-            attached = transaction.Hooks(interface).attached() if link.exists(interface) else None
+            attached = Hooks(interface).attached() if link.exists(interface) else None
             ours = attached and attached.hook == "native" and programs.owns(self.places, interface, attached)
             finish(interface, path, bool(ours))
 
@@ -203,12 +203,12 @@ class Balancer:
             if exists and not check:
                 known = current.program.hooks if current else {}
                 for interface in dict.fromkeys([*known, *self.places.pinned_interfaces()]):
-                    transaction.detach(self.places, interface)
+                    detach(self.places, interface)
                 self._finish_preparations()
                 remove_tree(self.places.pins)
                 # Last, since a killed run has to be told what there is to remove.
                 remove_tree(self.places.state_directory)
-                _remove_if_empty(self.paths)
+                remove_if_empty(self.paths.pins)
         document = current.document if current else None
         return Outcome(exists, document, None, {"generation": 0}, [])
 
@@ -309,7 +309,7 @@ class Balancer:
             return
         present = tuple(name for name in current.document.interfaces if link.exists(name))
         with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
-            live_maps.update_control(transaction.mtus(present))
+            live_maps.update_control(mtus(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
     def restore(self) -> Outcome:
@@ -323,7 +323,7 @@ class Balancer:
         return self.apply(current.document, False, Conditions(applied_by="boot", lock_timeout=None))
 
 
-def _changes(change: transaction.Transaction) -> dict[str, dict[str, list[str]]]:
+def _changes(change: Change) -> dict[str, dict[str, list[str]]]:
     parts = {
         "interfaces": change.interfaces,
         "services": change.services,
@@ -342,11 +342,3 @@ def _label(key: Any) -> str:
     if isinstance(key, BackendKey):
         return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
     return key
-
-
-def _remove_if_empty(paths: state.Paths) -> None:
-    """Remove the directory of the pins, unless other balancers have some there."""
-    try:
-        paths.pins.rmdir()
-    except OSError:
-        pass

@@ -33,8 +33,8 @@ class Wanted:
 
     mode: str
     attached: bool
-    prepare: bool
     features: frozenset[str]
+    prepare: bool
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Known:
     """What the state file says of an interface."""
 
     mode: str
-    prepare: bool
     hook: str
     why: str
+    prepare: bool
 
 
 class Hooks:
-    """The hooks of one interface; `known` is None if the state file does not know the interface."""
+    """The hooks of one interface; `known` is None if the state file does not know it."""
 
     def __init__(self, interface: str) -> None:
         self._interface = interface

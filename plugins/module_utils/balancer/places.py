@@ -87,3 +87,11 @@ def pinned_id(pin: Path) -> int | None:
 def remove_tree(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove a directory, unless others have something there."""
+    try:
+        directory.rmdir()
+    except OSError:
+        pass
