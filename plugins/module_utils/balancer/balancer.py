@@ -312,15 +312,14 @@ class Balancer:
             live_maps.update_control(mtus(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
-    def restore(self) -> Outcome:
+    def restore(self, applied_by: str = "boot") -> Outcome:
         """Put back what the state file declares: programs, maps and their content."""
-        current = state.load(self.state_file)
-        if current is None:
+        if state.load(self.state_file) is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore of {self.name}")
-        if current.document.settings.attached:
-            # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
-            neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
-        return self.apply(current.document, False, Conditions(applied_by="boot", lock_timeout=None))
+        # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
+        neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
+        # The document is read under the lock, so that a change that comes first is not taken back.
+        return self.change(lambda document: document, False, Conditions(applied_by=applied_by, lock_timeout=None))
 
 
 def _changes(change: Change) -> dict[str, dict[str, list[str]]]:
