@@ -590,7 +590,7 @@ class Engine:
         self.answers, self.seen = list(answers), []
 
     def observe(self, seen: object, news: Any) -> object:
-        from engine.balancer.balancer import Followed
+        from engine.balancer.health_view import Followed
 
         self.seen.append(seen)
         answer = self.answers.pop(0)
@@ -613,6 +613,8 @@ def applied(monkeypatch: pytest.MonkeyPatch, engine: Engine, until: int) -> list
         running = asyncio.ensure_future(made.run())
         while len(engine.seen) < until or made._wanted.is_set():
             await asyncio.sleep(0.005)
+            if running.done():
+                running.result()
         await asyncio.sleep(0.05)
         running.cancel()
 
