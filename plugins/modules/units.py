@@ -44,8 +44,10 @@ options:
     type: list
     elements: str
     default: []
-  removed:
-    description: Units that are stopped and disabled.
+  replaced:
+    description:
+      - Interfaces that have a balancer. Earlier releases named a balancer's units after its interface; those are stopped
+        and disabled, unless a balancer has that name.
     type: list
     elements: str
     default: []
@@ -145,7 +147,7 @@ def apply(params, check):
         started=params["started"],
         enabled=params["enabled"],
         restarted=params["restarted"],
-        removed=params["removed"],
+        replaced=params["replaced"],
         settings=settings,
         user=params["user"],
         before_removal=params["before_removal"],
@@ -157,7 +159,7 @@ def main():
     run(
         {
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            **dict.fromkeys(("started", "enabled", "restarted", "removed"), NAMES),
+            **dict.fromkeys(("started", "enabled", "restarted", "replaced"), NAMES),
             "settings": {"type": "list", "elements": "dict", "default": [], "options": SETTINGS},
             "user": {"type": "str", "default": ""},
             "before_removal": {"type": "list", "elements": "str", "default": []},

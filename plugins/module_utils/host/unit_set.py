@@ -21,6 +21,8 @@ from . import units
 from .installation import Installation
 from .units import Unit
 
+OF_A_BALANCER = ("lbops-health", "lbops-watch", "lbops-restore")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,8 +73,8 @@ class UnitSet:
     enabled: list[str] = field(default_factory=list)
     # Restarted where they are enabled, left alone otherwise.
     restarted: list[str] = field(default_factory=list)
-    # Stopped and disabled, as those that an earlier release named differently.
-    removed: list[str] = field(default_factory=list)
+    # Interfaces whose balancers earlier releases named after them; what is left of those units and settings goes.
+    replaced: list[str] = field(default_factory=list)
     settings: list[Settings] = field(default_factory=list)
     user: str = ""
     # Run in the engine's directory after the units were stopped, before their settings go.
@@ -83,9 +85,11 @@ class UnitSet:
         current = self.installation.link
         for entry in self.settings:
             entry.check(current)
-        found = units.look([*self.started, *self.enabled, *self.restarted, *self.removed])
+        replaced = self._replaced_units()
+        found = units.look([*self.started, *self.enabled, *self.restarted, *replaced])
+        old_settings = [path for name in self._replaced() if (path := _old_settings(name)).exists()]
         written = [entry for entry in self.settings if entry.differs()]
-        steps = self._removals(found)
+        steps = _removals(found, replaced) + [f"{path}: removed" for path in old_settings]
         if self.user and not _exists(self.user):
             steps.append(f"user {self.user}: added")
         steps += [f"{entry.path}: written" for entry in written]
@@ -97,7 +101,9 @@ class UnitSet:
         steps += [f"{name}: started, since it {why}" for name, why in due.items()]
         steps += [f"{name}: restarted" for name in again]
         if not check:
-            self._take_away(found)
+            _take_away(found, replaced)
+            for path in old_settings:
+                files.remove(path)
             if self.user and not _exists(self.user):
                 _add_user(self.user)
             for entry in written:
@@ -107,17 +113,17 @@ class UnitSet:
         return _outcome(steps)
 
     def absent(self, check: bool) -> Outcome:
-        names = [*self.started, *self.enabled, *self.removed]
+        names = [*self.started, *self.enabled, *self._replaced_units()]
         found = units.look(names)
         left = [entry.path for entry in self.settings if entry.path.exists()]
-        steps = self._removals(found, names)
+        steps = _removals(found, names)
         current = self.installation.link
         clean = bool(self.before_removal and left and current.exists())
         steps += [f"{path}: removed" for path in left]
         if self.user and _exists(self.user):
             steps.append(f"user {self.user}: removed")
         if not check:
-            self._take_away(found, names)
+            _take_away(found, names)
             if clean:
                 _run(self.before_removal, current)
             # Last of all: an interrupted run finds them, and cleans up again.
@@ -135,13 +141,13 @@ class UnitSet:
             return "does not run"
         return unit.outdated(self.installation.link, settings) or ("has new settings" if written else "")
 
-    def _removals(self, found: dict[str, Unit], names: list[str] | None = None) -> list[str]:
-        return [f"{name}: stopped and disabled" for name in names or self.removed if _is_there(found[name])]
+    def _replaced(self) -> list[str]:
+        """A balancer of today may have the name of an interface, too."""
+        state = self.installation.root / "var/lib/lbops"
+        return [name for name in self.replaced if not (state / name / "state.json").exists()]
 
-    def _take_away(self, found: dict[str, Unit], names: list[str] | None = None) -> None:
-        there = [name for name in dict.fromkeys(names or self.removed) if _is_there(found[name])]
-        if there:
-            units.systemctl("disable", "--now", "--", *there)
+    def _replaced_units(self) -> list[str]:
+        return [f"{unit}@{name}.service" for name in self._replaced() for unit in OF_A_BALANCER]
 
     def _start(self, found: dict[str, Unit], boot: list[str], due: list[str]) -> None:
         if any(unit.stale or not unit.installed for unit in found.values()):
@@ -161,6 +167,20 @@ class UnitSet:
         if not check and left:
             self.installation.sweep(used)
         return [f"{path}: removed, since nothing runs from it any more" for path in left]
+
+
+def _old_settings(interface: str) -> Path:
+    return Path(f"/etc/lbops/health-{interface}.json")
+
+
+def _removals(found: dict[str, Unit], names: list[str]) -> list[str]:
+    return [f"{name}: stopped and disabled" for name in dict.fromkeys(names) if _is_there(found[name])]
+
+
+def _take_away(found: dict[str, Unit], names: list[str]) -> None:
+    there = [name for name in dict.fromkeys(names) if _is_there(found[name])]
+    if there:
+        units.systemctl("disable", "--now", "--", *there)
 
 
 def _outcome(steps: list[str]) -> Outcome:
