@@ -115,7 +115,7 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, DROP);
 	if (!way.mtu)
-		way.mtu = CONTROL->mtu;
+		way.mtu = mtu_of(arrived_on(ctx));
 	look_inside(family, packet, &inner);
 	if (longest_packet(ctx, packet, inner.length) + header > way.mtu)
 		return answer_too_big(ctx, family, packet, way.mtu - header);

@@ -13,7 +13,9 @@
 #ifndef LBOPS_LAYOUT_H
 #define LBOPS_LAYOUT_H
 
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
+/* Of a balancer. */
+#define MAX_INTERFACES 16
 
 /* Slots of a ring. A prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4). */
 #define RING_SIZE 65537
@@ -213,12 +215,16 @@ struct client_next_hop {
 	struct next_hop next_hop;
 };
 
+struct interface_mtu {
+	__u32 index; /* 0: none */
+	__u32 mtu;   /* in bytes, without the Ethernet header */
+};
+
 struct control {
 	__u32 layout_version;
 	__u32 next_hop_generation; /* never 0; the engine adds 1 when routes or neighbours changed */
-	__u32 mtu;                 /* of the interface */
-	__u32 unused;
 	__u64 seed; /* random, for the flow table */
+	struct interface_mtu interfaces[MAX_INTERFACES];
 };
 
 enum filter_action {

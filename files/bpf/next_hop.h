@@ -78,12 +78,26 @@ static __always_inline int find_next_hop(hook_context *ctx, const int family, st
 	return ask_kernel(ctx, family, hop, address, generation);
 }
 
+/* What the least of links takes (RFC 8200, section 5): for an interface that the engine does not know yet. */
+#define LEAST_MTU 1280
+
+static __always_inline __u32 mtu_of(__u32 interface)
+{
+	int number;
+
+#pragma unroll
+	for (number = 0; number < MAX_INTERFACES; number++)
+		if (CONTROL->interfaces[number].index == interface)
+			return CONTROL->interfaces[number].mtu;
+	return LEAST_MTU;
+}
+
 /* Where a packet goes next; found before anything is changed, used last. */
 struct way {
 	const void *destination;
 	const void *source; /* NULL: what the frame was sent to, which is us */
 	__u32 interface; /* 0: the one that the frame came in on */
-	__u32 mtu;       /* 0: the interface's */
+	__u32 mtu;       /* 0: that of the interface the frame came in on */
 	struct backend_counters *counters; /* of the backend, if it leads to one */
 };
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
-  interface:
-    description: Name of the network interface that the balancer works on.
+  balancer:
+    description: Name of the balancer, of letters, digits, C(_) and C(-).
     type: str
-    required: true
+    default: main
 requirements:
   - Linux 5.15 or later, root
   - a BPF file system at C(/sys/fs/bpf)

@@ -15,6 +15,37 @@ from .errors import EngineError
 from .outcome import Outcome, text_of
 
 INTERFACE_ARGUMENT = {"type": "str", "required": True}
+BALANCER_ARGUMENT = {"type": "str", "default": "main"}
+SIZES = {
+    "max_services": 1024,
+    "max_backends": 16384,
+    "max_endpoints": 32768,
+    "max_flows": 262144,
+    "max_new_flows": 100000,
+    "max_sessions": 65536,
+    "max_filters": 1024,
+}
+# Of plugins/doc_fragments/program.py.
+PROGRAM_ARGUMENTS = {
+    "interfaces": {"type": "list", "elements": "str"},
+    "mode": {"type": "str", "choices": ["auto", "native", "generic", "tc", "offload"], "default": "auto"},
+    "prepare": {"type": "bool", "default": False},
+    "multi_buffer": {"type": "bool", "default": False},
+    "latency": {"type": "bool", "default": False},
+    **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
+    "source": {"type": "path", "default": "/usr/lib/lbops/current/bpf"},
+    "force": {"type": "bool", "default": False},
+}
+
+
+def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
+    """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
+    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "source")
+    return {
+        **{name: params[name] for name in chosen},
+        "attached": attached,
+        "sizes": {name: params[name] for name in SIZES},
+    }
 
 
 def _lines(content: Any) -> str:
@@ -45,12 +76,15 @@ def run(
     except EngineError as error:
         module.fail_json(msg=str(error), **error.result)
     except OSError as error:
-        module.fail_json(msg=f"{module.params['interface']}: {_words(error)}")
+        subject = module.params.get("interface") or f"balancer {module.params.get('balancer')}"
+        module.fail_json(msg=f"{subject}: {_words(error)}")
     for warning in outcome.warnings:
         module.warn(warning)
-    result = {"changed": outcome.changed, "before": outcome.before, "after": outcome.after, **outcome.details}
+    result = {"changed": outcome.changed, **outcome.details}
+    found = {"before": outcome.before, "after": outcome.after}
+    result.update({key: value for key, value in found.items() if value is not None})
     if module._diff:
-        before, after = outcome.diff or (outcome.before, outcome.after)
+        before, after = (outcome.before, outcome.after) if outcome.diff is None else outcome.diff()
         result["diff"] = {"before": _lines(before), "after": _lines(after)}
     module.exit_json(**result)
 

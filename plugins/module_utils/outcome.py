@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ def text_of(value: Any) -> str:
 @dataclass(frozen=True)
 class Outcome:
     changed: bool
+    # None: not returned.
     before: Any
     after: Any
     details: dict[str, Any]
     warnings: list[str]
-    # What a difference shows, if not before and after themselves.
-    diff: tuple[Any, Any] | None = None
+    # Makes what a difference shows, if not before and after themselves.
+    diff: Callable[[], tuple[Any, Any]] | None = None

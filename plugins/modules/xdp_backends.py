@@ -48,13 +48,6 @@ options:
     description: Remove backends that are not in the list.
     type: bool
     default: true
-  services:
-    description:
-      - The services that there are by then, where xdp_services of the same run changes them; as that module takes them.
-      - Looked at in check mode only, in which that has changed nothing.
-    type: list
-    elements: dict
-    version_added: 0.2.0
 seealso:
   - module: lbops.xdp.xdp_services
   - module: lbops.xdp.xdp_program
@@ -63,7 +56,6 @@ seealso:
 EXAMPLES = r"""
 - name: Two web servers, the second with twice the share
   lbops.xdp.xdp_backends:
-    interface: eth0
     backends:
       - service: web
         address: 198.51.100.11
@@ -75,7 +67,6 @@ EXAMPLES = r"""
 
 - name: Drain one backend of one service before maintenance
   lbops.xdp.xdp_backends:
-    interface: eth0
     service: web
     purge: false
     backends:
@@ -110,6 +101,10 @@ removed:
   returned: success
   type: list
   elements: str
+generation:
+  description: How often the balancer was changed.
+  returned: success
+  type: int
 repaired:
   description: Whether the maps held something else than what was written last.
   returned: success
@@ -120,25 +115,24 @@ write_seconds:
   type: float
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import BALANCER_ARGUMENT, run
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import part_outcome
 
 
 def apply(params, check):
-    balancer = Balancer(params["interface"])
-    return balancer.apply_backends(
-        params["backends"], params["purge"], check, service=params["service"], services=params["services"]
-    )
+    balancer = Balancer(params["balancer"])
+    outcome = balancer.apply_backends(params["backends"], params["purge"], check, service=params["service"])
+    return part_outcome(outcome, "backends", params["service"])
 
 
 def main():
     run(
         {
-            "interface": INTERFACE_ARGUMENT,
+            "balancer": BALANCER_ARGUMENT,
             "backends": {"type": "list", "elements": "dict", "required": True},
             "service": {"type": "str"},
             "purge": {"type": "bool", "default": True},
-            "services": {"type": "list", "elements": "dict"},
         },
         apply,
     )

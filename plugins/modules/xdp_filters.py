@@ -43,12 +43,6 @@ options:
     description: Remove filters that are not in the list.
     type: bool
     default: true
-  features:
-    description:
-      - Features that the program has by then, where xdp_program of the same run changes them.
-      - Looked at in check mode only, in which that has changed nothing.
-    type: list
-    elements: str
 seealso:
   - module: lbops.xdp.xdp_program
   - module: lbops.xdp.xdp_services
@@ -57,7 +51,6 @@ seealso:
 EXAMPLES = r"""
 - name: Nothing from these networks, UDP from anywhere only slowly, and everything from our own
   lbops.xdp.xdp_filters:
-    interface: eth0
     filters:
       - prefix: 203.0.113.0/24
         action: drop
@@ -97,6 +90,10 @@ removed:
   returned: success
   type: list
   elements: str
+generation:
+  description: How often the balancer was changed.
+  returned: success
+  type: int
 repaired:
   description: Whether the maps held something else than what was written last.
   returned: success
@@ -107,21 +104,22 @@ write_seconds:
   type: float
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import BALANCER_ARGUMENT, run
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import part_outcome
 
 
 def apply(params, check):
-    return Balancer(params["interface"]).apply_filters(params["filters"], params["purge"], check, params["features"])
+    balancer = Balancer(params["balancer"])
+    return part_outcome(balancer.apply_filters(params["filters"], params["purge"], check), "filters")
 
 
 def main():
     run(
         {
-            "interface": INTERFACE_ARGUMENT,
+            "balancer": BALANCER_ARGUMENT,
             "filters": {"type": "list", "elements": "dict", "required": True},
             "purge": {"type": "bool", "default": True},
-            "features": {"type": "list", "elements": "str"},
         },
         apply,
     )

@@ -10,7 +10,7 @@ module: xdp_info
 short_description: Read everything live from an XDP load balancer
 version_added: 0.1.0
 description:
-  - Returns program, services, backends and counters of one interface. Changes nothing.
+  - Returns program, services, backends and counters of one balancer. Changes nothing.
 extends_documentation_fragment:
   - lbops.xdp.balancer
 attributes:
@@ -25,22 +25,21 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at the balancer on eth0
+- name: Look at the balancer
   lbops.xdp.xdp_info:
-    interface: eth0
   register: balancer
 """
 
 RETURN = r"""
 program:
   description:
-    - The program, its hook, its features, and what the kernel says of it.
+    - The program, its hook on each of the C(interfaces), its features, and what the kernel says of it.
     - C(attached_at), C(applied_at) and C(counting_since) are seconds since 1970, when the program was attached, when
-      the configuration was changed last, and since when counters have only grown.
-    - C(generation) tells how often something was changed.
+      the document was applied last, and since when counters have only grown. C(applied_by) says who applied it.
+    - C(generation) tells how often the balancer was changed.
   returned: success
   type: dict
-  sample: {"attached": true, "hook": "native", "program_id": 42}
+  sample: {"attached": true, "interfaces": [{"interface": "eth0", "hook": "native"}], "program_id": 42}
 services:
   description:
     - The services with C(packets), C(bytes), C(reply_packets), C(reply_bytes) and C(new_flows).
@@ -63,12 +62,12 @@ reasons:
   sample: [{"reason": "not_ours", "verdict": "pass", "packets": 17}]
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, report
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import BALANCER_ARGUMENT, report
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 
 
 def main():
-    report({"interface": INTERFACE_ARGUMENT}, lambda params: Balancer(params["interface"]).info())
+    report({"balancer": BALANCER_ARGUMENT}, lambda params: Balancer(params["balancer"]).info())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ description:
   - The whole list is checked before anything is touched. New and changed services are written first, what went away is
     removed last; a packet meets the old configuration or the new one, never a mix.
   - A service keeps its counters for as long as its name stays.
-  - A backend that does not fit its service any more, by its port after a change to C(dsr) or to a range of ports, is
-    removed with a warning until M(lbops.xdp.xdp_backends) declares it anew.
+  - A change that does not fit the service's backends, by their port or address, is refused and names them; change both
+    at once with M(lbops.xdp.xdp_balancer).
   - A service without backends drops its packets and counts them. A VIP of any service answers ICMP echo.
 extends_documentation_fragment:
   - lbops.xdp.balancer
@@ -106,13 +106,6 @@ options:
     description: Remove services that are not in the list, together with their backends.
     type: bool
     default: true
-  features:
-    description:
-      - Features that the program has by then, where xdp_program of the same run changes them.
-      - Looked at in check mode only, in which that has changed nothing.
-    type: list
-    elements: str
-    version_added: 0.2.0
 seealso:
   - module: lbops.xdp.xdp_backends
   - module: lbops.xdp.xdp_program
@@ -121,7 +114,6 @@ seealso:
 EXAMPLES = r"""
 - name: Serve DNS and a web site
   lbops.xdp.xdp_services:
-    interface: eth0
     services:
       - name: dns
         address: 192.0.2.10
@@ -159,6 +151,10 @@ removed:
   returned: success
   type: list
   elements: str
+generation:
+  description: How often the balancer was changed.
+  returned: success
+  type: int
 repaired:
   description: Whether the maps held something else than what was written last.
   returned: success
@@ -169,21 +165,23 @@ write_seconds:
   type: float
 """
 
-from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
+from ansible_collections.lbops.xdp.plugins.module_utils.adapter import BALANCER_ARGUMENT, run
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import part_outcome
 
 SCHEDULERS = ["maglev", "hash", "round_robin"]
 FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]
 
 
 def apply(params, check):
-    return Balancer(params["interface"]).apply_services(params["services"], params["purge"], check, params["features"])
+    balancer = Balancer(params["balancer"])
+    return part_outcome(balancer.apply_services(params["services"], params["purge"], check), "services")
 
 
 def main():
     run(
         {
-            "interface": INTERFACE_ARGUMENT,
+            "balancer": BALANCER_ARGUMENT,
             "services": {
                 "type": "list",
                 "elements": "dict",
@@ -202,7 +200,6 @@ def main():
                 },
             },
             "purge": {"type": "bool", "default": True},
-            "features": {"type": "list", "elements": "str"},
         },
         apply,
     )

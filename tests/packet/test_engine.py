@@ -10,14 +10,11 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import maps, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
@@ -25,26 +22,23 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_ADDRESS, ip
 from tests.packet.reference import DROP, REDIRECT, TX
-from tests.support.program import SIZES, SOURCE
+from tests.support import balancer as support
+from tests.support.balancer import declared, settings
+from tests.support.program import SIZES
 
 VIP = "203.0.113.10"
 WEB = {"name": "web", "address": VIP, "protocol": "tcp", "port": 80}
-FEATURES = frozenset(("dnat", "dsr", "full_nat", "filters", "redirect"))
 
 
 @pytest.fixture
 def balancer(net) -> Iterator[Balancer]:
-    with tempfile.TemporaryDirectory() as directory:
-        pins = Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}"
-        made = Balancer(FRONT, state.Paths(pins, Path(directory)))
+    with support.balancer() as made:
         attach(made)
         yield made
-        made.remove_program(check=False)
 
 
-def attach(balancer: Balancer, mode: str = "native", attached: bool = True, features=FEATURES) -> bool:
-    request = ProgramRequest(mode, features, SIZES, SOURCE, attached)
-    return balancer.apply_program(request, check=False).changed
+def attach(balancer: Balancer, mode: str = "native", **others) -> bool:
+    return balancer.apply_program(settings(FRONT, mode=mode, **others), check=False).changed
 
 
 def declare(balancer: Balancer, services: list[dict], backends: list[dict]) -> bool:
@@ -60,7 +54,7 @@ def web(*hosts: int, **keys) -> list[dict]:
 
 
 def run(balancer: Balancer, net, frame: bytes) -> tuple[int, bytes]:
-    descriptor = bpf.object_get(str(balancer.program_pin))
+    descriptor = bpf.object_get(str(balancer.places.program(FRONT)))
     try:
         return bpf.test_run(descriptor, frame, 1, net.front)[:2]
     finally:
@@ -68,7 +62,7 @@ def run(balancer: Balancer, net, frame: bytes) -> tuple[int, bytes]:
 
 
 def live_maps(balancer: Balancer) -> maps.Maps:
-    return maps.open_pinned(balancer.maps_directory, SIZES)
+    return maps.open_pinned(balancer.places.maps, SIZES)
 
 
 def killed_before_writing(balancer: Balancer, backends: list[dict]) -> None:
@@ -95,40 +89,38 @@ def test_a_killed_run_leaves_no_backend_with_anothers_counters_and_next_hop(bala
         assert not any(bpf.map_lookup(live["backend_counters"], layout.index(place), size))
 
 
-def test_services_become_dnat_together_although_their_backends_collide_until_then(balancer):
+def test_what_does_not_fit_its_backends_is_refused_alone_and_taken_together(balancer):
     dsr = [{**WEB, "name": name, "port": port, "forwarding": "dsr"} for name, port in (("one", 80), ("two", 81))]
     shared = [{"service": name, "address": "10.0.0.1"} for name in ("one", "two")]
-    declare(balancer, dsr, shared)
-    dnat = [{**service, "forwarding": "dnat"} for service in dsr]
-    on_one_port = [{**service, "port": 80, "address": f"203.0.113.{10 + n}"} for n, service in enumerate(dnat)]
-    outcome = balancer.apply_services(on_one_port, True, False)
-    assert [warning for warning in outcome.warnings if "removed until xdp_backends declares it anew" in warning]
+    balancer.apply(declared(settings(FRONT), dsr, shared), False)
+    dnat = [{**entry, "forwarding": "dnat", "port": 80, "address": f"203.0.113.{n}"} for n, entry in enumerate(dsr, 1)]
+    before = state.load(balancer.state_file)
+    for check in (True, False):
+        with pytest.raises(EngineError, match="tcp port 80 serves one already"):
+            balancer.apply_services(dnat, True, check)
+    assert state.load(balancer.state_file) == before
     ports = [{**backend, "port": 8080 + number} for number, backend in enumerate(shared)]
-    assert balancer.apply_backends(ports, True, False).changed
+    assert balancer.apply(declared(settings(FRONT), dnat, ports), False).changed
 
 
-def test_check_mode_believes_what_an_earlier_task_would_have_changed(balancer):
-    other = {**WEB, "name": "other", "port": 81}
-    six = {**WEB, "name": "six", "address": "2001:db8:1::10"}
+def test_a_part_changes_nothing_of_the_others(balancer):
     declare(balancer, [WEB], web(1))
+    balancer.apply_filters([{"prefix": "198.18.0.0/15", "action": "drop"}], True, False)
+    balancer.apply_backends(web(2), True, False)
+    found = state.load(balancer.state_file).document
+    assert list(found.config.services) == ["web"]
+    assert [backend.address for backend in found.config.backends.values()] == ["10.0.0.2"]
+    assert [item.prefix for item in found.filters.values()] == ["198.18.0.0/15"]
     with pytest.raises(EngineError, match="unknown service 'other'"):
         balancer.apply_backends([*web(1), {"service": "other", "address": "10.0.0.2"}], True, True)
-    arguments = [*web(1), {"service": "other", "address": "10.0.0.2"}], True, True
-    assert balancer.apply_backends(*arguments, services=[WEB, other]).details["created"] == ["other 10.0.0.2"]
-    with pytest.raises(EngineError, match="compiled without ipv6"):
-        balancer.apply_services([WEB, six], True, True)
-    assert balancer.apply_services([WEB, six], True, True, features=["ipv6"]).changed
-    with pytest.raises(EngineError, match="compiled without ipv6"):
-        balancer.apply_services([WEB, six], True, False, features=["ipv6"])
 
 
 def test_detached_from_tc_it_stays_so(balancer):
-    features = FEATURES - {"redirect"}
-    attach(balancer, "tc", features=features)
-    assert attach(balancer, "tc", attached=False, features=features)
-    assert not attach(balancer, "tc", attached=False, features=features)
-    assert attach(balancer, "tc", features=features)
-    assert not attach(balancer, "tc", features=features)
+    attach(balancer, "tc")
+    assert attach(balancer, "tc", attached=False)
+    assert not attach(balancer, "tc", attached=False)
+    assert attach(balancer, "tc")
+    assert not attach(balancer, "tc")
 
 
 def put_filter(verdict: int, priority: int) -> None:
@@ -158,17 +150,16 @@ def is_received() -> bool:
 
 
 def test_others_filters_on_tc_are_neither_replaced_nor_skipped(balancer):
-    features = FEATURES - {"redirect"}
     subprocess.run(["tc", "qdisc", "add", "dev", FRONT, "clsact"], check=True)
     put_filter(-1, priority=1)
     with pytest.raises(EngineError, match="filter foreign has priority 1 and handle 1"):
-        attach(balancer, "tc", features=features)
+        attach(balancer, "tc")
     subprocess.run(["tc", "filter", "del", "dev", FRONT, "ingress", "prio", "1"], check=True)
-    attach(balancer, "tc", features=features)
+    attach(balancer, "tc")
     assert is_received()
     put_filter(2, priority=9)
     assert not is_received()
-    attach(balancer, "tc", attached=False, features=features)
+    attach(balancer, "tc", attached=False)
     assert not is_received()
     subprocess.run(["tc", "qdisc", "del", "dev", FRONT, "clsact"], check=True)
 
@@ -194,13 +185,13 @@ def add_link() -> None:
 
 def test_an_interface_of_redirect_that_was_made_anew_is_used_again(balancer, net):
     moved = {**WEB, "name": "moved", "forwarding": "redirect"}
-    declared = [moved], [{"service": "moved", "interface": "out"}]
+    entries = [moved], [{"service": "moved", "interface": "out"}]
     add_link()
-    declare(balancer, *declared)
+    declare(balancer, *entries)
     ip("link del out")
     add_link()
-    assert declare(balancer, *declared)
-    assert not declare(balancer, *declared)
+    assert declare(balancer, *entries)
+    assert not declare(balancer, *entries)
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80))[0] == REDIRECT
     ip("link del out")
     balancer.restore()
@@ -226,8 +217,8 @@ def test_backends_that_native_xdp_cannot_reach_are_refused(balancer, net):
 
 def test_sessions_outlive_a_repair(balancer, net):
     nat = {**WEB, "name": "nat", "forwarding": "full_nat", "source": "10.0.0.250"}
-    declared = [nat], [{"service": "nat", "address": "10.0.0.1"}]
-    declare(balancer, *declared)
+    wanted = [nat], [{"service": "nat", "address": "10.0.0.1"}]
+    declare(balancer, *wanted)
     first = run(balancer, net, tcp(CLIENT, 40000, VIP, 80))
     with live_maps(balancer) as live:
         entries = live.read_backends()
@@ -235,7 +226,7 @@ def test_sessions_outlive_a_repair(balancer, net):
         damaged = bytearray(entries[place * layout.BACKEND.size :][: layout.BACKEND.size])
         damaged[-10] ^= 1
         live.write_backends({place: bytes(damaged)})
-    assert balancer.apply_backends(declared[1], True, False).details["repaired"]
+    assert balancer.apply_backends(wanted[1], True, False).details["repaired"]
     assert run(balancer, net, tcp(CLIENT, 40000, VIP, 80, tcp_flags="A"))[1][34:36] == first[1][34:36]
 
 
@@ -271,8 +262,7 @@ def test_new_maps_go_on_counting_where_the_old_ones_were(balancer, net):
     before, known = counted(balancer), state.load(balancer.state_file)
     assert before["pass not_ours"] == 10
     larger = dataclasses.replace(SIZES, max_backends=2048)
-    request = ProgramRequest("native", FEATURES, larger, SOURCE)
-    assert balancer.apply_program(request, check=False).details["new_maps"]
+    assert balancer.apply_program(settings(FRONT, sizes=larger), check=False).details["new_maps"]
     assert counted(balancer) == before
     after = state.load(balancer.state_file)
     assert after.counting_since == known.counting_since > 0
@@ -297,7 +287,7 @@ def test_packets_are_counted_by_cpu(balancer, net):
 
 def test_reading_needs_no_more_than_descriptors_to_read(balancer):
     declare(balancer, [WEB], web(1))
-    with maps.open_pinned(balancer.maps_directory, SIZES, read_only=True) as live:
+    with maps.open_pinned(balancer.places.maps, SIZES, read_only=True) as live:
         with pytest.raises(PermissionError):
             live.zero_counters("service_counters", [0])
 

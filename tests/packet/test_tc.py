@@ -5,25 +5,21 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
-from tests.support.program import SIZES, SOURCE
+from tests.support import balancer as support
+from tests.support.balancer import declared, settings
 
 VIP = "203.0.113.10"
 SERVICES = [
@@ -47,15 +43,9 @@ NEEDS_CHECKSUM, TCP4 = 1, 1
 def balancer(net) -> Iterator[Balancer]:
     for name in (FRONT, PEER):
         ip(f"link set {name} mtu 9000")
-    with tempfile.TemporaryDirectory() as directory:
-        paths = state.Paths(Path("/sys/fs/bpf") / f"lbops-tc-{os.getpid()}", Path(directory))
-        made = Balancer(FRONT, paths)
-        request = ProgramRequest("tc", frozenset(("dnat", "ipip")), SIZES, SOURCE, True)
-        made.apply_program(request, check=False)
-        made.apply_services(SERVICES, True, False)
-        made.apply_backends(BACKENDS, True, False)
+    with support.balancer() as made:
+        made.apply(declared(settings(FRONT, mode="tc"), SERVICES, BACKENDS), check=False)
         yield made
-        made.remove_program(check=False)
 
 
 def packet_socket(interface: str) -> socket.socket:

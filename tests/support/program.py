@@ -16,7 +16,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
-from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
@@ -61,7 +61,8 @@ class Program:
             features = used_features(self.config, self.filters) | more_features
         if tc:
             features -= compiler.NOT_ON_TC
-        self.maps = maps.create(sizes, mtu)
+        self.maps = maps.create(sizes)
+        self.maps.update_control({number: mtu for number, _name in socket.if_nameindex()[: layout.MAX_INTERFACES]})
         self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
         allocation = self.plan.allocation
         self.rings, self.backend_ids = allocation.rings, allocation.backends

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import document, lock, plan, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, files
@@ -40,34 +44,61 @@ def paths(tmp_path) -> state.Paths:
 
 def known_state() -> state.State:
     config = model.Config(model.parse_services(SERVICES), model.parse_backends(BACKENDS))
-    program = state.ProgramState(True, "auto", "native", "why", [], [], "/source", "digest", Sizes())
+    program = state.ProgramState("digest", ["dnat"], Sizes(), {"eth0": state.Hook("native", "why")})
     allocation = plan.make(model.Config({}, {}), plan.Allocation(), config, Sizes()).allocation
-    return state.State(program, config, allocation)
+    return state.State(Document(Settings(("eth0",)), config), program, allocation)
+
+
+def save(paths: state.Paths, found: state.State) -> Path:
+    path = paths.state_file("main")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state.save(path, found)
+    return path
 
 
 # --- names and places
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "eth0\n", "x" * 16])
-def test_what_is_no_name_of_an_interface(name):
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "eth0\n", "x" * 33, "a.b", "-a", "%", None, 7])
+def test_what_is_no_name_of_a_balancer(name):
     with pytest.raises(EngineError) as caught:
         Balancer(name)
-    assert str(caught.value) == f"interface {name!r} is not a name of an interface"
+    assert str(caught.value).startswith(f"balancer {name!r}: a name has letters, digits, _ and -")
 
 
-@pytest.mark.parametrize("name, pins", [("eth0", "eth0"), ("eth0.7", "eth0%7"), ("x" * 15, "x" * 15), ("a:b", "a:b")])
-def test_places_of_an_interface(name, pins, paths):
-    """The BPF file system takes no dots."""
-    balancer = Balancer(name, paths)
-    assert balancer.program_pin == paths.pins / pins / "program"
-    assert balancer.maps_directory == paths.pins / pins / "maps"
-    assert balancer.state_file == paths.state / f"{name}.json"
+@pytest.mark.parametrize("raw", [[""], ["."], [".."], ["a/b"], ["a b"], ["eth0\n"], ["x" * 16], [7], [None]])
+def test_what_is_no_name_of_an_interface(raw):
+    with pytest.raises(EngineError) as caught:
+        document.parse_interfaces(raw)
+    assert str(caught.value) == f"interfaces[0]: {raw[0]!r} is not a name of an interface"
+
+
+def test_interfaces_are_a_list_without_repetition():
+    assert document.parse_interfaces(["eth0", "eth0.7"]) == ("eth0", "eth0.7")
+    for raw, words in (
+        ("eth0", "interfaces is 'eth0', not a list"),
+        ([], "interfaces is empty"),
+        (["eth0", "eth1", "eth0"], r"interfaces\[2\]: eth0 is listed twice"),
+        ([f"eth{number}" for number in range(17)], "interfaces has 17 entries; a balancer has at most 16"),
+    ):
+        with pytest.raises(EngineError, match=words):
+            document.parse_interfaces(raw)
+
+
+def test_the_bpf_file_system_takes_no_dots(paths):
+    places = Balancer("main", paths).places
+    assert places.program("eth0.7") == paths.pins / "main/programs/eth0%7"
+    places.programs.mkdir(parents=True)
+    places.program("eth0.7").touch()
+    assert places.pinned_interfaces() == ["eth0.7"]
 
 
 def test_places_on_a_host():
-    balancer = Balancer("eth0")
-    assert str(balancer.program_pin) == "/sys/fs/bpf/lbops/eth0/program"
-    assert str(balancer.state_file) == "/var/lib/lbops/eth0.json"
+    balancer = Balancer("main")
+    assert str(balancer.places.program("eth0")) == "/sys/fs/bpf/lbops/main/programs/eth0"
+    assert str(balancer.places.maps) == "/sys/fs/bpf/lbops/main/maps"
+    assert str(balancer.state_file) == "/var/lib/lbops/main/state.json"
+    assert str(balancer.health_file) == "/var/lib/lbops/main/health.json"
 
 
 # --- what runs on the host without a controller
@@ -75,28 +106,25 @@ def test_places_on_a_host():
 
 def test_next_hops_are_looked_after_where_the_kernels_tables_decide(paths):
     """Not of backends with a MAC address, nor of interfaces; drained ones still send replies."""
-    paths.state.mkdir()
-    balancer = Balancer("eth0", paths)
-    state.save(balancer.state_file, known_state())
+    balancer = Balancer("main", paths)
+    save(paths, known_state())
     assert balancer.next_hop_addresses() == ["198.51.100.1", "198.51.100.2", "fd00::1"]
 
 
 def test_without_a_state_there_is_nothing_to_look_after(paths):
-    balancer = Balancer("eth0", paths)
+    balancer = Balancer("main", paths)
     assert balancer.next_hop_addresses() == []
     balancer.forget_next_hops()
 
 
-def test_an_interface_that_went_away_is_nothing_to_look_after(paths):
-    paths.state.mkdir()
-    balancer = Balancer("no-such-if", paths)
-    state.save(balancer.state_file, known_state())
-    balancer.forget_next_hops()
+def test_a_balancer_that_is_not_loaded_is_nothing_to_look_after(paths):
+    save(paths, known_state())
+    Balancer("main", paths).forget_next_hops()
 
 
 def test_nothing_can_be_restored_without_a_state(paths):
-    with pytest.raises(EngineError, match="eth0.json does not exist, so there is nothing to restore on eth0"):
-        Balancer("eth0", paths).restore()
+    with pytest.raises(EngineError, match="state.json does not exist, so there is nothing to restore of main"):
+        Balancer("main", paths).restore()
 
 
 @pytest.mark.parametrize(
@@ -112,44 +140,44 @@ def test_nothing_can_be_restored_without_a_state(paths):
 )
 def test_bad_input_is_refused_before_anything_is_touched(apply, paths):
     with pytest.raises(EngineError, match=r"services\[0\]|backends\[0\]|filters\[0\]|not a list"):
-        apply(Balancer("eth0", paths))
+        apply(Balancer("main", paths))
     assert not paths.pins.exists() and not paths.state.exists()
 
 
 # --- the state's directory
 
 
-def test_interfaces_are_those_with_a_state(paths):
-    assert state.interfaces(paths) == []
-    paths.state.mkdir()
-    for name in ("eth1.json", "eth0.7.json", ".eth2.json.new", "eth3.json.bak", "notes"):
-        (paths.state / name).touch()
-    assert state.interfaces(paths) == ["eth0.7", "eth1"]
+def test_balancers_are_those_with_a_state(paths):
+    assert state.balancers(paths) == []
+    for name in ("main", "edge-2", "empty"):
+        paths.directory(name).mkdir(parents=True)
+    (paths.state / "nic-eth0.json").touch()
+    for name in ("main", "edge-2"):
+        paths.state_file(name).touch()
+    assert state.balancers(paths) == ["edge-2", "main"]
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(paths):
-    paths.state.mkdir()
-    path = paths.state_file("eth0")
     before = known_state()
-    state.save(path, before)
+    path = save(paths, before)
     with pytest.raises(KeyError):
         # Services without places.
         state.save(path, replace(before, allocation=plan.Allocation()))
     assert state.load(path) == before
-    assert os.listdir(paths.state) == ["eth0.json"]
+    assert os.listdir(path.parent) == ["state.json"]
 
 
 def test_what_a_killed_run_left_is_overwritten_and_removed(paths):
-    paths.state.mkdir()
-    path = paths.state_file("eth0")
-    left = paths.state / ".eth0.json.new"
+    path = paths.state_file("main")
+    path.parent.mkdir(parents=True)
+    left = path.parent / ".state.json.new"
     left.write_text("half a st")
     state.save(path, known_state())
     assert not left.exists() and state.load(path) == known_state()
     left.write_text("half a st")
     files.remove(path)
     files.remove(path)
-    assert os.listdir(paths.state) == []
+    assert os.listdir(path.parent) == []
 
 
 def is_locked(directory: Path) -> bool:
@@ -164,30 +192,50 @@ def is_locked(directory: Path) -> bool:
 
 
 def test_one_at_a_time(paths):
-    with state.locked(paths, create=True):
+    with lock.locked(paths.state, create=True):
         assert is_locked(paths.state)
         assert paths.state.stat().st_mode & 0o777 == 0o700
     assert not is_locked(paths.state)
-    with pytest.raises(EngineError), state.locked(paths, create=False):
+    with pytest.raises(EngineError), lock.locked(paths.state, create=False):
         assert is_locked(paths.state)
         raise EngineError("something is wrong")
     assert not is_locked(paths.state)
 
 
+def test_the_holder_of_the_lock_is_named_in_time(paths):
+    code = (
+        "import fcntl, os, sys\n"
+        "held = os.open(sys.argv[1], os.O_RDONLY)\nfcntl.flock(held, fcntl.LOCK_EX)\nprint('held', flush=True)\ninput()"
+    )
+    paths.state.mkdir()
+    command = [sys.executable, "-c", code, str(paths.state)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        started = time.monotonic()
+        with pytest.raises(EngineError, match=rf"is locked by process {holder.pid} \(.*python.*for more than 0.2 s"):
+            with lock.locked(paths.state, create=False, timeout=0.2):
+                pass
+        assert 0.2 <= time.monotonic() - started < 5
+        # A lock ends with its process, however that ends.
+        holder.kill()
+        holder.wait()
+        with lock.locked(paths.state, create=False, timeout=5):
+            pass
+
+
 def test_check_mode_makes_no_directory(paths):
-    with state.locked(paths, create=False):
+    with lock.locked(paths.state, create=False):
         assert not paths.state.exists()
     assert not paths.state.exists()
 
 
 def test_filters_keep_their_places_over_a_state_file(paths):
     """Places need not be in the order of the list."""
-    paths.state.mkdir()
     declared = filters.parse_filters([{"prefix": f"10.0.0.{host}", "action": "drop"} for host in (1, 2, 3)])
     ids = dict(zip(declared, (7, 0, 3)))
-    path = paths.state_file("eth0")
-    state.save(path, replace(known_state(), filters=declared, filter_ids=ids))
-    loaded = state.load(path)
+    known = known_state()
+    with_filters = replace(known, document=replace(known.document, filters=declared), filter_ids=ids)
+    loaded = state.load(save(paths, with_filters))
     assert loaded is not None and loaded.filter_ids == ids
 
 

@@ -12,11 +12,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import balancer, compiler, hooks
+from ansible_collections.lbops.xdp.plugins.module_utils import adapter
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, document, hooks
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
-from ansible_collections.lbops.xdp.plugins.modules import xdp_program
 
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
 SOURCE = re.sub(r"/\*.*?\*/", "", "".join(path.read_text() for path in sorted(BPF.glob("*.[ch]"))), flags=re.DOTALL)
@@ -58,7 +58,7 @@ def test_every_size_is_a_definition(build):
     }
 
 
-@pytest.mark.parametrize("max_flows", [1, 8, 9, 1000, 262144, balancer.SIZE_LIMITS["max_flows"]])
+@pytest.mark.parametrize("max_flows", [1, 8, 9, 1000, 262144, document.SIZE_LIMITS["max_flows"]])
 def test_shift_finds_every_bucket_of_flows_and_no_other(build, max_flows):
     sizes = Sizes(max_flows=max_flows)
     assert 2**64 - 1 >> int(definitions(replace(build, sizes=sizes))["FLOW_SHIFT"]) == sizes.flow_buckets - 1
@@ -77,10 +77,10 @@ def test_features_are_those_of_the_source():
 
 
 def test_the_module_offers_what_the_engine_has():
-    assert xdp_program.FEATURES == list(compiler.FEATURES)
-    assert xdp_program.MODES == list(hooks.HOOKS_OF_MODE)
-    assert xdp_program.SIZES == vars(Sizes())
-    assert set(balancer.SIZE_LIMITS) == {field.name for field in fields(Sizes)}
+    assert set(adapter.PROGRAM_ARGUMENTS["mode"]["choices"]) == set(document.MODES) == set(hooks.HOOKS_OF_MODE)
+    assert adapter.SIZES == vars(Sizes())
+    assert adapter.PROGRAM_ARGUMENTS["source"]["default"] == document.SOURCE
+    assert set(document.SIZE_LIMITS) == {field.name for field in fields(Sizes)}
     assert compiler.NOT_ON_TC < set(compiler.FEATURES)
 
 

@@ -414,9 +414,9 @@ def test_as_many_filters_as_the_map_is_declared_for(prefix, count):
 
 def test_more_filters_than_max_filters_are_refused_with_the_option_to_raise():
     raw = [rule(f"10.0.0.{number}") for number in range(5)]
-    with refused("5 filters are more than max_filters 4; raise max_filters of xdp_program"):
+    with refused("5 filters are more than max_filters 4; raise max_filters of the balancer"):
         packed(raw, Sizes(max_filters=4))
-    with refused("5 filters are more than max_filters 4; raise max_filters of xdp_program"):
+    with refused("5 filters are more than max_filters 4; raise max_filters of the balancer"):
         plan.assign_filters(filters.parse_filters(raw), {}, Sizes(max_filters=4))
 
 
@@ -425,7 +425,7 @@ def test_more_lines_than_the_map_has_are_refused_with_the_option_to_raise(famili
     raw = [rule(network(family, 1 << number, BITS[family])) for family in families for number in range(32)]
     lines = len(packed(raw, Sizes(max_filters=1024)).lines)
     assert len(packed(raw, few_lines(lines)).lines) == lines
-    with refused("places with their markers, which do not fit; raise max_filters of xdp_program"):
+    with refused("places with their markers, which do not fit; raise max_filters of the balancer"):
         packed(raw, few_lines(lines - 1))
 
 
@@ -473,6 +473,6 @@ def test_a_rule_for_another_protocol_is_another_filter():
 
 
 def test_the_place_of_a_removed_filter_is_free_after_the_change_only():
-    with refused("2 filters do not fit: max_filters of xdp_program is 2", "second place", "raise max_filters"):
+    with refused("2 filters do not fit: max_filters of the balancer is 2", "second place", "raise max_filters"):
         places([rule("10.0.0.1"), rule("10.0.0.3")], {ONE: 0, TWO: 1}, limit=2)
     assert places([rule("10.0.0.1"), rule("10.0.0.3")], {ONE: 0, THREE: 1}, limit=2) == [0, 1]

@@ -111,7 +111,7 @@ def test_backends_of_a_group_that_is_not_there():
         inventory.backends([{**DNS, "backends": "resolver"}], GROUPS, HOSTVARS)
 
 
-# --- the argument features of xdp_program
+# --- the argument features of the balancer
 
 MODES = {
     "dnat": {},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_specs
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import SIZE_LIMITS
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import SIZE_LIMITS
 from ansible_collections.lbops.xdp.plugins.module_utils.config import vocabulary
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
@@ -43,7 +43,8 @@ STRUCTURES = {
     "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),
     "client_next_hop": (layout.CLIENT_NEXT_HOP, ["address", "next_hop"]),
-    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "mtu", "unused", "seed"]),
+    "interface_mtu": (layout.INTERFACE_MTU, ["index", "mtu"]),
+    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "seed", "interfaces"]),
     "filter_rule": (layout.FILTER_RULE, ["id", "action", "interval", "burst"]),
     "filter_header": (
         layout.FILTER_HEADER,

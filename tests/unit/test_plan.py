@@ -165,7 +165,7 @@ def test_more_than_the_maps_hold_is_refused_with_the_option_to_raise(services, b
         [service(f"dns{n}" if n else "dns", port=53 + n) for n in range(services)],
         [backend(n + 1) for n in range(backends)],
     )
-    with pytest.raises(EngineError, match=f"raise {option} of xdp_program"):
+    with pytest.raises(EngineError, match=f"raise {option} of the balancer"):
         applied(desired)
 
 

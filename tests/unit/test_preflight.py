@@ -319,7 +319,7 @@ def test_nothing_is_changed_unless_asked_for(monkeypatch):
     device = Device(monkeypatch)
     hook = native_hook([LRO, UNSUPPORTED], False)
     assert hook.refusal == f"{LRO}; {UNSUPPORTED}"
-    assert native_hook([LRO], False).refusal == f"{LRO}; or have xdp_program do that, with prepare: true"
+    assert native_hook([LRO], False).refusal == f"{LRO}; or have the engine do that, with prepare: true"
     hook = native_hook([MTU, MERGED, SLOW], False)
     assert not hook.refusal
     hook.attach(device.put_on)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
@@ -37,69 +37,43 @@ FILTERS = [
 def full() -> state.State:
     config = model.Config(model.parse_services(SERVICES), model.parse_backends(BACKENDS))
     declared = filters.parse_filters(FILTERS)
-    program = state.ProgramState(True, "auto", "tc", "why", ["dnat"], ["dnat"], "/source", "digest", Sizes(max_flows=9))
+    settings = Settings(("eth0", "eth1.7"), mode="tc", prepare=True, latency=True, sizes=Sizes(max_flows=9))
+    hooks = {"eth0": state.Hook("tc", "why", 1.5), "eth1.7": state.Hook("", "detached")}
     return state.State(
-        program,
-        config,
+        Document(settings, config, declared),
+        state.ProgramState("digest", ["dnat"], Sizes(max_flows=9), hooks),
         plan.make(model.Config({}, {}), plan.Allocation(), config, Sizes()).allocation,
         state.Tables(1, 2, 3, {0: 4}, "digest"),
-        declared,
         {key: number for number, key in enumerate(declared, start=5)},
+        generation=7,
+        applied_by="ops from 192.0.2.1",
     )
 
 
 def test_what_is_saved_is_loaded(tmp_path, full):
-    path = tmp_path / "eth0.json"
+    path = tmp_path / "state.json"
     state.save(path, full)
     assert state.load(path) == full
     assert os.stat(path).st_mode & 0o777 == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == ["eth0.json"]
-
-
-def test_a_file_from_before_prepare_is_read(tmp_path, full):
-    path = tmp_path / "eth0.json"
-    state.save(path, full)
-    document = json.loads(path.read_text())
-    del document["program"]["prepare"]
-    path.write_text(json.dumps(document))
-    assert state.load(path) == full
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_there_may_be_none(tmp_path):
-    assert state.load(tmp_path / "eth0.json") is None
-
-
-def test_the_first_releases_file_is_understood(tmp_path, full):
-    path = tmp_path / "eth0.json"
-    state.save(path, full)
-    document = json.loads(path.read_text())
-    document["schema"] = 1
-    document["services"], document["backends"] = document["services"][:1], document["backends"][:1]
-    for key in ("source", "source_ports", "flow_table", "idle_timeout"):
-        document["services"][0].pop(key, None)
-    del document["backends"][0]["interface"], document["filters"], document["pools"]
-    del document["tables"]["endpoints6"], document["tables"]["filters"]
-    for key in ("max_flows", "max_sessions", "max_filters", "max_new_flows"):
-        del document["program"]["sizes"][key]
-    path.write_text(json.dumps(document))
-    loaded = state.load(path)
-    assert loaded is not None
-    assert list(loaded.config.services) == ["dns"] and loaded.tables.endpoints == 1
-    assert loaded.filters == {} and loaded.program.sizes == Sizes()
+    assert state.load(tmp_path / "state.json") is None
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
         ("", "is damaged"),
-        ("[]", "has schema None, this engine reads 2"),
-        ('{"schema": 3}', "has schema 3, this engine reads 2"),
-        ('{"schema": 2}', "is damaged"),
-        ('{"schema": 1}', "is damaged"),
+        ("[]", "has schema None, this engine reads 3"),
+        ('{"schema": 4}', "has schema 4, this engine reads 3"),
+        ('{"schema": 2}', "has schema 2, this engine reads 3"),
+        ('{"schema": 3}', "is damaged"),
     ],
 )
 def test_anything_else_is_refused_with_the_remedy(tmp_path, content, words):
-    path = tmp_path / "eth0.json"
+    path = tmp_path / "state.json"
     path.write_text(content)
     with pytest.raises(EngineError, match=f"{words}.*restore it from a backup"):
         state.load(path)

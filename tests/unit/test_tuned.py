@@ -499,8 +499,8 @@ def test_drift_is_the_same_in_check_mode(host: Host):
     host.rings["rx"] = 256
     expected = tune(512, check=True)
     real = tune(512)
-    assert (expected.changed, expected.diff, expected.after) == (real.changed, real.diff, real.after)
-    assert list(real.diff[0]) == ["rings.rx"]
+    assert (expected.changed, expected.diff(), expected.after) == (real.changed, real.diff(), real.after)
+    assert list(real.diff()[0]) == ["rings.rx"]
 
 
 def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host):
@@ -508,7 +508,7 @@ def test_what_the_device_makes_of_it_is_said_once_and_then_left_alone(host: Host
     profile.confirm("eth0", check=False)
     again = tune(500)
     assert not again.changed and again.after == again.before == {"eth0": {"rings.rx": 496}}
-    assert "496  # as the overrides say; the device makes that of 500" in again.diff[1]["rings.rx"]
+    assert "496  # as the overrides say; the device makes that of 500" in again.diff()[1]["rings.rx"]
     host.rings["rx"] = 256
     assert tune(500).changed and host.rings["rx"] == 496
 
@@ -561,7 +561,7 @@ def test_boot_applies_what_was_confirmed_and_only_that(host: Host):
 def test_the_state_file_is_kept_apart_from_balancers(tmp_path: Path, host: Host):
     tuned.save(Tuning("eth0", {"eth0": Tuned(before={})}))
     assert (tmp_path / "nic-eth0.json").stat().st_mode & 0o777 == 0o600
-    assert state.interfaces(state.Paths(tmp_path, tmp_path)) == []
+    assert state.balancers(state.Paths(tmp_path, tmp_path)) == []
     (tmp_path / "nic-eth0.json").write_text("{")
     with pytest.raises(EngineError, match="nic-eth0.json is damaged .*; remove it and apply again"):
         tuned.load("eth0")

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.filters import FilterKey
 from . import maps, plan, state
 from .departed import Departed
 
 
-def carry(current: state.State, allocation: plan.Allocation, old: maps.Maps, new: maps.Maps) -> None:
-    """From maps that are given up to those with places as in `allocation`."""
+def carry(
+    current: state.State,
+    allocation: plan.Allocation,
+    filter_ids: dict[FilterKey, int],
+    old: maps.Maps,
+    new: maps.Maps,
+) -> None:
+    """From maps that are given up to those with indexes as in `allocation`; maps that both share go on counting."""
     for name, before, after in (
         ("service_counters", current.allocation.service_counters, allocation.service_counters),
         ("backend_counters", current.allocation.backend_counters, allocation.backend_counters),
-        ("filter_counters", current.filter_ids, current.filter_ids),
+        ("filter_counters", current.filter_ids, filter_ids),
     ):
-        rows = old.read_counters(name)
-        new.set_counters(name, {after[key]: rows[place] for key, place in before.items()})
-    new.set_reasons(old.read_reasons())
-    new.set_latency(old.read_latency())
+        if old.number(name) != new.number(name):
+            rows = old.read_counters(name)
+            new.set_counters(name, {after[key]: rows[index] for key, index in before.items() if key in after})
+    if old.number("reasons") != new.number("reasons"):
+        new.set_reasons(old.read_reasons())
+        new.set_latency(old.read_latency())
 
 
 def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:

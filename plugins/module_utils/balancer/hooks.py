@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 from ..errors import EngineError
 from ..kernel import bpf, link, tc
-from . import compiler, state
+from . import compiler
 from .native import NativeHook
-from .program_request import ProgramRequest
 
 PROGRAM_NAME = "lbops_balancer"
 # In the order in which they are tried: generic XDP costs more than the hook of tc.
@@ -27,8 +27,28 @@ HOOKS_OF_MODE = {
 }
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be on an interface."""
+
+    mode: str
+    attached: bool
+    features: frozenset[str]
+    prepare: bool
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the state file says of an interface."""
+
+    mode: str
+    hook: str
+    why: str
+    prepare: bool
+
+
 class Hooks:
-    """`current` is what the state file says, None if there is none."""
+    """The hooks of one interface; `known` is None if the state file does not know it."""
 
     def __init__(self, interface: str) -> None:
         self._interface = interface
@@ -41,35 +61,35 @@ class Hooks:
             attached = link.Attached("tc", program_id) if program_id else None
         return attached
 
-    def to_try(self, request: ProgramRequest, current: state.State | None) -> tuple[str, ...]:
+    def to_try(self, wanted: Wanted, known: Known | None) -> tuple[str, ...]:
         """Those to try, in this order."""
-        attached, known = self.attached(), current.program if current else None
-        if known and attached and (attached.hook, request.mode) == (known.hook, known.mode):
+        attached = self.attached()
+        if known and attached and (attached.hook, wanted.mode) == (known.hook, known.mode):
             # This hook was the best that there was; trying another would take the program off this one first.
-            if attached.hook == "native" or known.prepare or not request.prepare:
+            if attached.hook == "native" or known.prepare or not wanted.prepare:
                 return (attached.hook,)
-        return HOOKS_OF_MODE[request.mode]
+        return HOOKS_OF_MODE[wanted.mode]
 
     def put(
         self,
         program_for: Callable[[bool], int | None],
-        request: ProgramRequest,
-        current: state.State | None,
+        wanted: Wanted,
+        known: Known | None,
         native: NativeHook,
     ) -> tuple[str, str]:
         """Which hook the program is on, and why; no hook if `program_for` has no program of the kind it takes."""
         attached = self.attached()
-        if not request.attached:
+        if not wanted.attached:
             if attached:
                 self.detach(attached)
             return "", "detached as asked for"
-        hooks = self.to_try(request, current)
+        hooks = self.to_try(wanted, known)
         refusals = []
         with _kept(attached) as previous:
             on_hook = attached
             for hook in hooks:
                 try:
-                    program = self._program_for(hook, program_for, request, native)
+                    program = self._program_for(hook, program_for, wanted, native)
                     if program is None:
                         return "", ""
                     if on_hook and on_hook.hook != hook and "tc" not in (on_hook.hook, hook):
@@ -82,22 +102,22 @@ class Hooks:
                     continue
                 if on_hook and on_hook.hook != hook:
                     self.detach(on_hook)
-                if request.mode != "auto":
-                    return hook, f"mode {request.mode} was asked for"
-                if current and len(hooks) == 1:
-                    return hook, current.program.why
+                if wanted.mode != "auto":
+                    return hook, f"mode {wanted.mode} was asked for"
+                if known and len(hooks) == 1:
+                    return hook, known.why
                 return hook, "; ".join(refusals) or f"the driver takes {hook} XDP"
             if attached and not on_hook:
                 link.attach(self._interface, previous, attached.hook, None)
         raise EngineError("; ".join(refusals))
 
     def _program_for(
-        self, hook: str, program_for: Callable[[bool], int | None], request: ProgramRequest, native: NativeHook
+        self, hook: str, program_for: Callable[[bool], int | None], wanted: Wanted, native: NativeHook
     ) -> int | None:
         """Raises HookRefused for what the hook cannot do."""
         if hook == "native" and native.refusal:
             raise link.HookRefused(native.refusal)
-        missing = sorted(request.features & compiler.NOT_ON_TC)
+        missing = sorted(wanted.features & compiler.NOT_ON_TC)
         if hook == "tc" and missing:
             raise link.HookRefused(f"tc ingress on {self._interface}: {', '.join(missing)} is possible with XDP only")
         if hook == "offload":

@@ -9,19 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.filters import Filter
-from ..config.model import Backend, BackendKey, Service
+from ..config.model import BackendKey
 from ..tables.layout import MAX_LINKS, MAX_POOLS, REASONS
+from .document import public
 from .maps import Maps
 from .state import State
 
 COUNTERS = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows")
 Row = tuple
-
-
-def public(entry: Service | Backend | Filter) -> dict[str, Any]:
-    """An entry as modules return it, without what was not given."""
-    return {key: value for key, value in entry.as_dict().items() if value is not None}
 
 
 @dataclass(frozen=True)

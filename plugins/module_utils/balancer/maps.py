@@ -24,6 +24,7 @@ from ..tables.layout import (
     LATENCY,
     LAYOUT_VERSION,
     LIMIT,
+    MAX_INTERFACES,
     POOL,
     REASON,
     REASONS,
@@ -37,6 +38,27 @@ from ..tables.layout import (
 from ..tables.tables import retired
 from .map_specs import MapSpec, map_specs
 
+# Maps that packets write to.
+SHARED = frozenset(
+    (
+        "control",
+        "service_counters",
+        "backend_counters",
+        "reasons",
+        "round_robin",
+        "client_next_hops",
+        "flows",
+        "fragments",
+        "budget",
+        "sessions",
+        "pools",
+        "pool_cursors",
+        "links",
+        "filter_counters",
+        "filter_limits",
+        "latency",
+    )
+)
 # How much of a per-CPU map is read in one call.
 READ_BYTES = 1 << 20
 
@@ -295,16 +317,14 @@ class Maps:
 
     # --- control
 
-    def update_control(self, mtu: int) -> None:
-        """Make the program ask the kernel's tables again; `mtu` is the interface's."""
-        version, generation, _mtu, unused, seed = self._control()
-        bpf.map_update(self["control"], index(0), CONTROL.pack(version, generation % 0xFFFFFFFF + 1, mtu, unused, seed))
-
-    def _control(self) -> tuple[int, ...]:
-        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))
+    def update_control(self, mtus: dict[int, int]) -> None:
+        """Make the program ask the kernel's tables again; `mtus` are those of the interfaces by their indexes."""
+        control = bpf.map_lookup(self["control"], index(0), CONTROL.size)
+        version, generation, seed, *_interfaces = CONTROL.unpack(control)
+        bpf.map_update(self["control"], index(0), _control(version, generation % 0xFFFFFFFF + 1, seed, mtus))
 
     def layout_version(self) -> int:
-        return self._control()[0]
+        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))[0]
 
     def spec(self, name: str) -> MapSpec:
         return next(spec for spec in map_specs(self.sizes) if spec.name == name)
@@ -344,20 +364,34 @@ def _create(spec: MapSpec) -> int:
         os.close(inner)
 
 
-def create(sizes: Sizes, mtu: int = 1500) -> Maps:
-    """New, empty maps that belong to nobody yet, for an interface of this MTU."""
+def _control(version: int, generation: int, seed: int, mtus: dict[int, int]) -> bytes:
+    """struct control."""
+    found = [number for pair in sorted(mtus.items()) for number in pair]
+    return CONTROL.pack(version, generation, seed, *found, *[0] * (2 * MAX_INTERFACES - len(found)))
+
+
+def create(sizes: Sizes, old: Maps | None = None) -> Maps:
+    """New, empty maps that belong to nobody yet; of `old` those are shared whose content is not the document's.
+
+    So flows, sessions and counters go on where only the sizes of other maps change.
+    """
     maps = Maps(sizes, {})
+    shared = {spec.name: spec for spec in map_specs(old.sizes) if spec.name in SHARED} if old else {}
     try:
         for spec in map_specs(sizes):
+            if old and shared.get(spec.name) == spec:
+                maps.descriptors[spec.name] = os.dup(old[spec.name])
+                continue
             try:
                 maps.descriptors[spec.name] = _create(spec)
             except OSError as error:
                 raise EngineError(
                     f"the kernel makes no map {spec.name} of {spec.max_entries} values of {spec.value_size} bytes: "
-                    f"{error.strerror}; lower the sizes of xdp_program (max_endpoints, max_backends, max_flows, ...)"
+                    f"{error.strerror}; lower the sizes of the balancer (max_endpoints, max_backends, max_flows, ...)"
                 ) from None
-        seed = int.from_bytes(os.urandom(8), "little")
-        bpf.map_update(maps["control"], index(0), CONTROL.pack(LAYOUT_VERSION, 1, mtu, 0, seed))
+        if not old:
+            seed = int.from_bytes(os.urandom(8), "little")
+            bpf.map_update(maps["control"], index(0), _control(LAYOUT_VERSION, 1, seed, {}))
     except (EngineError, OSError):
         maps.close()
         raise
@@ -404,6 +438,6 @@ class OtherLayout(EngineError):
 
 def _other_layout(directory: Path, problem: str) -> OtherLayout:
     return OtherLayout(
-        f"the maps pinned in {directory} have another layout ({problem}); run xdp_program with the current "
+        f"the maps pinned in {directory} have another layout ({problem}); apply the balancer with the current "
         "collection, which moves the configuration into new maps without losing a packet"
     )

@@ -56,7 +56,7 @@ class NativeHook:
             return ""
         words = "; ".join(map(str, blocking))
         if all(problem.change for problem in blocking):
-            words += "; or have xdp_program do that, with prepare: true"
+            words += "; or have the engine do that, with prepare: true"
         return words
 
     @property

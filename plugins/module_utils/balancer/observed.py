@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What health checks saw last, apart from the desired state: /var/lib/lbops/health-<interface>.json.
+"""What health checks saw last, apart from the desired state: /var/lib/lbops/<balancer>/health.json.
 
 It outlives a reboot: a backend that was down before it gets nothing until its checks succeed again.
 """

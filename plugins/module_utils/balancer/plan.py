@@ -11,7 +11,7 @@ Counters stay with the service's name and the backend's key.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, TypeVar
 
 from ..config.filters import FilterKey, Filters
@@ -111,6 +111,11 @@ def compare(current: dict, desired: dict) -> Changes:
     )
 
 
+def settled(allocation: Allocation) -> Allocation:
+    """Once everything is written, nothing retires any more."""
+    return replace(allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
+
+
 class _Places:
     """Free places of one map, lowest first."""
 
@@ -123,7 +128,7 @@ class _Places:
         place = next(self._free, None)
         if place is None:
             raise EngineError(
-                f"{self.what} do not fit: {self.option} of xdp_program is {self.limit}, and those that change need a "
+                f"{self.what} do not fit: {self.option} of the balancer is {self.limit}, and those that change need a "
                 f"second place while both are in use; raise {self.option}"
             )
         return place
@@ -178,7 +183,7 @@ def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Siz
             start = max(start, place.first_session + other.ports)
         if start + pool.ports > sizes.max_sessions:
             raise EngineError(
-                f"source {pool.address} with {pool.ports} source_ports does not fit: max_sessions of xdp_program is "
+                f"source {pool.address} with {pool.ports} source_ports does not fit: max_sessions of the balancer is "
                 f"{sizes.max_sessions}; raise max_sessions or take fewer source_ports"
             )
         placed[pool] = taken[pool] = PoolPlace(number, start)
@@ -320,7 +325,7 @@ def _check_sizes(desired: Config, sizes: Sizes) -> None:
         if count > limit:
             raise EngineError(
                 f"{count} {what} are more than the maps hold, {limit} with {option} "
-                f"{getattr(sizes, option)}; raise {option} of xdp_program"
+                f"{getattr(sizes, option)}; raise {option} of the balancer"
             )
 
 
@@ -329,7 +334,7 @@ def assign_filters(desired: Filters, current: dict[FilterKey, int], sizes: Sizes
     places = _Places(f"{len(desired)} filters", "max_filters", 0, sizes.max_filters, current.values())
     if len(desired) > sizes.max_filters:
         raise EngineError(
-            f"{len(desired)} filters are more than max_filters {sizes.max_filters}; raise max_filters of xdp_program"
+            f"{len(desired)} filters are more than max_filters {sizes.max_filters}; raise max_filters of the balancer"
         )
     return _assign(desired, current.get, places)
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keep the next hops of an interface's balancer right: python3 -m engine.watch <interface>.
+"""Keep the next hops of a balancer right: python3 -m engine.balancer.watch <balancer>.
 
 The program remembers what the kernel's FIB and neighbour tables said. This service listens to the kernel and makes the
 program forget when a route, a link or a neighbour's Ethernet address changed; and it has the kernel verify the
@@ -71,14 +71,14 @@ def verify(balancer: Balancer) -> None:
             use(route, neighbour)
 
 
-def run(interface: str) -> None:
-    balancer = Balancer(interface)
+def run(name: str) -> None:
+    balancer = Balancer(name)
     watch = Watch()
     with import_pyroute2().IPRoute() as route:
         route.bind(groups=GROUPS)
         # Whatever happened while nobody was listening.
         balancer.forget_next_hops()
-        sys.stdout.write(f"watch interface={interface} event=started\n")
+        sys.stdout.write(f"watch balancer={name} event=started\n")
         sys.stdout.flush()
         due = time.monotonic()
         while True:
@@ -95,16 +95,16 @@ def run(interface: str) -> None:
             changed = [watch.changes_next_hop(message) for message in route.get()]
             if any(changed):
                 balancer.forget_next_hops()
-                sys.stdout.write(f"watch interface={interface} event=next_hops_changed\n")
+                sys.stdout.write(f"watch balancer={name} event=next_hops_changed\n")
                 sys.stdout.flush()
 
 
 def main() -> int:
-    interface = sys.argv[1]
+    name = sys.argv[1]
     try:
-        run(interface)
+        run(name)
     except (EngineError, OSError) as error:
-        sys.stderr.write(f"watch interface={interface} event=failed: {error}\n")
+        sys.stderr.write(f"watch balancer={name} event=failed: {error}\n")
         return 1
     return 0
 

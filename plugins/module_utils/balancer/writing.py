@@ -51,8 +51,13 @@ def swaps_rings_only(planned: plan.Plan) -> bool:
     return planned.endpoints is None and not planned.new_rings and not retiring
 
 
-def write(planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables) -> state.Tables:
-    """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix."""
+def write(
+    planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables, linger: bool = True
+) -> state.Tables:
+    """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix.
+
+    Without `linger` no packet can see these maps yet, and no reply has to be waited for.
+    """
     allocation, desired = planned.allocation, planned.desired
     members = desired.backends_of()
     table_ids = dict(known.rings)
@@ -81,7 +86,7 @@ def write(planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed:
     if interim is not None:
         swap(interim)
         live_maps.write_rings(swapped, table_ids)
-        if planned.replies_linger:
+        if planned.replies_linger and linger:
             time.sleep(REPLY_LINGER)
         endpoint_ids = swap(final)
     else:

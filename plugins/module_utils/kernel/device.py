@@ -26,6 +26,7 @@ IFINFOMSG = struct.Struct("=BxHiII")
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 6, 10, 16, 18
+IFLA_LINK = 5
 IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
 IFNAMSIZ = 16
 IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
@@ -58,6 +59,7 @@ class Link:
     xdp_program: int | None
     member_up: bool  # what a bond says of this member; true for all others
     qdisc: str = ""
+    lower: int | None = None  # IFLA_LINK: the index of the device that this one is made of; of a veth, its other end
 
     @property
     def usable(self) -> bool:
@@ -107,6 +109,7 @@ def parse_link(message: bytes) -> Link:
         xdp_program=number(xdp[IFLA_XDP_PROG_ID]) if IFLA_XDP_PROG_ID in xdp else None,
         member_up=member_up,
         qdisc=string(found.get(IFLA_QDISC, b"")),
+        lower=number(found[IFLA_LINK]) if IFLA_LINK in found else None,
     )
 
 

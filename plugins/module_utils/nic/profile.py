@@ -283,7 +283,7 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
             "pending": (pending or bool(drift)) and not check,
         },
         warnings=warnings,
-        diff=(before, after),
+        diff=lambda: (before, after),
     )
 
 
@@ -409,7 +409,7 @@ def restore(interface: str, check: bool) -> Outcome:
         if failures:
             raise EngineError(f"not all could be put back, so the earlier values are kept: {'; '.join(failures)}")
         diff = _options(before), _options(after)
-        return Outcome(True, before, after, {"interface": interface}, warnings, diff)
+        return Outcome(True, before, after, {"interface": interface}, warnings, lambda: diff)
 
 
 def _options(devices: dict[str, Image]) -> dict[str, str]:

@@ -123,7 +123,7 @@ class _Report:
             after=self._by_device([nest(values) for values in after]),
             details=self.details(),
             warnings=warnings,
-            diff=(self._lines(before), self._lines(after)),
+            diff=lambda: (self._lines(before), self._lines(after)),
         )
 
 

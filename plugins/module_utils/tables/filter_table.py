@@ -209,7 +209,7 @@ def _grow(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, pack
             return table, count
         count *= 2
     raise EngineError(
-        f"the prefixes need {len(slots)} places with their markers, which do not fit; raise max_filters of xdp_program"
+        f"the prefixes need {len(slots)} places with their markers, which do not fit; raise max_filters of the balancer"
     )
 
 
@@ -217,7 +217,7 @@ def pack_filter_table(found: Filters, ids: dict[FilterKey, int], sizes: Sizes) -
     """The lines of the table, as many as are in use. Raises EngineError if there are more filters than fit."""
     if len(found) > sizes.max_filters:
         raise EngineError(
-            f"{len(found)} filters are more than max_filters {sizes.max_filters}; raise max_filters of xdp_program"
+            f"{len(found)} filters are more than max_filters {sizes.max_filters}; raise max_filters of the balancer"
         )
     own = _verdicts(found)
     family4, family6 = _Family(4, own), _Family(6, own)

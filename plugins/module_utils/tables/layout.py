@@ -13,7 +13,7 @@ import struct
 import time
 from dataclasses import dataclass
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 RING_SIZE = 65537
 ENDPOINT_PROBES = 16
 ENDPOINT_MULTIPLIER = 0x9E3779B97F4A7C15
@@ -21,6 +21,7 @@ CLIENT_NEXT_HOPS = 32768
 FRAGMENT_BUCKETS = 512
 MAX_POOLS = 64
 MAX_LINKS = 256
+MAX_INTERFACES = 16
 FLOWS_PER_BUCKET = 8
 TICK_SHIFT, TICKS_AT_BOOT = 30, 4096  # clock.h
 TICK = (1 << TICK_SHIFT) / 1e9  # seconds
@@ -64,7 +65,9 @@ LATENCY = struct.Struct(f"<Q{LATENCY_BUCKETS}Q")  # nanoseconds, packets
 NEXT_HOP = struct.Struct("<III6s6s")  # generation, interface, mtu, destination, source
 BACKEND_COUNTERS = struct.Struct(f"<QQQQQ{NEXT_HOP.size}x")  # COUNTERS, what the program remembers
 CLIENT_NEXT_HOP = struct.Struct(f"<16s{NEXT_HOP.size}s")
-CONTROL = struct.Struct("<IIIIQ")  # layout_version, next_hop_generation, mtu, unused, seed
+# layout_version, next_hop_generation, seed; index and MTU of each interface
+INTERFACE_MTU = struct.Struct("<II")
+CONTROL = struct.Struct(f"<IIQ{2 * MAX_INTERFACES}I")
 FILTER_RULE = struct.Struct("<IIII")  # id, action, interval, burst
 FILTER_HEADER = struct.Struct("<IIIIIIIBB32sH128s")
 FILTER_SLOT4 = struct.Struct("<QII")  # key, verdict, unused

@@ -232,7 +232,7 @@ def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_
     if len(found) > sizes.max_endpoints:
         raise EngineError(
             f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
-            f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of xdp_program"
+            f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of the balancer"
         )
     slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
     while slots <= sizes.endpoint_slots:

@@ -1,0 +1,100 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """What a balancer's program is attached to, and what is compiled in."""
+
+    DOCUMENTATION = r"""
+options:
+  interfaces:
+    description:
+      - The network interfaces whose packets are balanced, 16 at the most. They share services, backends, filters, flow
+        table and sessions, so a reply may arrive on another one than the request.
+      - An interface belongs to one balancer. The members of a bond, or the bond, can be named, but not both; the same
+        holds for a VLAN and the interface below it.
+    type: list
+    elements: str
+  mode:
+    description:
+      - Where the program is attached.
+      - V(native) is XDP in the driver; if the driver does not support it, or something is in its way, the module fails
+        and says what, and how to change that. What is known beforehand fails before anything is touched.
+      - V(tc) is the ingress of clsact, which every driver has. Others' filters there stay. It has no C(redirect) and no
+        C(multi_buffer).
+      - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
+        generic leaves a moment in which packets pass without being balanced.
+      - V(offload) is in the network card. None takes this program so far; the module fails with driver and reason.
+      - V(auto) tries V(native), then V(tc), then V(generic). The result says which, and why.
+    type: str
+    choices: [auto, native, generic, tc, offload]
+    default: auto
+  prepare:
+    description:
+      - Change what keeps the driver from taking the program. That may be an MTU beyond what a page holds, LRO, or the
+        numbers of channels. RV(prepared) says what was changed, and how it was before.
+      - It is put back if the driver refuses the program nevertheless, but not when the program is detached later.
+      - It is done again when the program is restored after a reboot.
+      - With O(mode=auto), a program on another hook is tried on the driver's once more when this is switched on.
+    type: bool
+    default: false
+  multi_buffer:
+    description: Accept frames that are longer than a page, where the driver has them (kernel 5.18).
+    type: bool
+    default: false
+  latency:
+    description: Measure how long the program takes, for one packet in 256.
+    type: bool
+    default: false
+  max_services:
+    description: How many services the maps hold, 65536 at the most.
+    type: int
+    default: 1024
+  max_backends:
+    description:
+      - How many backends of all services the maps hold, plus one; 1048576 at the most.
+      - A backend that changes needs a second place while both are in use.
+    type: int
+    default: 16384
+  max_endpoints:
+    description:
+      - How many endpoints the maps hold, 1048576 at the most.
+      - Each port of a service, each port of a C(dnat) backend and each VIP is one.
+      - Kernels before 6.0 take no more than 32768, because a value of a map may have 4 MiB there.
+    type: int
+    default: 32768
+  max_flows:
+    description:
+      - How many flows each CPU remembers, 16777216 at the most, with C(flow_table) and C(full_nat).
+      - Each takes 16 bytes.
+    type: int
+    default: 262144
+  max_new_flows:
+    description: How many new flows a CPU remembers in a second. Packets of more are balanced without being remembered.
+    type: int
+    default: 100000
+  max_sessions:
+    description: How many source ports all C(full_nat) sources have together, 1048576 at the most.
+    type: int
+    default: 65536
+  max_filters:
+    description: How many filters the maps hold, 1048576 at the most; up to a kilobyte each, while filters exist.
+    type: int
+    default: 1024
+  source:
+    description: Directory of the program's C files on the host; the role P(lbops.xdp.engine#role) installs them.
+    type: path
+    default: /usr/lib/lbops/current/bpf
+  force:
+    description:
+      - Replace a program that somebody else attached.
+      - With O(state=absent), remove everything even if the state file is damaged.
+    type: bool
+    default: false
+requirements:
+  - iovisor's BCC, from the target's distribution (C(python3-bpfcc) or C(python3-bcc))
+  - kernel headers
+"""

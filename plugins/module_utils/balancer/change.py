@@ -1,0 +1,311 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a document changes: worked out and checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config.model import Config
+from ..errors import EngineError
+from ..kernel import link
+from ..tables.filter_table import pack_filter_table
+from ..tables.layout import BACKEND
+from . import compiler, drift, host_check, maps, observed, plan, programs, state, writing
+from .document import Document, Settings
+from .health_view import settled
+from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted, describe_program
+from .native import NativeHook, examine
+from .places import Places, pinned_id
+
+EMPTY = Config({}, {})
+
+
+class Change:
+    """What there is to do. `current` is what the state file says, None without one. All methods raise EngineError."""
+
+    def __init__(self, places: Places, current: state.State | None, document: Document, force: bool) -> None:
+        self.places, self.current, self.document, self.force = places, current, document, force
+        self.hooks = {interface: Hooks(interface) for interface in document.interfaces}
+        self.warnings: list[str] = []
+        self.details: dict[str, Any] = {"compiled": False, "new_maps": False}
+
+    # --- what is refused before anything is touched, and what there is to do
+
+    def plan(self) -> None:
+        document, current = self.document, self.current
+        for interface in document.interfaces:
+            link.interface_index(interface)
+        host_check.refuse_shared_interfaces(self.places, document.interfaces)
+        self._refuse_foreign()
+        self.natives = {interface: self._examine(interface) for interface in document.interfaces}
+        self.seen = observed.load(self.places.health_file)
+        with _open(self.places, current, document) as live_maps:
+            self.details["new_maps"] = live_maps is None
+            if live_maps is None:
+                self._plan_new_maps()
+            else:
+                self._plan_in_place(live_maps)
+            # What does not fit is refused in check mode as well.
+            self.packed = writing.endpoint_tables(self.planned, document.sizes)
+            self.filter_table = (
+                pack_filter_table(document.filters, self.filter_ids, document.sizes) if document.filters else None
+            )
+            self._plan_program(live_maps)
+        created = [document.config.backends[key] for key in self.planned.backends.created]
+        host_check.refuse_lost_next_hops(created, self.expected_hooks())
+
+    def _refuse_foreign(self) -> None:
+        for interface, hooks in self.hooks.items():
+            attached = hooks.attached()
+            if attached and not self.force and not programs.owns(self.places, interface, attached):
+                raise EngineError(
+                    f"{interface} carries a program that is not ours: {describe_program(attached.program_id)} on the "
+                    f"{attached.hook} hook; detach it, or have it replaced with force: true"
+                )
+
+    def _examine(self, interface: str) -> NativeHook:
+        """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
+        document, current = self.document, self.current
+        preparing = self.places.preparing_file(interface)
+        hooks = self._to_try(interface)
+        if "native" not in hooks:
+            return NativeHook(interface, [], document.settings.prepare, preparing)
+        found = examine(interface, document.settings.multi_buffer)
+        attached = self.hooks[interface].attached()
+        if attached and attached.hook == "native" and programs.owns(self.places, interface, attached):
+            # With what is in the way of the program that is there the kernel can live.
+            running = current.program.features if current else document.features
+            accepted = examine(interface, "multi_buffer" in running)
+            found = [problem for problem in found if problem not in accepted]
+        native = NativeHook(interface, found, document.settings.prepare, preparing)
+        if native.refusal and hooks == ("native",):
+            raise EngineError(native.refusal)
+        return native
+
+    def _to_try(self, interface: str) -> tuple[str, ...]:
+        if not self.document.settings.attached:
+            return ()
+        return self.hooks[interface].to_try(self.wanted(), self.known(interface))
+
+    def wanted(self) -> Wanted:
+        document = self.document
+        settings = document.settings
+        return Wanted(settings.mode, settings.attached, document.features, settings.prepare)
+
+    def known(self, interface: str) -> Known | None:
+        current = self.current
+        hook = current.program.hooks.get(interface) if current else None
+        if current is None or hook is None:
+            return None
+        settings = current.document.settings
+        return Known(settings.mode, hook.hook, hook.why, settings.prepare)
+
+    def _plan_in_place(self, live_maps: maps.Maps) -> None:
+        assert self.current is not None
+        document = self.document
+        current = self.current = settled(self.current, live_maps)
+        self.drift = drift.find(current, live_maps)
+        self.planned = plan.make(
+            current.config,
+            current.allocation,
+            document.config,
+            document.sizes,
+            self.drift,
+            was_out=current.tables.out,
+            out=self.seen.out(document.config),
+        )
+        self.filter_ids = plan.assign_filters(document.filters, current.filter_ids, document.sizes)
+        self.filters_repaired = live_maps.table_id("filters") != current.tables.filters
+
+    def _plan_new_maps(self) -> None:
+        """Everything is written. Indexes stay where they can, so that what packets left in the maps stays right."""
+        document, current = self.document, self.current
+        out = self.seen.out(document.config)
+        self.drift, self.filters_repaired = plan.Drift(), False
+        self.kept = False
+        if current and _readable(self.places, current):
+            everything = plan.Drift(True, frozenset(current.allocation.rings.values()), True)
+            try:
+                self.planned = plan.make(
+                    current.config, current.allocation, document.config, document.sizes, everything, out=out
+                )
+                self.filter_ids = plan.assign_filters(document.filters, current.filter_ids, document.sizes)
+                self.kept = _fits(self.planned.allocation, self.filter_ids, document)
+            except EngineError:
+                # Beside those of the old document there is no room in the new sizes.
+                pass
+        if not self.kept:
+            self.planned = plan.make(EMPTY, plan.Allocation(), document.config, document.sizes, out=out)
+            self.filter_ids = plan.assign_filters(document.filters, {}, document.sizes)
+
+    def _plan_program(self, live_maps: maps.Maps | None) -> None:
+        """Which features the program has while both documents are live, and whether it has to be put on hooks."""
+        document, current = self.document, self.current
+        running = frozenset(current.program.features) if current and live_maps else frozenset()
+        self.interim = document.features | running
+        build = self.build(self.interim)
+        self.digest = build.digest()
+        same = live_maps is not None and current is not None and current.program.digest == self.digest
+        self.reusable = same
+        self.due = [
+            interface
+            for interface in document.interfaces
+            if not same or not self._is_right(interface, live_maps)
+        ]
+        known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
+        self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]
+
+    def _is_right(self, interface: str, live_maps: maps.Maps | None) -> bool:
+        """Whether an interface has what the document asks for."""
+        document, current = self.document, self.current
+        known = self.known(interface)
+        attached, pinned = self.hooks[interface].attached(), pinned_id(self.places.program(interface))
+        if current is None or known is None or pinned is None or live_maps is None:
+            return False
+        before, after = current.document.settings, document.settings
+        if (before.mode, before.prepare) != (after.mode, after.prepare):
+            return False
+        if not programs.uses_maps(pinned, live_maps):
+            return False
+        if not after.attached:
+            return attached is None or attached.program_id != pinned
+        return bool(attached and attached.program_id == pinned and attached.hook in HOOKS_OF_MODE[after.mode])
+
+    def build(self, features: frozenset[str]) -> compiler.Build:
+        return compiler.Build(Path(self.document.settings.source), features, self.document.sizes)
+
+    def expected_hooks(self) -> dict[str, str]:
+        """By interface, the hook that its program is on or that is tried first; empty for none."""
+        found = {}
+        for interface in self.hooks:
+            refused = bool(self.natives[interface].refusal)
+            tried = (hook for hook in self._to_try(interface) if not (hook == "native" and refused))
+            found[interface] = next(tried, "")
+        return found
+
+    @property
+    def filters(self) -> plan.Changes:
+        return plan.compare(self.before.filters, self.document.filters)
+
+    @property
+    def before(self) -> Document:
+        return self.current.document if self.current else Document()
+
+    @property
+    def interfaces(self) -> plan.Changes:
+        before, after = self.before.interfaces, self.document.interfaces
+        return plan.Changes(
+            [name for name in after if name not in before],
+            [name for name in self.due if name in before],
+            [name for name in before if name not in after],
+        )
+
+    @property
+    def repaired(self) -> bool:
+        return bool(self.drift) or self.filters_repaired
+
+    @property
+    def program_changes(self) -> bool:
+        shrinks = self.interim != self.document.features
+        return bool(self.due or self.removed or shrinks or self.details["new_maps"])
+
+    @property
+    def changed(self) -> bool:
+        settings = self.before.settings != self.document.settings
+        return bool(
+            self.current is None
+            or self.services
+            or self.backends
+            or self.filters
+            or self.repaired
+            or settings
+            or self.program_changes
+        )
+
+    def foresee(self) -> None:
+        """What check mode can tell: preparations as if the kernel were as strict as it may be."""
+        for native in self.natives.values():
+            native.plan()
+        self.report_natives()
+
+    @property
+    def services(self) -> plan.Changes:
+        return plan.compare(self.before.config.services, self.document.config.services)
+
+    @property
+    def backends(self) -> plan.Changes:
+        return plan.compare(self.before.config.backends, self.document.config.backends)
+
+    def report_natives(self) -> None:
+        """Say what was prepared, and what the kernel has taken with a loss."""
+        self.details["prepared"] = [entry for native in self.natives.values() for entry in native.prepared]
+        self.warnings += [warning for native in self.natives.values() for warning in native.warnings]
+
+    def attachment(self, interface: str) -> programs.Attachment:
+        return programs.Attachment(interface, self.wanted(), self.known(interface), self.natives[interface])
+
+
+@contextmanager
+def _open(places: Places, current: state.State | None, document: Document) -> Iterator[maps.Maps | None]:
+    """The pinned maps if the document can be written into them, else None."""
+    try:
+        live_maps = maps.open_pinned(places.maps, document.sizes)
+    except maps.OtherLayout:
+        yield None
+        return
+    with live_maps:
+        # An interrupted change of the program left maps in which the state's indexes mean something else.
+        unsure = current is None or not current.program.digest
+        if current is None or (unsure and drift.table_ids(live_maps) != drift.known_ids(current.tables)):
+            yield None
+        else:
+            yield live_maps
+
+
+def _readable(places: Places, current: state.State) -> bool:
+    """Whether the pinned maps are those that the state tells of."""
+    try:
+        with maps.open_pinned(places.maps, current.program.sizes) as live_maps:
+            return drift.table_ids(live_maps) == drift.known_ids(current.tables)
+    except maps.OtherLayout:
+        return False
+
+
+def adopted(places: Places, document: Document) -> state.State | None:
+    """Maps whose state file is lost go on as they are; what packets may see in them is not given away."""
+    try:
+        live_maps = maps.open_pinned(places.maps, document.sizes)
+    except maps.OtherLayout:
+        return None
+    with live_maps:
+        entries, size = live_maps.read_backends(), BACKEND.size
+        allocation = plan.Allocation(
+            retiring_rings=frozenset(live_maps.ring_ids()),
+            retiring_backends=frozenset(
+                index for index in range(1, len(entries) // size) if any(entries[index * size : (index + 1) * size])
+            ),
+        )
+        ids = drift.table_ids(live_maps)
+    return state.State(
+        Document(Settings(sizes=document.sizes)),
+        state.ProgramState(sizes=document.sizes),
+        allocation=allocation,
+        tables=state.Tables(*ids),
+    )
+
+
+def _fits(allocation: plan.Allocation, filter_ids: dict[Any, int], document: Document) -> bool:
+    """Whether all indexes lie within the maps of these sizes."""
+    sizes = document.sizes
+    sessions = [place.first_session + pool.ports for pool, place in allocation.pools.items()]
+    return (
+        max([*allocation.rings.values(), *allocation.service_counters.values()], default=0) < sizes.max_services
+        and max([*allocation.backends.values(), *allocation.backend_counters.values()], default=0) < sizes.max_backends
+        and max(sessions, default=0) <= sizes.max_sessions
+        and max(filter_ids.values(), default=0) < sizes.max_filters
+    )

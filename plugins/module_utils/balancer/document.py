@@ -1,0 +1,154 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The document of a balancer: everything that the inventory declares of it, parsed and checked as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..config.features import used_features
+from ..config.filters import Filter, Filters, parse_filters
+from ..config.model import Backend, Config, Service, check, parse_backends, parse_services
+from ..errors import EngineError
+from ..tables.layout import MAX_INTERFACES, Sizes
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
+MODES = ("auto", "native", "tc", "generic", "offload")
+SOURCE = "/usr/lib/lbops/current/bpf"
+# Beyond these, maps take gigabytes, or the kernel refuses them without a reason.
+SIZE_LIMITS = {
+    "max_services": 65536,
+    "max_backends": 1048576,
+    "max_endpoints": 1048576,
+    "max_flows": 16777216,
+    "max_sessions": 1048576,
+    "max_filters": 1048576,
+    "max_new_flows": 100000000,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything of a document but services, backends and filters."""
+
+    interfaces: tuple[str, ...] = ()
+    attached: bool = True
+    mode: str = "auto"
+    # Change what keeps a driver from taking the program.
+    prepare: bool = False
+    multi_buffer: bool = False
+    latency: bool = False
+    sizes: Sizes = Sizes()
+    # Directory of the program's C files on the host.
+    source: str = SOURCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """What parse_settings() takes."""
+        return {**vars(self), "interfaces": list(self.interfaces), "sizes": asdict(self.sizes)}
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a balancer is to be. Two documents are equal if they ask for the same."""
+
+    settings: Settings = Settings()
+    config: Config = Config({}, {})
+    filters: Filters = field(default_factory=dict)
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        return self.settings.interfaces
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.settings.sizes
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What has to be compiled in."""
+        chosen = {"multi_buffer": self.settings.multi_buffer, "latency": self.settings.latency}
+        return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What parse_document() takes."""
+        return {
+            **self.settings.as_dict(),
+            "services": [service.as_dict() for service in self.config.services.values()],
+            "backends": [backend.as_dict() for backend in self.config.backends.values()],
+            "filters": [item.as_dict() for item in self.filters.values()],
+        }
+
+
+def check_name(name: Any) -> str:
+    """The name of a balancer. Raises EngineError."""
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        raise EngineError(
+            f"balancer {name!r}: a name has letters, digits, _ and -, begins with a letter or digit, and is at most 32 "
+            "characters long"
+        )
+    return name
+
+
+def parse_interfaces(raw: Any) -> tuple[str, ...]:
+    """The names of a balancer's interfaces. Raises EngineError."""
+    if not isinstance(raw, (list, tuple)):
+        raise EngineError(f"interfaces is {raw!r}, not a list")
+    if not raw:
+        raise EngineError("interfaces is empty; name the interfaces whose packets are balanced")
+    if len(raw) > MAX_INTERFACES:
+        raise EngineError(f"interfaces has {len(raw)} entries; a balancer has at most {MAX_INTERFACES}")
+    for position, name in enumerate(raw):
+        if not isinstance(name, str) or not INTERFACE_PATTERN.fullmatch(name) or name in (".", ".."):
+            raise EngineError(f"interfaces[{position}]: {name!r} is not a name of an interface")
+        if name in raw[:position]:
+            raise EngineError(f"interfaces[{position}]: {name} is listed twice")
+    return tuple(raw)
+
+
+def parse_sizes(raw: dict[str, Any]) -> Sizes:
+    """Raises EngineError that names the option."""
+    sizes = Sizes(**raw)
+    for option, limit in SIZE_LIMITS.items():
+        if not 1 <= getattr(sizes, option) <= limit:
+            raise EngineError(f"{option} {getattr(sizes, option)} is not between 1 and {limit}")
+    return sizes
+
+
+def parse_settings(raw: dict[str, Any]) -> Settings:
+    """Raises EngineError that names the option."""
+    mode = raw.get("mode", "auto")
+    if mode not in MODES:
+        raise EngineError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    return Settings(
+        parse_interfaces(raw.get("interfaces")),
+        raw.get("attached", True),
+        mode,
+        raw.get("prepare", False),
+        raw.get("multi_buffer", False),
+        raw.get("latency", False),
+        parse_sizes(raw.get("sizes", {})),
+        raw.get("source", SOURCE),
+    )
+
+
+def parse_document(raw: dict[str, Any]) -> Document:
+    """Raises EngineError that names each bad entry of the first part that has any."""
+    settings = parse_settings(raw)
+    config = Config(parse_services(raw.get("services", [])), parse_backends(raw.get("backends", [])))
+    check(config)
+    return Document(settings, config, parse_filters(raw.get("filters", [])))
+
+
+def addresses_of_kernel(backends: Iterable[Backend]) -> list[str]:
+    """The addresses of the backends whose next hop the kernel's tables decide."""
+    return sorted({backend.address for backend in backends if backend.address and not backend.mac})
+
+
+def public(entry: Service | Backend | Filter) -> dict[str, Any]:
+    """An entry as modules return it, without what was not given."""
+    return {key: value for key, value in entry.as_dict().items() if value is not None}

@@ -1,0 +1,61 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The last documents of a balancer: /var/lib/lbops/<balancer>/history/<generation>.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..kernel import files
+
+KEPT = 10
+SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    generation: int
+    # Seconds since 1970.
+    applied_at: float
+    applied_by: str
+    # What parse_document() takes.
+    document: dict[str, Any]
+
+
+def generations(directory: Path) -> list[int]:
+    """The generations that are kept, the newest last."""
+    return sorted(int(path.stem) for path in directory.glob(f"*{SUFFIX}") if path.stem.isdigit())
+
+
+def save(directory: Path, entry: Entry) -> None:
+    """Write one and remove those beyond the last KEPT."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    files.write(directory / f"{entry.generation}{SUFFIX}", json.dumps(vars(entry), separators=(",", ":")) + "\n")
+    for generation in generations(directory)[:-KEPT]:
+        files.remove(directory / f"{generation}{SUFFIX}")
+
+
+def load(directory: Path, generation: int) -> Entry:
+    """Raises EngineError for one that is not kept or damaged."""
+    path = directory / f"{generation}{SUFFIX}"
+    try:
+        return Entry(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        kept = ", ".join(map(str, generations(directory))) or "none"
+        raise EngineError(f"generation {generation} is not kept; kept are {kept}") from None
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"{path} is damaged ({error}); use another generation, or remove the file") from None
+
+
+def applied_by() -> str:
+    """Who runs this process: the user before sudo, and where that user logged in from, as far as they are known."""
+    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.geteuid()).pw_name
+    client = os.environ.get("SSH_CONNECTION", "").split(" ")[0]
+    return f"{user} from {client}" if client else user

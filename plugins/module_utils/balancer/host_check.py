@@ -1,0 +1,86 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the host itself cannot do for a document: refused before anything is touched."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+
+from ..config.model import Backend
+from ..errors import EngineError
+from ..kernel import link, neighbours
+from ..kernel.device import Link, links
+from ..kernel.xdp_features import xdp_features
+from . import state
+from .document import addresses_of_kernel
+from .places import Places
+
+# Devices on top of another one, which IFLA_LINK names. A veth's is its other end.
+STACKED_KINDS = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
+
+
+def refuse_shared_interfaces(places: Places, interfaces: Collection[str]) -> None:
+    """Raises EngineError for an interface that is in two balancers, or below or on top of one that is in one."""
+    owners = {interface: places.name for interface in interfaces}
+    for other in state.balancers(places.paths):
+        if other == places.name:
+            continue
+        current = state.load(places.paths.state_file(other))
+        for interface in current.document.interfaces if current else ():
+            if interface in owners:
+                raise EngineError(f"interface {interface} is in balancer {other} already; an interface is in one only")
+            owners[interface] = other
+    found = {entry.name: entry for entry in links()}
+    by_index = {entry.index: entry for entry in found.values()}
+    for interface in interfaces:
+        for relation, name in _below(found[interface], by_index):
+            if name in owners:
+                raise EngineError(_shared(interface, owners[interface], relation, name, owners[name]))
+    for interface in owners.keys() - set(interfaces):
+        for relation, name in _below(found[interface], by_index) if interface in found else ():
+            if name in interfaces:
+                raise EngineError(_shared(interface, owners[interface], relation, name, owners[name]))
+
+
+def _below(entry: Link, by_index: dict[int, Link]) -> list[tuple[str, str]]:
+    """The devices that get the frames of this one, too: how they are related, and their names."""
+    related = []
+    if entry.master in by_index:
+        related.append((f"is a member of {by_index[entry.master].kind or 'device'}", by_index[entry.master].name))
+    if entry.kind in STACKED_KINDS and entry.lower in by_index:
+        related.append((f"is a {entry.kind} of", by_index[entry.lower].name))
+    return related
+
+
+def _shared(interface: str, owner: str, relation: str, other: str, other_owner: str) -> str:
+    return (
+        f"interface {interface} of balancer {owner} {relation} {other}, which is in balancer {other_owner}: frames "
+        "would be balanced twice; name one of the two"
+    )
+
+
+def refuse_lost_next_hops(created: list[Backend], hooks: dict[str, str]) -> None:
+    """Raises EngineError for an interface of a backend that is not there, or that takes no packets.
+
+    `hooks`: by interface of the balancer. A frame that native XDP sends to a device without ndo_xdp_xmit, such as a
+    bridge or a VLAN, is lost.
+    """
+    reached_over = {link.interface_index(backend.interface): backend for backend in created if backend.interface}
+    native = [interface for interface, hook in hooks.items() if hook == "native"]
+    if not native or not created:
+        return
+    by_address = {backend.address: backend for backend in created if not backend.mac}
+    for neighbour, address in neighbours.ways(addresses_of_kernel(created)).neighbours.items():
+        reached_over.setdefault(neighbour.interface, by_address[address])
+    for index, backend in sorted(reached_over.items()):
+        from_others = [interface for interface in native if link.interface_index(interface) != index]
+        features = xdp_features(index) if from_others else None
+        if features is not None and "ndo_xmit" not in features:
+            name = socket.if_indextoname(index)
+            raise EngineError(
+                f"backend {backend.target} of service {backend.service} is reached over {name}, which takes no "
+                f"packets from native XDP on {from_others[0]} (its driver has no ndo_xdp_xmit, or not now); attach "
+                f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
+            )

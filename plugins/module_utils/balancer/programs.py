@@ -1,0 +1,202 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loaded programs: made from compiled code over a balancer's maps, pinned by interface, and put on hooks together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import EngineError
+from ..kernel import bpf, link, tc
+from . import compiled, compiler, maps
+from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
+from .native import NativeHook
+from .places import Places, pinned_id
+
+
+class Loader:
+    """Programs of one build by the kind of hook they are for, loaded when asked for."""
+
+    def __init__(self, build: compiler.Build, live_maps: maps.Maps, directory: Path) -> None:
+        self._build, self._maps, self._directory = build, live_maps, directory
+        self._loaded: dict[bool, int] = {}
+        # Whether one of them had to be compiled.
+        self.compiled = False
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for descriptor in self._loaded.values():
+            os.close(descriptor)
+        self._loaded.clear()
+
+    def reuse(self, for_tc: bool, pin: Path) -> None:
+        """Take a pinned program, which is of this build, instead of loading another."""
+        if for_tc not in self._loaded:
+            self._loaded[for_tc] = bpf.object_get(str(pin))
+
+    def program(self, for_tc: bool) -> int:
+        """The descriptor. Raises EngineError if the program cannot be compiled or is rejected by the verifier."""
+        if for_tc not in self._loaded:
+            self._loaded[for_tc] = self._load(replace(self._build, tc=for_tc))
+        return self._loaded[for_tc]
+
+    def _load(self, build: compiler.Build) -> int:
+        code, compiled_now = compiled.program(build, self._directory)
+        self.compiled |= compiled_now
+        try:
+            return bpf.program_load(
+                PROGRAM_NAME,
+                bpf.relocate(code, list(self._maps.descriptors.values())),
+                program_type=build.program_type,
+                flags=build.load_flags,
+            )
+        except bpf.VerifierError as error:
+            raise EngineError(
+                f"the kernel's verifier rejects the program: {error.strerror}\n{error.log[-4000:]}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What is to be on one interface, and what is known of it."""
+
+    interface: str
+    wanted: Wanted
+    known: Known | None
+    native: NativeHook
+
+
+def owns(places: Places, interface: str, attached: link.Attached) -> bool:
+    """Whether a program is pinned here, or, its pin lost, uses the maps that are."""
+    if attached.program_id in (pinned_id(places.program(interface)), pinned_id(places.new_program(interface))):
+        return True
+    try:
+        control = bpf.object_get(str(places.maps / "control"))
+    except FileNotFoundError:
+        return False
+    try:
+        return bpf.map_info(control).id in _map_ids(attached.program_id)
+    finally:
+        os.close(control)
+
+
+def _map_ids(program_id: int) -> set[int]:
+    try:
+        descriptor = bpf.program_fd(program_id)
+    except OSError:
+        return set()
+    try:
+        return set(bpf.program_info(descriptor).map_ids)
+    finally:
+        os.close(descriptor)
+
+
+def uses_maps(program_id: int, live_maps: maps.Maps) -> bool:
+    """Whether a program uses these maps and no others: after an interrupted change one interface may use old ones."""
+    return _map_ids(program_id) <= {bpf.map_info(descriptor).id for descriptor in live_maps.descriptors.values()}
+
+
+def put_all(
+    places: Places, attachments: list[Attachment], loader: Loader, before_commit: Callable[[], None]
+) -> dict[str, tuple[str, str]]:
+    """Put programs on the hooks of all interfaces: hook and reason by interface. On an error, all is as it was before.
+
+    `before_commit` runs once every hook is switched, before the pins say so.
+    """
+    places.make()
+    switched: list[tuple[str, link.Attached | None, int | None]] = []
+    found: dict[str, tuple[str, str]] = {}
+    try:
+        for attachment in attachments:
+            hooks = Hooks(attachment.interface)
+            before = hooks.attached()
+            descriptor = bpf.program_fd(before.program_id) if before else None
+            switched.append((attachment.interface, before, descriptor))
+            program_for = _pinning(loader, places.new_program(attachment.interface))
+            found[attachment.interface] = hooks.put(program_for, attachment.wanted, attachment.known, attachment.native)
+            if not found[attachment.interface][0]:
+                # Detached, but ready to be attached.
+                program_for(False)
+        before_commit()
+    except BaseException:
+        for interface, attached, descriptor in reversed(switched):
+            _put_back(interface, attached, descriptor)
+            places.new_program(interface).unlink(missing_ok=True)
+        raise
+    finally:
+        for _interface, _attached, descriptor in switched:
+            if descriptor is not None:
+                os.close(descriptor)
+    for attachment in attachments:
+        places.new_program(attachment.interface).rename(places.program(attachment.interface))
+    return found
+
+
+def _pinning(loader: Loader, pin: Path) -> Callable[[bool], int]:
+    """The program of the kind that was asked for last is the one that is pinned."""
+
+    def program_for(for_tc: bool) -> int:
+        descriptor = loader.program(for_tc)
+        pin.unlink(missing_ok=True)
+        bpf.object_pin(descriptor, str(pin))
+        return descriptor
+
+    return program_for
+
+
+def _put_back(interface: str, before: link.Attached | None, descriptor: int | None) -> None:
+    hooks = Hooks(interface)
+    now = hooks.attached()
+    if now == before:
+        return
+    if before is None or descriptor is None:
+        if now:
+            hooks.detach(now)
+        return
+    if before.hook == "tc":
+        tc.attach(interface, descriptor)
+        if now and now.hook != "tc":
+            hooks.detach(now)
+        return
+    if now and now.hook == before.hook:
+        replaced = bpf.program_fd(now.program_id)
+        try:
+            link.attach(interface, descriptor, before.hook, replaced)
+        finally:
+            os.close(replaced)
+        return
+    if now and now.hook != "tc":
+        hooks.detach(now)
+    link.attach(interface, descriptor, before.hook, None)
+    if now and now.hook == "tc":
+        tc.detach(interface)
+
+
+def complete_interrupted(places: Places) -> None:
+    """A run may have been killed before its new programs were in place: keep those that are on their hooks."""
+    if not places.new_programs.exists():
+        return
+    for pin in sorted(places.new_programs.iterdir()):
+        interface = pin.name.replace("%", ".")
+        attached = Hooks(interface).attached() if link.exists(interface) else None
+        if attached and attached.program_id == pinned_id(pin):
+            if places.new_maps.exists():
+                adopt_new_maps(places)
+            pin.rename(places.program(interface))
+        else:
+            pin.unlink()
+
+
+def adopt_new_maps(places: Places) -> None:
+    """The new maps take the place of those that were there."""
+    if places.maps.exists():
+        for path in places.maps.iterdir():
+            path.unlink()
+        places.maps.rmdir()
+    places.new_maps.rename(places.maps)

@@ -1,0 +1,290 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carry out a change: a packet meets the old document or the new one, never a mix and never none.
+
+New programs and maps come first, where they are needed; then tables, adding, switching in one step, removing last; then
+what nothing uses any more is taken away.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from ..errors import EngineError
+from ..kernel import link
+from . import compiled, counters, history, maps, plan, programs, state, writing
+from .change import Change
+from .hooks import Hooks, Known
+from .native import NativeHook
+from .places import Places, pinned_id, remove_if_empty, remove_tree
+
+# What remembers flows needs a table for each CPU.
+REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
+
+
+class Transaction:
+    """Of a planned change, under the engine's lock. All methods raise EngineError."""
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+
+    def carry_out(self, applied_by: str) -> state.State:
+        """The state afterwards, which is saved."""
+        places = self._change.places
+        places.make()
+        places.state_directory.mkdir(mode=0o700, exist_ok=True)
+        places.compiled.mkdir(mode=0o700, exist_ok=True)
+        remove_tree(places.new_maps)
+        before = self._change.current
+        try:
+            hooks, live_maps = self._put_programs()
+        except BaseException:
+            self._leave_as_before(before)
+            raise
+        with live_maps:
+            written = self._write_tables(hooks, live_maps)
+            self._remove_interfaces()
+            written = self._shrink(written, live_maps)
+            self._change.details["write_seconds"] = round(live_maps.write_seconds, 6)
+        self._verify(written)
+        self._change.report_natives()
+        return self._save(written, applied_by)
+
+    def _leave_as_before(self, before: state.State | None) -> None:
+        """Nothing of a change that was refused stays: no pins, no compiled program, no directories."""
+        places = self._change.places
+        remove_tree(places.new_maps)
+        if before and places.state_file.exists():
+            state.save(places.state_file, before)
+        if places.state_file.exists() or places.maps.exists():
+            self._discard_compiled(frozenset(before.program.features if before else ()))
+            return
+        remove_tree(places.pins)
+        remove_if_empty(places.paths.pins)
+        # What a driver could not be given back is written down there.
+        if not list(places.state_directory.glob("preparing-*")):
+            remove_tree(places.state_directory)
+
+    def _discard_compiled(self, features: frozenset[str]) -> None:
+        """Keep what was compiled for these features, for the next boot."""
+        build = self._change.build(features)
+        used = {replace(build, tc=tc).digest() for tc in (False, True)}
+        compiled.discard_unused(self._change.places.compiled, used)
+
+    def _put_programs(self) -> tuple[dict[str, state.Hook], maps.Maps]:
+        """Have a program that knows both documents on every hook, over the maps that are to be."""
+        places, document, current = self._change.places, self._change.document, self._change.current
+        known = current.program.hooks if current else {}
+        if not self._change.due:
+            hooks = {interface: known[interface] for interface in document.interfaces}
+            return hooks, maps.open_pinned(places.maps, document.sizes)
+        new_maps = self._change.details["new_maps"]
+        live_maps = self._make_maps() if new_maps else maps.open_pinned(places.maps, document.sizes)
+        try:
+            with programs.Loader(self._change.build(self._change.interim), live_maps, places.compiled) as loader:
+                self._load(loader)
+                self._save_program_intent()
+                if new_maps:
+                    self._carry_counters(live_maps)
+                if self._change.interim & REMEMBERING_FEATURES:
+                    live_maps.create_flow_tables()
+                live_maps.update_control(mtus(document.interfaces))
+                found = programs.put_all(
+                    places,
+                    [self._change.attachment(interface) for interface in self._change.due],
+                    loader,
+                    lambda: programs.adopt_new_maps(places) if new_maps else None,
+                )
+                self._change.details["compiled"] |= loader.compiled
+        except BaseException:
+            live_maps.close()
+            raise
+        now = time.time()
+        put = {name: state.Hook(hook, why, now if hook else 0.0) for name, (hook, why) in found.items()}
+        # Preparing a driver may have changed an MTU.
+        live_maps.update_control(mtus(document.interfaces))
+        return {name: put.get(name) or known[name] for name in document.interfaces}, live_maps
+
+    def _load(self, loader: programs.Loader) -> None:
+        """What the verifier refuses is to be known before anything is touched."""
+        for interface, hook in self._change.expected_hooks().items():
+            known = self._change.known(interface)
+            if self._change.reusable and known and pinned_id(self._change.places.program(interface)):
+                loader.reuse(known.hook == "tc", self._change.places.program(interface))
+            elif hook != "offload":
+                loader.program(hook == "tc")
+
+    def _save_program_intent(self) -> None:
+        """A killed run leaves a state that is sure of no more than both programs have."""
+        current = self._change.current
+        if current:
+            both = sorted(self._change.interim.intersection(current.program.features))
+            unsure = replace(current.program, digest="", features=both)
+            state.save(self._change.places.state_file, replace(current, program=unsure))
+
+    def _make_maps(self) -> maps.Maps:
+        """New maps with everything that the document declares, and with what packets left in the old ones."""
+        places, document, current = self._change.places, self._change.document, self._change.current
+        old = maps.open_pinned(places.maps, current.program.sizes) if current and self._change.kept else None
+        try:
+            live_maps = maps.create(document.sizes, old)
+        finally:
+            if old:
+                old.close()
+        places.new_maps.mkdir(mode=0o700)
+        maps.pin(live_maps, places.new_maps)
+        tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, linger=False)
+        self._new_tables = replace(tables, filters=live_maps.swap_table("filters", self._change.filter_table))
+        return live_maps
+
+    def _carry_counters(self, live_maps: maps.Maps) -> None:
+        """Compiling takes a second, in which the old maps go on counting: this comes last."""
+        current = self._change.current
+        self._carried = False
+        if current is None:
+            return
+        try:
+            old = maps.open_pinned(self._change.places.maps, current.program.sizes)
+        except EngineError:
+            # Maps of another layout may count something else.
+            return
+        with old:
+            counters.carry(current, self._change.planned.allocation, self._change.filter_ids, old, live_maps)
+        self._carried = True
+
+    def _write_tables(self, hooks: dict[str, state.Hook], live_maps: maps.Maps) -> state.State:
+        document, current = self._change.document, self._change.current or state.State(self._change.document)
+        program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
+        after = replace(current, document=document, program=program)
+        if self._change.details["new_maps"]:
+            departed = current.departed.after({}, {}, document.config.services, document.config.backends)
+            settled_allocation = plan.settled(self._change.planned.allocation)
+            since = current.counting_since if self._carried else 0.0
+            return replace(
+                after,
+                allocation=settled_allocation,
+                tables=self._new_tables,
+                filter_ids=self._change.filter_ids,
+                departed=departed,
+                counting_since=since,
+            )
+        if self._change.planned.changed:
+            # Nobody has these indexes yet: a run killed from here on leaves no backend with another's numbers.
+            live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
+            live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
+            counters.resume(current, self._change.planned, live_maps)
+            departed = counters.departed(current, self._change.planned, live_maps)
+            self._save_intent(after, departed, current.tables.filters)
+            written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
+            # Until here packets may have been counted for what is removed.
+            departed = counters.departed(current, self._change.planned, live_maps)
+            after = replace(
+                after, allocation=plan.settled(self._change.planned.allocation), tables=written, departed=departed
+            )
+        if self._change.filters or self._change.filters_repaired:
+            after = self._write_filters(current, after, live_maps)
+        return replace(after, filter_ids=self._change.filter_ids)
+
+    def _save_intent(self, after: state.State, departed: Any, filters: int) -> None:
+        """Before the maps are touched: a killed run leaves a state whose indexes are right and whose tables are not."""
+        # The filters are written after this; until then the old table is live.
+        intent = replace(
+            after,
+            allocation=self._change.planned.allocation,
+            tables=state.Tables(filters=0 if self._change.filters else filters),
+            filter_ids=self._change.filter_ids,
+            departed=departed,
+        )
+        state.save(self._change.places.state_file, intent)
+
+    def _write_filters(self, current: state.State, after: state.State, live_maps: maps.Maps) -> state.State:
+        ids = self._change.filter_ids
+        unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=0))
+        state.save(self._change.places.state_file, unsure)
+        created = [ids[key] for key in ids if key not in current.filter_ids]
+        live_maps.zero_counters("filter_counters", created)
+        live_maps.reset_limits(created)
+        written = live_maps.swap_table("filters", self._change.filter_table)
+        # A limit that was used up under the old rate would be so for as long as that rate says.
+        wanted = self._change.document.filters
+        live_maps.reset_limits(ids[key] for key in ids if current.filters.get(key) != wanted[key])
+        return replace(after, tables=replace(after.tables, filters=written))
+
+    def _remove_interfaces(self) -> None:
+        for interface in self._change.removed:
+            detach(self._change.places, interface)
+
+    def _shrink(self, written: state.State, live_maps: maps.Maps) -> state.State:
+        """Leave out of the program what only the old document needed."""
+        document, places = self._change.document, self._change.places
+        if self._change.interim == document.features:
+            return written
+        build = self._change.build(document.features)
+        unsure = replace(written.program, digest="", features=sorted(document.features))
+        state.save(places.state_file, replace(written, program=unsure))
+        attachments = [
+            programs.Attachment(
+                interface,
+                self._change.wanted(),
+                Known(document.settings.mode, hook.hook, hook.why, document.settings.prepare),
+                NativeHook(interface, [], False, places.preparing_file(interface)),
+            )
+            for interface, hook in written.program.hooks.items()
+        ]
+        with programs.Loader(build, live_maps, places.compiled) as loader:
+            found = programs.put_all(places, attachments, loader, lambda: None)
+            self._change.details["compiled"] |= loader.compiled
+        hooks = {
+            name: replace(hook, hook=found[name][0], why=found[name][1]) for name, hook in written.program.hooks.items()
+        }
+        program = replace(
+            written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks
+        )
+        return replace(written, program=program)
+
+    def _verify(self, written: state.State) -> None:
+        """The kernel is asked, not what was written down."""
+        if not self._change.document.settings.attached:
+            return
+        for interface in self._change.document.interfaces:
+            attached = self._change.hooks[interface].attached()
+            if not attached or attached.program_id != pinned_id(self._change.places.program(interface)):
+                raise EngineError(
+                    f"{interface}: the program was attached, but is not on the hook any more; somebody else changes "
+                    "the hook at the same time, run this again"
+                )
+
+    def _save(self, written: state.State, applied_by: str) -> state.State:
+        now = time.time()
+        saved = replace(
+            written,
+            generation=written.generation + 1,
+            applied_at=now,
+            applied_by=applied_by,
+            counting_since=written.counting_since or now,
+        )
+        places = self._change.places
+        history.save(
+            places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict())
+        )
+        state.save(places.state_file, saved)
+        self._discard_compiled(frozenset(saved.program.features))
+        return saved
+
+
+def detach(places: Places, interface: str) -> None:
+    """Take our program off an interface, wherever it is, and forget it."""
+    if link.exists(interface):
+        hooks = Hooks(interface)
+        attached = hooks.attached()
+        if attached and programs.owns(places, interface, attached):
+            hooks.detach(attached)
+    places.program(interface).unlink(missing_ok=True)
+
+
+def mtus(interfaces: tuple[str, ...]) -> dict[int, int]:
+    """By the interface's index, in bytes without the Ethernet header."""
+    return {link.interface_index(name): link.mtu(name) for name in interfaces}
