@@ -46,8 +46,8 @@ options:
     default: []
   replaced:
     description:
-      - Interfaces that have a balancer. Earlier releases named a balancer's units after its interface; those are stopped
-        and disabled, unless a balancer has that name.
+      - Interfaces that have a balancer. Earlier releases named a balancer's units after its interface; those are
+        stopped and disabled, unless a balancer has that name.
     type: list
     elements: str
     default: []

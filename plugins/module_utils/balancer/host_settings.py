@@ -10,7 +10,7 @@ them. A change is recorded before it is made and forgotten after it was undone, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +65,17 @@ def wanted(interfaces: Sequence[str], ipv6: bool) -> dict[str, str]:
     return found
 
 
-def apply(balancers: Balancers, check: bool = False, paths: Paths = HOST) -> list[str]:
+def apply(balancers: Balancers, check: bool = False, paths: Paths = HOST, lenient: Collection[str] = ()) -> list[str]:
     """Sets what all balancers of the host need, and puts back what none of them needs any more.
 
     Returns what was changed, or would be. Raises EngineError, with nothing changed, if an interface does not have a
-    setting.
+    setting, unless it belongs to one of the `lenient` balancers.
     """
-    current = _current(balancers, paths)
+    current = _current(balancers, paths, lenient)
     values = _values(balancers)
     before = {**_legacy(paths), **_read_record(paths)}
     found = {key: sysctl.read(key, paths.proc) for key in before if key not in values}
-    drift = {key: value for key, value in values.items() if current[key] != value}
+    drift = {key: value for key, value in values.items() if current.get(key, value) != value}
     put_back = {key: before[key] for key, value in found.items() if value not in (None, before[key])}
     contents = {paths.file_of(name): _content(name, *entry) for name, entry in balancers.items()}
     written = {path: text for path, text in contents.items() if _read_text(path) != text}
@@ -87,7 +87,8 @@ def apply(balancers: Balancers, check: bool = False, paths: Paths = HOST) -> lis
         *(f"{path}: removed" for path in removed),
     ]
     if not check:
-        first = {key: before.get(key, value) for key, value in current.items()}
+        known = {**current, **before}
+        first = {key: known[key] for key in values if key in known}
         _write_record({**before, **first}, paths)
         for path, text in written.items():
             paths.configuration.mkdir(parents=True, exist_ok=True)
@@ -102,9 +103,12 @@ def apply(balancers: Balancers, check: bool = False, paths: Paths = HOST) -> lis
 
 
 def restore(balancers: Balancers, paths: Paths = HOST) -> list[str]:
-    """After a boot: sets what differs, and leaves all files alone. Returns what was changed."""
-    current = _current(balancers, paths)
-    drift = {key: value for key, value in _values(balancers).items() if current[key] != value}
+    """After a boot: sets what differs, and leaves all files alone. Returns what was changed.
+
+    An interface that did not come back does not keep the others from working.
+    """
+    current = _current(balancers, paths, balancers)
+    drift = {key: value for key, value in _values(balancers).items() if current.get(key, value) != value}
     _set(drift, paths)
     return [f"{key}: {current[key]} -> {value}" for key, value in drift.items()]
 
@@ -113,15 +117,16 @@ def _values(balancers: Balancers) -> dict[str, str]:
     return {key: value for entry in balancers.values() for key, value in wanted(*entry).items()}
 
 
-def _current(balancers: Balancers, paths: Paths) -> dict[str, str]:
-    """Raises EngineError for what an interface does not have."""
+def _current(balancers: Balancers, paths: Paths, lenient: Collection[str]) -> dict[str, str]:
+    """Raises EngineError for what an interface does not have, or leaves it out."""
     found = {}
     for name, entry in balancers.items():
         for key in wanted(*entry):
             value = sysctl.read(key, paths.proc)
-            if value is None:
+            if value is not None:
+                found[key] = value
+            elif name not in lenient:
                 raise EngineError(f"balancer {name}: {_missing(key, paths)}")
-            found[key] = value
     return found
 
 
