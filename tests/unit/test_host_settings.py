@@ -260,3 +260,17 @@ def test_a_run_that_ends_anywhere_can_be_repeated_and_forgets_nothing(paths: Pat
     interrupted({})
     host_settings.apply({}, paths=paths)
     assert tree(tmp_path) == before
+
+
+def test_what_another_balancer_lacks_keeps_nobody_from_working(paths: Paths):
+    """Its interface may have gone, and may come back."""
+    host_settings.apply(BOTH, paths=paths)
+    kept = {path: path.read_text() for path in (paths.proc / "net/ipv4/conf/eth1").iterdir()}
+    for path in kept:
+        path.unlink()
+    assert host_settings.apply(BOTH, paths=paths, lenient=["edge"]) == []
+    assert host_settings.restore(BOTH, paths) == []
+    for path, content in kept.items():
+        path.write_text(content)
+    host_settings.apply({}, paths=paths)
+    assert value(paths, "ipv4/conf/eth1/forwarding") == "0" and value(paths, "ipv4/conf/eth1/send_redirects") == "0"
