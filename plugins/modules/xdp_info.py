@@ -37,6 +37,11 @@ program:
     - C(attached_at), C(applied_at) and C(counting_since) are seconds since 1970, when the program was attached, when
       the document was applied last, and since when counters have only grown. C(applied_by) says who applied it.
     - C(generation) tells how often the balancer was changed.
+    - C(problems) has a sentence for each interface that is gone or down, lacks the program, or does not forward while
+      the kernel's tables decide where packets go next; it is empty for a balancer that works, or that was detached on
+      purpose.
+    - C(tables_digest) is SHA-256 over what the lookup tables are computed from, backends that health checks keep out
+      left out; hosts that spread packets alike have the same.
   returned: success
   type: dict
   sample: {"attached": true, "interfaces": [{"interface": "eth0", "hook": "native"}], "program_id": 42}

@@ -28,7 +28,7 @@ from tests.support import host_packages as host
 
 from lbops_exporter import server as exporter_server  # isort: skip
 from lbops_exporter import balancer, driver, nic, page, program, softnet, source  # isort: skip
-from lbops_exporter.collector import Collector, Guard  # isort: skip
+from lbops_exporter.collector import Collector, Guard, Subject  # isort: skip
 from lbops_exporter.devices import Devices  # isort: skip
 from lbops_exporter.exporter import Exporter, collectors  # isort: skip
 from lbops_exporter.exposition import Family, Page  # isort: skip
@@ -42,7 +42,7 @@ from engine.errors import EngineError  # isort: skip
 from engine.balancer.live import Reading  # isort: skip
 
 DOCUMENT = (host.ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-FAMILIES = [family for part in (*collectors(Sources(), Devices()), Guard()) for family in part.families]
+FAMILIES = [family for part in (*collectors(Sources(), Devices(Sources())), Guard()) for family in part.families]
 
 
 def samples(text: str) -> dict[str, float]:
@@ -97,7 +97,7 @@ def test_labels_are_escaped_as_prometheus_reads_them():
 
 def test_latencies_are_a_histogram():
     row = (7000, *range(1, 15))
-    lines = balancer._histogram("lbops_program_latency_seconds", 'interface="eth0"', row)
+    lines = balancer._histogram("lbops_program_latency_seconds", 'balancer="main"', row)
     page = Page()
     page.add_lines(balancer.LATENCY, lines)
     [family] = text_string_to_metric_families(page.content().decode())
@@ -123,15 +123,15 @@ def test_an_empty_page_is_empty():
 
 class Stub(Collector):
     name = "stub"
-    families = (Family("lbops_stub", "gauge", "Stub.", ("interface",)),)
+    families = (Family("lbops_stub", "gauge", "Stub.", ("balancer", "interface")),)
     failing: set = set()
 
     def subjects(self):
-        return ["eth0", "eth1"]
+        return [Subject("main", "eth0"), Subject("main", "eth1"), Subject("other")]
 
-    def collect(self, page, interface):
-        page.add(self.families[0], 1, interface=interface)
-        if interface in self.failing:
+    def collect(self, page, subject):
+        page.add(self.families[0], 1, **subject._asdict())
+        if subject.interface in self.failing:
             raise EngineError("broken\nin two")
 
 
@@ -140,38 +140,41 @@ def test_a_collector_that_fails_is_a_metric_and_told_of_once(capsys):
     stub.failing = {"eth1"}
     for _scrape in range(2):
         found = samples(guard.run([stub]).content().decode())
-        assert found['lbops_collector_success{collector="stub",interface="eth0"}'] == 1
-        assert found['lbops_collector_success{collector="stub",interface="eth1"}'] == 0
-        assert 'lbops_stub{interface="eth0"}' in found and 'lbops_stub{interface="eth1"}' not in found
+        assert found['lbops_collector_success{balancer="main",collector="stub",interface="eth0"}'] == 1
+        assert found['lbops_collector_success{balancer="main",collector="stub",interface="eth1"}'] == 0
+        assert found['lbops_collector_success{balancer="other",collector="stub",interface=""}'] == 1
+        assert 'lbops_stub{balancer="main",interface="eth0"}' in found
+        assert 'lbops_stub{balancer="main",interface="eth1"}' not in found
     stub.failing = set()
     guard.run([stub])
     assert capsys.readouterr().out.splitlines() == [
-        'exporter event=failed collector=stub interface=eth1 error="broken\\nin two"',
-        "exporter event=recovered collector=stub interface=eth1",
+        'exporter event=failed collector=stub balancer=main interface=eth1 error="broken\\nin two"',
+        "exporter event=recovered collector=stub balancer=main interface=eth1",
     ]
 
 
 def test_a_collector_that_does_not_know_its_interfaces_is_a_metric(monkeypatch):
     monkeypatch.setattr(Stub, "subjects", lambda self: 1 / 0)
     assert samples(Guard().run([Stub()]).content().decode()) == {
-        'lbops_collector_success{collector="stub",interface=""}': 0
+        'lbops_collector_success{balancer="",collector="stub",interface=""}': 0
     }
 
 
 def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
     paths = state.Paths(state=tmp_path)
-    for name in ("eth0.json", "nic-eth1.json", "health-eth0.json", "a.b.json", ".eth0.json.new"):
+    for name in ("nic-eth1.json", "main/state.json", "main/health.json", "other/state.json", "left/health.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert source.interfaces(paths) == ["a.b", "eth0"]
+    assert source.balancers(paths) == ["main", "other"]
     assert source.tuned_interfaces(paths) == ["eth1"]
-    assert source.interfaces(state.Paths(state=tmp_path / "missing")) == []
+    assert source.balancers(state.Paths(state=tmp_path / "missing")) == []
 
     def refuse(_path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(source.os, "listdir", refuse)
     with pytest.raises(PermissionError):
-        source.interfaces(paths)
+        source.balancers(paths)
 
 
 # --- counters
@@ -211,10 +214,13 @@ def test_counters_that_began_anew_begin_anew():
 
 def test_runs_add_up_over_programs():
     runs = program.Runs()
-    assert runs.add(7, 10, 1000) == (10, 1000)
-    assert runs.add(7, 15, 1500) == (15, 1500)
-    assert runs.add(8, 1, 100) == (16, 1600)
-    assert runs.add(8, 2, 200) == (17, 1700)
+    assert runs.add({7: (10, 1000)}) == (10, 1000)
+    assert runs.add({7: (15, 1500)}) == (15, 1500)
+    assert runs.add({8: (1, 100)}) == (16, 1600)
+    # One interface of two has another kind of hook, and gets a new program.
+    assert runs.add({8: (2, 200), 9: (5, 500)}) == (22, 2200)
+    assert runs.add({8: (3, 300), 10: (1, 100)}) == (24, 2400)
+    assert runs.add({}) == (24, 2400)
 
 
 def test_hits_never_shrink():
@@ -250,7 +256,7 @@ def test_a_cpu_that_goes_offline_takes_nothing_from_the_sums(tmp_path, monkeypat
     for shown in (lines, lines[:1], lines):
         softnet.STATISTICS.write_text("\n".join(shown))
         page = Page()
-        collector.collect(page, "")
+        collector.collect(page, Subject())
         assert samples(page.content().decode())["lbops_softnet_processed_total"] == 30
 
 
@@ -325,10 +331,10 @@ def test_one_damaged_tuning_blinds_its_own_interface_only(tmp_path, monkeypatch)
     monkeypatch.setattr(tuned, "STATE", tmp_path)
     for name, content in (("eth0", "{"), ("eth1", json.dumps({"schema": tuned.SCHEMA, "devices": {}, "reverted": 0}))):
         tuned.path_of(name).write_text(content)
-    collector = nic.NicCollector(Devices(paths))
-    collector._declared(Page(), "eth1", {})
+    collector = nic.NicCollector(Devices(Sources(paths)))
+    collector._declared(Page(), Subject("", "eth1"), {})
     with pytest.raises(EngineError, match="nic-eth0.json is damaged"):
-        collector._declared(Page(), "eth0", {})
+        collector._declared(Page(), Subject("", "eth0"), {})
 
 
 # --- TLS and users
@@ -438,7 +444,7 @@ def test_a_host_without_balancers_answers(serve):
         "lbops_collector_success",
         "process_resident_memory_bytes",
     }
-    assert json.loads(ask(port, "/api/v1/config")[1]) == {"interfaces": {}}
+    assert json.loads(ask(port, "/api/v1/config")[1]) == {"balancers": {}}
     assert json.loads(ask(port, "/api/v1/services")[1]) == json.loads(ask(port, "/api/v1/backends")[1]) == []
 
 
@@ -568,7 +574,7 @@ def test_the_silent_and_the_slow_keep_nobody_waiting_for_long(serve, monkeypatch
 def test_what_is_asked_for_compressed_comes_compressed(serve):
     port = serve()
     _status, content, headers = ask(port, "/api/v1/config", **{"Accept-Encoding": "gzip"})
-    assert headers["Content-Encoding"] == "gzip" and json.loads(gzip.decompress(content)) == {"interfaces": {}}
+    assert headers["Content-Encoding"] == "gzip" and json.loads(gzip.decompress(content)) == {"balancers": {}}
 
 
 def test_a_state_directory_that_cannot_be_read_is_told_of_everywhere(serve, monkeypatch):
@@ -581,7 +587,7 @@ def test_a_state_directory_that_cannot_be_read_is_told_of_everywhere(serve, monk
         status, content, _headers = ask(port, f"/api/v1/{name}")
         found = json.loads(content)
         assert status == 503 and "Permission denied" in found["errors"][""]
-        assert name == "services" or found["interfaces"] == {}
+        assert name == "services" or found["balancers" if name == "config" else "interfaces"] == {}
 
 
 def test_a_fault_of_our_own_is_told_of(serve, monkeypatch, capsys):

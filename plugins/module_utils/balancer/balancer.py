@@ -119,14 +119,14 @@ class Balancer:
         waited: float,
     ) -> Outcome:
         change = Change(self.places, current or adopted(self.places, document), document, conditions.force)
-        change.plan()
+        change.work_out()
         settings = self._set_host(document, check=True)
         planned = time.monotonic() - started - waited
         before = reader.program_facts(self.places, current)
         after_state = current
         if not check and settings:
-            # Before the first packet needs them. Files below /etc are out of reach of lbops-restore@.
-            self._set_host(document, check=False, boot=conditions.applied_by == "boot")
+            # Before the first packet needs them. Files below /etc are out of reach of the units that apply it again.
+            self._set_host(document, check=False, again=bool(conditions.applied_by))
         if check:
             change.foresee()
         elif change.changed:
@@ -148,7 +148,7 @@ class Balancer:
         old = current.document if current else None
         return Outcome(change.changed or bool(settings), old, document, details, change.warnings)
 
-    def _set_host(self, document: Document | None, check: bool, boot: bool = False) -> list[str]:
+    def _set_host(self, document: Document | None, check: bool, again: bool = False) -> list[str]:
         """Kernel settings that all balancers of the host need, this one with `document`; returns what differs."""
         if self.paths.sysctl is None:
             return []
@@ -159,7 +159,7 @@ class Balancer:
             documents[self.name] = document
         needs = {name: (entry.interfaces, _has_ipv6(entry)) for name, entry in documents.items()}
         paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
-        if boot:
+        if again:
             return host_settings.restore(needs, paths)
         return host_settings.apply(needs, check, paths, lenient=others)
 
@@ -334,15 +334,14 @@ class Balancer:
             live_maps.update_control(mtus(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
-    def restore(self) -> Outcome:
+    def restore(self, applied_by: str = "boot") -> Outcome:
         """Put back what the state file declares: programs, maps and their content."""
-        current = state.load(self.state_file)
-        if current is None:
+        if state.load(self.state_file) is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore of {self.name}")
-        if current.document.settings.attached:
-            # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
-            neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
-        return self.apply(current.document, False, Conditions(applied_by="boot", lock_timeout=None))
+        # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
+        neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
+        # The document is read under the lock, so that a change that comes first is not taken back.
+        return self.change(lambda document: document, False, Conditions(applied_by=applied_by, lock_timeout=None))
 
 
 def _has_ipv6(document: Document) -> bool:

@@ -10,10 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..kernel import bpf, link
-from . import live, maps, observed, state
+from ..errors import EngineError
+from ..kernel import bpf, device, link
+from . import live, maps, observed, problems, state
 from .hooks import Hooks
 from .places import Places, pinned_id
+
+# What the kernel counts of a program, while kernel.bpf_stats_enabled is on.
+RUNS = ("run_time_ns", "run_count")
 
 
 def program_facts(places: Places, current: state.State | None) -> dict[str, Any]:
@@ -23,6 +27,7 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
     facts: dict[str, Any] = {
         "attached": bool(found) and all(entry["attached"] for entry in found),
         "interfaces": found,
+        "problems": problems.find(places.name, current, found) if current else [],
     }
     first = next((entry["program_id"] for entry in found if "program_id" in entry), None)
     if current is not None and first is not None:
@@ -31,6 +36,7 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
             prepare=current.document.settings.prepare,
             features=current.program.features,
             digest=current.program.digest,
+            tables_digest=current.tables_digest,
             program_id=first,
             **asdict(current.program.sizes),
         )
@@ -38,10 +44,15 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
 
 
 def interface_facts(places: Places, current: state.State | None, interface: str) -> dict[str, Any]:
-    attached = Hooks(interface).attached() if link.exists(interface) else None
+    found, attached = _link(interface)
     ours = pinned_id(places.program(interface))
     is_ours = bool(attached and ours and attached.program_id == ours)
-    facts: dict[str, Any] = {"interface": interface, "attached": is_ours, "present": link.exists(interface)}
+    facts: dict[str, Any] = {
+        "interface": interface,
+        "attached": is_ours,
+        "present": found is not None,
+        "up": found is not None and found.enabled and found.usable,
+    }
     known = current.program.hooks.get(interface) if current else None
     if ours and known:
         facts.update(
@@ -53,13 +64,22 @@ def interface_facts(places: Places, current: state.State | None, interface: str)
     return facts
 
 
+def _link(interface: str) -> tuple[device.Link | None, link.Attached | None]:
+    """An interface and what is on its hook; nothing for one that is not there, or goes away just now."""
+    try:
+        return device.Device(link.interface_index(interface), interface).link(), Hooks(interface).attached()
+    except EngineError:
+        if link.exists(interface):
+            raise
+        return None, None
+
+
 def read(places: Places, current: state.State | None) -> live.Reading:
     """What is live of what the state file says. Asks for nothing but reading."""
     facts = program_facts(places, current)
     if current is None or "program_id" not in facts:
         return live.Reading(facts)
-    first = next(entry["interface"] for entry in facts["interfaces"] if "program_id" in entry)
-    facts.update(_kernel_facts(places.program(first)))
+    facts.update(_add_kernel_facts(places, facts["interfaces"]))
     facts.update(
         generation=current.generation,
         applied_at=current.applied_at,
@@ -68,6 +88,21 @@ def read(places: Places, current: state.State | None) -> live.Reading:
     )
     with maps.open_pinned(places.maps, current.program.sizes, read_only=True) as live_maps:
         return live.read(facts, current, live_maps, observed.load(places.health_file).healthy)
+
+
+def _add_kernel_facts(places: Places, interfaces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add what the kernel says of the program on each interface. Returns that of the first, with runs of all.
+
+    Interfaces with the same kind of hook share a program.
+    """
+    programs: dict[int, dict[str, Any]] = {}
+    for entry in interfaces:
+        if "program_id" in entry:
+            number = entry["program_id"]
+            programs[number] = programs.get(number) or _kernel_facts(places.program(entry["interface"]))
+            entry.update(programs[number])
+    first = next(iter(programs.values()))
+    return {**first, **{name: sum(facts[name] for facts in programs.values()) for name in RUNS}}
 
 
 def _kernel_facts(pin: Path) -> dict[str, Any]:

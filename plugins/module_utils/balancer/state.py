@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..config.filters import FilterKey, Filters, parse_filters
 from ..config.model import Backend, BackendKey, Config, Pool, parse_services
 from ..errors import EngineError
 from ..kernel import files
+from ..tables.digest import tables_digest
 from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
 from .departed import Departed
@@ -119,6 +121,11 @@ class State:
     @property
     def filters(self) -> Filters:
         return self.document.filters
+
+    @cached_property
+    def tables_digest(self) -> str:
+        """Computed once: the exporter keeps a state for as long as its file."""
+        return tables_digest(self.config, self.tables.out)
 
     def dump(self) -> dict[str, Any]:
         allocation = self.allocation

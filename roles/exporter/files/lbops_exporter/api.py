@@ -16,9 +16,9 @@ from .source import Sources
 DOCUMENTS = ("config", "services", "backends")
 
 
-def _entries(name: str, interface: str, reading: Reading) -> list[dict[str, Any]]:
+def _entries(name: str, balancer: str, reading: Reading) -> list[dict[str, Any]]:
     found = reading.service_entries() if name == "services" else reading.backend_entries()
-    return [{**entry, "balancer": interface} for entry in found]
+    return [{**entry, "balancer": balancer} for entry in found]
 
 
 def _busy(cpus: list[int]) -> dict[int, int]:
@@ -28,28 +28,28 @@ def _busy(cpus: list[int]) -> dict[int, int]:
 
 def document(name: str, sources: Sources) -> tuple[bytes, bool]:
     """One of DOCUMENTS, and whether everything could be read; if not, it says what could not."""
-    interfaces: dict[str, Any] = {}
+    balancers: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     errors: dict[str, str] = {}
     try:
-        present = sources.interfaces()
+        present = sources.balancers()
     except OSError as error:
-        # The page looks for interfaces even then.
-        nothing: dict[str, Any] = {"interfaces": {}} if name == "config" else {}
+        # The page looks for balancers even then.
+        nothing: dict[str, Any] = {"balancers": {}} if name == "config" else {}
         return json.dumps({**nothing, "errors": {"": str(error)}}).encode() + b"\n", False
-    for interface in present:
+    for balancer in present:
         try:
-            reading = sources.read(interface)
+            reading = sources.read(balancer)
         except (EngineError, OSError) as error:
-            errors[interface] = str(error)
+            errors[balancer] = str(error)
             continue
         if name == "config":
-            moment = {"timestamp": sources.timestamp(interface), "cpus": _busy(reading.cpus)}
-            interfaces[interface] = {**moment, **reading.info()}
+            moment = {"timestamp": sources.timestamp(balancer), "cpus": _busy(reading.cpus)}
+            balancers[balancer] = {**moment, **reading.info()}
         else:
-            entries += _entries(name, interface, reading)
-    found: Any = {"interfaces": interfaces} if name == "config" else entries
+            entries += _entries(name, balancer, reading)
+    found: Any = {"balancers": balancers} if name == "config" else entries
     if errors:
         # A list without what could not be read would be taken for the whole.
-        found = {"interfaces": interfaces, "errors": errors} if name == "config" else {"errors": errors}
+        found = {"balancers": balancers, "errors": errors} if name == "config" else {"errors": errors}
     return json.dumps(found).encode() + b"\n", not errors

@@ -16,17 +16,17 @@ from engine.config.filters import FilterKey
 from engine.config.model import Backend
 from engine.tables.layout import LATENCY_BOUNDS, REASONS
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .exposition import Family, Page, pairs
 from .source import Sources
 
-_SERVICE = ("interface", "service")
-_BACKEND = ("address", "backend", "interface", "port", "service")
+_SERVICE = ("balancer", "service")
+_BACKEND = ("address", "backend", "balancer", "port", "service")
 SERVICE_PACKETS = Family(
-    "lbops_service_packets_total", "counter", "Packets by service.", ("direction", "interface", "service")
+    "lbops_service_packets_total", "counter", "Packets by service.", ("balancer", "direction", "service")
 )
 SERVICE_BYTES = Family(
-    "lbops_service_bytes_total", "counter", "Bytes of frames by service.", ("direction", "interface", "service")
+    "lbops_service_bytes_total", "counter", "Bytes of frames by service.", ("balancer", "direction", "service")
 )
 SERVICE_FLOWS = Family(
     "lbops_service_new_flows_total", "counter", "Flows remembered or sessions started, by service.", _SERVICE
@@ -37,7 +37,7 @@ SERVICE_HITS = Family(
 SERVICE_MISSES = Family(
     "lbops_service_flow_table_misses_total", "counter", "Packets that began a flow to remember, by service.", _SERVICE
 )
-_DIRECTED = ("address", "backend", "direction", "interface", "port", "service")
+_DIRECTED = ("address", "backend", "balancer", "direction", "port", "service")
 BACKEND_PACKETS = Family("lbops_backend_packets_total", "counter", "Packets by backend.", _DIRECTED)
 BACKEND_BYTES = Family("lbops_backend_bytes_total", "counter", "Bytes of frames by backend.", _DIRECTED)
 BACKEND_FLOWS = Family(
@@ -61,13 +61,13 @@ REASON_PACKETS = Family(
     "lbops_reason_packets_total",
     "counter",
     "Packets that were passed to the kernel, dropped, answered or forwarded unlearnt, by reason.",
-    ("interface", "reason", "verdict"),
+    ("balancer", "reason", "verdict"),
 )
 FILTER_PACKETS = Family(
     "lbops_filter_packets_total",
     "counter",
     "Packets a filter decided on, by what it did.",
-    ("interface", "prefix", "protocol", "verdict"),
+    ("balancer", "prefix", "protocol", "verdict"),
 )
 
 
@@ -75,7 +75,7 @@ LATENCY = Family(
     "lbops_program_latency_seconds",
     "histogram",
     "Time in the program of one packet in 256, only with the feature latency.",
-    ("interface", "le"),
+    ("balancer", "le"),
 )
 
 
@@ -121,14 +121,15 @@ class Passed:
 class Labels:
     """The labels of one configuration, before and after the direction, and what stays as long as it does."""
 
-    def __init__(self, interface: str, current: State) -> None:
+    def __init__(self, balancer: str, current: State) -> None:
         self.current = current
         config = current.config
-        self.services = [("", pairs({"interface": interface, "service": name})) for name in config.services]
+        head = pairs({"balancer": balancer}) + ","
+        self.services = [(head, pairs({"service": name})) for name in config.services]
         tails: dict[str, str] = {}
         self.backends: list[tuple[str, str]] = []
         for backend in config.backends.values():
-            head, tail = _backend_labels(interface, backend)
+            head, tail = _backend_labels(balancer, backend)
             # Few different ones, each kept once.
             self.backends.append((head, tails.setdefault(tail, tail)))
         self.constant = Page()
@@ -138,11 +139,11 @@ class Labels:
         self.constant.add_lines(ENABLED, _plain(ENABLED, self.backends, enabled))
 
 
-def _backend_labels(interface: str, backend: Backend) -> tuple[str, str]:
+def _backend_labels(balancer: str, backend: Backend) -> tuple[str, str]:
     port = "" if backend.port is None else backend.port
     return (
-        pairs({"address": backend.target, "backend": backend.name or backend.target}) + ",",
-        pairs({"interface": interface, "port": port, "service": backend.service}),
+        pairs({"address": backend.target, "backend": backend.name or backend.target, "balancer": balancer}) + ",",
+        pairs({"port": port, "service": backend.service}),
     )
 
 
@@ -198,30 +199,31 @@ class BalancerCollector(Collector):
         self._backend_hits: dict[str, Hits] = {}
         self._passed: dict[str, Passed] = {}
 
-    def subjects(self) -> Iterable[str]:
-        return self._sources.interfaces()
+    def subjects(self) -> Iterable[Subject]:
+        return map(Subject, self._sources.balancers())
 
-    def collect(self, page: Page, interface: str) -> None:
-        reading = self._sources.read(interface)
+    def collect(self, page: Page, subject: Subject) -> None:
+        balancer = subject.balancer
+        reading = self._sources.read(balancer)
         if reading.current is None:
             return
-        known = self._labels.get(interface)
+        known = self._labels.get(balancer)
         if known is None or known.current is not reading.current:
-            known = self._labels[interface] = Labels(interface, reading.current)
-        self._services(page, interface, reading, known)
-        self._backends(page, interface, reading, known)
+            known = self._labels[balancer] = Labels(balancer, reading.current)
+        self._services(page, balancer, reading, known)
+        self._backends(page, balancer, reading, known)
         filters = reading.current.filters
-        passed = self._passed.setdefault(interface, Passed()).of(dict(zip(filters, reading.filters)))
+        passed = self._passed.setdefault(balancer, Passed()).of(dict(zip(filters, reading.filters)))
         for item, (_packets, dropped), others in zip(filters.values(), reading.filters, passed):
-            labels = {"interface": interface, "prefix": item.prefix, "protocol": item.protocol}
+            labels = {"balancer": balancer, "prefix": item.prefix, "protocol": item.protocol}
             page.add(FILTER_PACKETS, dropped, verdict="drop", **labels)
             page.add(FILTER_PACKETS, others, verdict="pass", **labels)
         for (reason, verdict), packets in zip(REASONS, reading.reasons):
-            page.add(REASON_PACKETS, packets, interface=interface, reason=reason, verdict=verdict)
+            page.add(REASON_PACKETS, packets, balancer=balancer, reason=reason, verdict=verdict)
         if reading.latency:
-            page.add_lines(LATENCY, _histogram(LATENCY.name, pairs({"interface": interface}), reading.latency))
+            page.add_lines(LATENCY, _histogram(LATENCY.name, pairs({"balancer": balancer}), reading.latency))
 
-    def _services(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
+    def _services(self, page: Page, balancer: str, reading: Reading, known: Labels) -> None:
         labels, rows, services = known.services, reading.services, known.current.config.services
         page.add_lines(SERVICE_PACKETS, _directed(SERVICE_PACKETS, labels, rows, 0))
         page.add_lines(SERVICE_BYTES, _directed(SERVICE_BYTES, labels, rows, 1))
@@ -229,7 +231,7 @@ class BalancerCollector(Collector):
         self._remembered(
             page,
             (SERVICE_HITS, SERVICE_MISSES),
-            self._service_hits.setdefault(interface, Hits()),
+            self._service_hits.setdefault(balancer, Hits()),
             [
                 (label, name, row)
                 for label, (name, service), row in zip(labels, services.items(), rows)
@@ -237,7 +239,7 @@ class BalancerCollector(Collector):
             ],
         )
 
-    def _backends(self, page: Page, interface: str, reading: Reading, known: Labels) -> None:
+    def _backends(self, page: Page, balancer: str, reading: Reading, known: Labels) -> None:
         labels, rows, config = known.backends, reading.backends, known.current.config
         page.add_lines(BACKEND_PACKETS, _directed(BACKEND_PACKETS, labels, rows, 0))
         page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
@@ -254,7 +256,7 @@ class BalancerCollector(Collector):
         self._remembered(
             page,
             (BACKEND_HITS, BACKEND_MISSES),
-            self._backend_hits.setdefault(interface, Hits()),
+            self._backend_hits.setdefault(balancer, Hits()),
             [(label, key, row) for label, key, row in zip(labels, config.backends, rows) if key.service in remembering],
         )
 

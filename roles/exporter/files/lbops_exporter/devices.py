@@ -5,29 +5,47 @@
 
 from __future__ import annotations
 
-from engine.balancer import state
 from engine.errors import EngineError
 from engine.kernel.device import Device, find
 
-from .source import interfaces, tuned_interfaces
+from .collector import Subject
+from .source import Sources, tuned_interfaces
 
 
 class Devices:
-    def __init__(self, paths: state.Paths = state.HOST_PATHS) -> None:
-        self.paths = paths
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
-    def names(self) -> list[str]:
-        """Those that are not there are named as well, so that somebody misses them."""
-        found: dict[str, None] = {}
-        for interface in (*interfaces(self.paths), *tuned_interfaces(self.paths)):
-            found[interface] = None
-            try:
-                found.update(dict.fromkeys(device.name for device in find(interface).members()))
-            except EngineError:
-                continue
-        return list(found)
+    def subjects(self) -> list[Subject]:
+        """With the balancer that each belongs to. Those that do not exist are named, so that somebody misses them."""
+        found: dict[str, Subject] = {}
+        for balancer in self._sources.balancers():
+            for interface in self._interfaces(balancer):
+                found.update((name, Subject(balancer, name)) for name in _with_members(interface))
+        for interface in self.tuned():
+            for name in _with_members(interface):
+                found.setdefault(name, Subject("", name))
+        return list(found.values())
+
+    def _interfaces(self, balancer: str) -> tuple[str, ...]:
+        try:
+            return self._sources.interfaces(balancer)
+        except (EngineError, OSError):
+            # The collectors of the balancer say so.
+            return ()
+
+    def tuned(self) -> list[str]:
+        """The interfaces with a file of their tuning. Raises OSError if the state directory cannot be read."""
+        return tuned_interfaces(self._sources.paths)
 
     @staticmethod
     def find(name: str) -> Device:
         """Raises EngineError if it is not there."""
         return find(name)
+
+
+def _with_members(interface: str) -> list[str]:
+    try:
+        return [interface, *(device.name for device in find(interface).members() if device.name != interface)]
+    except EngineError:
+        return [interface]

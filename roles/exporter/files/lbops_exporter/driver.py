@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from engine.kernel import ethtool_ioctl
 from engine.nic.tuner import supported
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .devices import Devices
 from .exposition import Family, Page
 
@@ -20,19 +20,19 @@ QUEUE = Family(
     "lbops_interface_queue_packets_total",
     "counter",
     "Packets by queue, where the driver tells.",
-    ("direction", "interface", "queue"),
+    ("balancer", "direction", "interface", "queue"),
 )
 XDP = Family(
     "lbops_interface_xdp_total",
     "counter",
     "What the driver counts about XDP, by its own names, summed over queues.",
-    ("interface", "statistic"),
+    ("balancer", "interface", "statistic"),
 )
 OTHER = Family(
     "lbops_interface_driver_statistic",
     "untyped",
     "What else the driver counts, by its own names, summed over queues.",
-    ("interface", "statistic"),
+    ("balancer", "interface", "statistic"),
 )
 # rx_queue_0_packets (virtio_net, veth, igb, ixgbe), rx-0.packets (i40e, ice), rx0_packets (mlx5), queue_0_rx_cnt (ena),
 # [0]: rx_ucast_packets (bnxt)
@@ -88,14 +88,14 @@ class DriverCollector(Collector):
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
 
-    def subjects(self) -> Iterable[str]:
-        return self._devices.names()
+    def subjects(self) -> Iterable[Subject]:
+        return self._devices.subjects()
 
-    def collect(self, page: Page, interface: str) -> None:
-        index = self._devices.find(interface).index
+    def collect(self, page: Page, subject: Subject) -> None:
+        index = self._devices.find(subject.interface).index
         packets, xdp, others = sort_out(supported(lambda: ethtool_ioctl.statistics(index)) or {})
         for (direction, queue), value in packets.items():
-            page.add(QUEUE, value, direction=direction, interface=interface, queue=queue)
+            page.add(QUEUE, value, direction=direction, **subject._asdict(), queue=queue)
         for family, found in ((XDP, xdp), (OTHER, others)):
             for name, value in found.items():
-                page.add(family, value, interface=interface, statistic=name)
+                page.add(family, value, **subject._asdict(), statistic=name)

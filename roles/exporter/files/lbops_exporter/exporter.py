@@ -69,7 +69,7 @@ class Shared:
 class Exporter:
     def __init__(self, paths: state.Paths = state.HOST_PATHS, per_cpu: bool = False) -> None:
         self._sources = Sources(paths)
-        devices = Devices(paths)
+        devices = Devices(self._sources)
         self._collectors = collectors(self._sources, devices, per_cpu)
         self._queues = Queues(devices)
         self._guard = Guard()

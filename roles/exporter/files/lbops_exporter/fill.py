@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .exposition import Family, Page
 from .source import Sources
 
-ENTRIES = Family("lbops_map_entries", "gauge", "Places of a map that are taken.", ("interface", "map"))
-CAPACITY = Family("lbops_map_capacity", "gauge", "Places of a map.", ("interface", "map"))
+ENTRIES = Family("lbops_map_entries", "gauge", "Entries of a map that are in use.", ("balancer", "map"))
+CAPACITY = Family("lbops_map_capacity", "gauge", "Entries that a map has room for.", ("balancer", "map"))
 
 
 class FillCollector(Collector):
@@ -22,10 +22,11 @@ class FillCollector(Collector):
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
 
-    def subjects(self) -> Iterable[str]:
-        return self._sources.interfaces()
+    def subjects(self) -> Iterable[Subject]:
+        return map(Subject, self._sources.balancers())
 
-    def collect(self, page: Page, interface: str) -> None:
-        for name, (taken, places) in self._sources.read(interface).fill.items():
-            page.add(ENTRIES, taken, interface=interface, map=name)
-            page.add(CAPACITY, places, interface=interface, map=name)
+    def collect(self, page: Page, subject: Subject) -> None:
+        balancer = subject.balancer
+        for name, (taken, places) in self._sources.read(balancer).fill.items():
+            page.add(ENTRIES, taken, balancer=balancer, map=name)
+            page.add(CAPACITY, places, balancer=balancer, map=name)

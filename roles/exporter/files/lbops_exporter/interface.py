@@ -12,12 +12,12 @@ from engine.errors import EngineError
 from engine.kernel import ethtool_ioctl
 from engine.nic.tuner import supported
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .devices import Devices
 from .exposition import Family, Page
 
-_DIRECTED = ("direction", "interface")
-_INTERFACE = ("interface",)
+_DIRECTED = ("balancer", "direction", "interface")
+_INTERFACE = ("balancer", "interface")
 _DIRECTIONS = {"rx": "receive", "tx": "transmit"}
 
 _MAIN = {
@@ -27,7 +27,10 @@ _MAIN = {
     "dropped": Family("lbops_interface_dropped_total", "counter", "Packets that were dropped.", _DIRECTED),
 }
 STATISTIC = Family(
-    "lbops_interface_statistic_total", "counter", "Further counters, by the kernel's names.", ("interface", "statistic")
+    "lbops_interface_statistic_total",
+    "counter",
+    "Further counters, by the kernel's names.",
+    ("balancer", "interface", "statistic"),
 )
 MTU = Family("lbops_interface_mtu_bytes", "gauge", "The MTU.", _INTERFACE)
 UP = Family("lbops_interface_up", "gauge", "Whether the link is up.", _INTERFACE)
@@ -37,7 +40,7 @@ INFO = Family(
     "lbops_interface_info",
     "gauge",
     "Driver, firmware, address and queueing discipline; the value is 1.",
-    ("address", "driver", "firmware", "interface", "qdisc"),
+    ("address", "balancer", "driver", "firmware", "interface", "qdisc"),
 )
 
 
@@ -56,26 +59,28 @@ class InterfaceCollector(Collector):
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
 
-    def subjects(self) -> Iterable[str]:
-        return self._devices.names()
+    def subjects(self) -> Iterable[Subject]:
+        return self._devices.subjects()
 
-    def collect(self, page: Page, interface: str) -> None:
-        device = self._devices.find(interface)
+    def collect(self, page: Page, subject: Subject) -> None:
+        device = self._devices.find(subject.interface)
         directory = device.sysfs()
         if directory is None:
-            raise EngineError(f"{interface} is not in /sys/class/net; mount the sysfs of this network namespace there")
+            raise EngineError(
+                f"{subject.interface} is not in /sys/class/net; mount the sysfs of this network namespace there"
+            )
         for path in sorted((directory / "statistics").iterdir()):
-            self._statistic(page, interface, path)
+            self._statistic(page, subject, path)
         link = device.link()
-        page.add(MTU, link.mtu, interface=interface)
-        page.add(UP, int(link.usable), interface=interface)
+        page.add(MTU, link.mtu, **subject._asdict())
+        page.add(UP, int(link.usable), **subject._asdict())
         queues = [path.name.partition("-")[0] for path in (directory / "queues").iterdir()]
         for short, direction in _DIRECTIONS.items():
-            page.add(QUEUES, queues.count(short), direction=direction, interface=interface)
+            page.add(QUEUES, queues.count(short), direction=direction, **subject._asdict())
         # In Mbit/s; -1 if it is not known.
         speed = number(directory / "speed")
         if speed and speed > 0:
-            page.add(SPEED, speed * 1000000 // 8, interface=interface)
+            page.add(SPEED, speed * 1000000 // 8, **subject._asdict())
         driver = supported(lambda: ethtool_ioctl.driver_info(device.index))
         page.add(
             INFO,
@@ -83,15 +88,15 @@ class InterfaceCollector(Collector):
             address=link.address,
             driver=driver.driver if driver else "",
             firmware=driver.firmware if driver else "",
-            interface=interface,
+            **subject._asdict(),
             qdisc=link.qdisc,
         )
 
     @staticmethod
-    def _statistic(page: Page, interface: str, path: Path) -> None:
+    def _statistic(page: Page, subject: Subject, path: Path) -> None:
         value = int(path.read_text(encoding="ascii"))
         direction, _underscore, kind = path.name.partition("_")
         if direction in _DIRECTIONS and kind in _MAIN:
-            page.add(_MAIN[kind], value, direction=_DIRECTIONS[direction], interface=interface)
+            page.add(_MAIN[kind], value, direction=_DIRECTIONS[direction], **subject._asdict())
         else:
-            page.add(STATISTIC, value, interface=interface, statistic=path.name)
+            page.add(STATISTIC, value, **subject._asdict(), statistic=path.name)

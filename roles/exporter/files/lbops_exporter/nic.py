@@ -16,14 +16,13 @@ from engine.nic import device_info, profiles, tuned
 from engine.nic.profiles import Choice
 from engine.outcome import text_of
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .devices import Devices
 from .exposition import Family, Page
 from .interface import number
-from .source import tuned_interfaces
 
 IPV4_SETTINGS = Path("/proc/sys/net/ipv4/conf")
-_OPTION = ("group", "interface", "option")
+_OPTION = ("balancer", "group", "interface", "option")
 SETTING = Family(
     "lbops_nic_setting", "gauge", "Numbers and switches of a device: rings, channels, coalescing, features.", _OPTION
 )
@@ -31,17 +30,23 @@ SETTING_INFO = Family(
     "lbops_nic_setting_info",
     "gauge",
     "What of a device is not a number: CPUs of interrupts and queues, hash fields; the value is 1.",
-    ("group", "interface", "option", "value"),
+    ("balancer", "group", "interface", "option", "value"),
 )
 DRIFT = Family("lbops_nic_setting_drifted", "gauge", "Whether a setting is not what was declared.", _OPTION)
 PENDING = Family(
-    "lbops_nic_pending", "gauge", "Whether a change of the settings waits to be confirmed.", ("interface",)
+    "lbops_nic_pending", "gauge", "Whether a change of the settings waits to be confirmed.", ("balancer", "interface")
 )
 REVERTED = Family(
-    "lbops_nic_reverted", "gauge", "Whether the last change was taken back, since nobody confirmed it.", ("interface",)
+    "lbops_nic_reverted",
+    "gauge",
+    "Whether the last change was taken back, since nobody confirmed it.",
+    ("balancer", "interface"),
 )
 IPV4_SETTING = Family(
-    "lbops_interface_ipv4_setting", "gauge", "Settings of IPv4, net.ipv4.conf.<interface>.*.", ("interface", "setting")
+    "lbops_interface_ipv4_setting",
+    "gauge",
+    "Settings of IPv4, net.ipv4.conf.<interface>.*.",
+    ("balancer", "interface", "setting"),
 )
 # Reading takes the lock that changes of interfaces take, and drivers that ask their device take their time.
 MAX_AGE = 15.0  # seconds
@@ -74,12 +79,12 @@ def drifted(facts: dict[str, Any], entry: tuned.Tuned) -> Iterator[tuple[str, st
             yield group, option, now != value and entry.settled.get(choice.name) != [value, now]
 
 
-def ipv4_settings(interface: str) -> Page:
+def ipv4_settings(subject: Subject) -> Page:
     page = Page()
-    for path in sorted((IPV4_SETTINGS / interface).iterdir()):
+    for path in sorted((IPV4_SETTINGS / subject.interface).iterdir()):
         value = number(path)
         if value is not None:
-            page.add(IPV4_SETTING, value, interface=interface, setting=path.name)
+            page.add(IPV4_SETTING, value, **subject._asdict(), setting=path.name)
     return page
 
 
@@ -96,43 +101,43 @@ class NicCollector(Collector):
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
-        self._known: dict[str, Settings] = {}
+        self._known: dict[Subject, Settings] = {}
 
-    def subjects(self) -> Iterable[str]:
-        return self._devices.names()
+    def subjects(self) -> Iterable[Subject]:
+        return self._devices.subjects()
 
-    def _read(self, interface: str) -> Settings:
-        known = self._known.pop(interface, None)
+    def _read(self, subject: Subject) -> Settings:
+        known = self._known.pop(subject, None)
         if known is None or time.monotonic() - known.read_at > MAX_AGE:
-            facts = device_info.of_device(self._devices.find(interface))
-            known = Settings(time.monotonic(), facts, ipv4_settings(interface))
-        self._known[interface] = known
+            facts = device_info.of_device(self._devices.find(subject.interface))
+            known = Settings(time.monotonic(), facts, ipv4_settings(subject))
+        self._known[subject] = known
         return known
 
-    def collect(self, page: Page, interface: str) -> None:
-        known = self._read(interface)
+    def collect(self, page: Page, subject: Subject) -> None:
+        known = self._read(subject)
         facts = known.facts
         page.merge(known.ipv4)
         for group, option, value in settings(tuned.image(facts)):
-            labels = {"group": group, "interface": interface, "option": option}
+            labels = {"group": group, **subject._asdict(), "option": option}
             if isinstance(value, (bool, int)):
                 page.add(SETTING, int(value), **labels)
             elif value is not None:
                 page.add(SETTING_INFO, 1, value=value if isinstance(value, str) else text_of(value), **labels)
-        self._declared(page, interface, facts)
+        self._declared(page, subject, facts)
 
-    def _declared(self, page: Page, interface: str, facts: dict[str, Any]) -> None:
-        for name in tuned_interfaces(self._devices.paths):
+    def _declared(self, page: Page, subject: Subject, facts: dict[str, Any]) -> None:
+        for name in self._devices.tuned():
             try:
                 known = tuned.load(name)
             except EngineError:
                 # It is that interface of which not everything can be read.
-                if name == interface:
+                if name == subject.interface:
                     raise
                 continue
-            if known is None or interface not in known.devices:
+            if known is None or subject.interface not in known.devices:
                 continue
-            for group, option, differs in drifted(facts, known.devices[interface]):
-                page.add(DRIFT, int(differs), group=group, interface=interface, option=option)
-            page.add(PENDING, int(known.devices[interface].pending is not None), interface=interface)
-            page.add(REVERTED, int(known.reverted), interface=interface)
+            for group, option, differs in drifted(facts, known.devices[subject.interface]):
+                page.add(DRIFT, int(differs), group=group, **subject._asdict(), option=option)
+            page.add(PENDING, int(known.devices[subject.interface].pending is not None), **subject._asdict())
+            page.add(REVERTED, int(known.reverted), **subject._asdict())

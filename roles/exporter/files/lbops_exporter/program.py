@@ -7,24 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .exposition import Family, Page
 from .source import Sources
 
-_INTERFACE = ("interface",)
+_BALANCER = ("balancer",)
+_INTERFACE = ("balancer", "interface")
 STATISTICS_SETTING = Path("/proc/sys/kernel/bpf_stats_enabled")
 
-UP = Family("lbops_up", "gauge", "Whether the balancer's program is attached.", _INTERFACE)
+UP = Family(
+    "lbops_up",
+    "gauge",
+    "Whether the balancer forwards on all of its interfaces: the program is attached, the link is up.",
+    _BALANCER,
+)
+PROBLEMS = Family("lbops_problems", "gauge", "What keeps the balancer from forwarding on all interfaces.", _BALANCER)
+DESIRED = Family("lbops_program_desired", "gauge", "Whether the program is to be attached.", _BALANCER)
+ATTACHED = Family("lbops_interface_attached", "gauge", "Whether the program is attached to the interface.", _INTERFACE)
+PRESENT = Family("lbops_interface_present", "gauge", "Whether an interface of the balancer exists.", _INTERFACE)
 INFO = Family(
     "lbops_program_info",
     "gauge",
-    "The balancer's program; the value is 1.",
-    ("digest", "hook", "interface", "mode", "name", "tag"),
+    "The program of an interface; the value is 1.",
+    ("balancer", "digest", "hook", "interface", "mode", "name", "tag"),
 )
-DESIRED = Family("lbops_program_desired", "gauge", "Whether the program is to be attached.", _INTERFACE)
 ID = Family("lbops_program_id", "gauge", "The kernel's id of the program.", _INTERFACE)
-ATTACHED = Family(
+ATTACHED_AT = Family(
     "lbops_program_attached_timestamp_seconds", "gauge", "When the program was put on its hook.", _INTERFACE
 )
 VERIFIED = Family(
@@ -35,80 +45,121 @@ RUN_TIME = Family(
     "lbops_program_run_seconds_total",
     "counter",
     "Time spent in the program; only while kernel.bpf_stats_enabled is on.",
-    _INTERFACE,
+    _BALANCER,
 )
 RUNS = Family(
     "lbops_program_runs_total",
     "counter",
     "Runs of the program, one for each packet; only while kernel.bpf_stats_enabled is on.",
-    _INTERFACE,
+    _BALANCER,
 )
 STATISTICS = Family("lbops_bpf_stats_enabled", "gauge", "Whether the kernel measures the run time of programs.")
-GENERATION = Family(
-    "lbops_configuration_generation",
+GENERATION = Family("lbops_generation", "gauge", "How often the balancer was changed.", _BALANCER)
+APPLIED = Family("lbops_applied_timestamp_seconds", "gauge", "When the last change was done.", _BALANCER)
+TABLES = Family(
+    "lbops_tables_info",
     "gauge",
-    "How often something of it was changed.",
-    _INTERFACE,
+    "Digest of the lookup tables, equal on hosts that spread packets alike; the value is 1.",
+    ("balancer", "digest"),
 )
-APPLIED = Family("lbops_configuration_applied_timestamp_seconds", "gauge", "When the last change was done.", _INTERFACE)
-COUNTING = Family("lbops_counters_start_timestamp_seconds", "gauge", "Since when counters have only grown.", _INTERFACE)
+COUNTING = Family("lbops_counters_start_timestamp_seconds", "gauge", "Since when counters have only grown.", _BALANCER)
 
 
 class Runs:
     """Runs and nanoseconds of all programs so far; each new one begins at zero."""
 
     def __init__(self) -> None:
-        self._program = 0
-        self._earlier = self._latest = (0, 0)
+        # By id, of those that are there, and the sum of those that are not any more.
+        self._latest: dict[int, tuple[int, int]] = {}
+        self._earlier = (0, 0)
 
-    def add(self, program: int, count: int, nanoseconds: int) -> tuple[int, int]:
-        if program != self._program:
-            self._program = program
-            self._earlier = self._total()
-        self._latest = (count, nanoseconds)
-        return self._total()
+    def add(self, programs: dict[int, tuple[int, int]]) -> tuple[int, int]:
+        """Returns the sums. `programs`: runs and nanoseconds by id."""
+        gone = [row for program, row in self._latest.items() if program not in programs]
+        self._earlier = _sum([self._earlier, *gone])
+        self._latest = dict(programs)
+        return _sum([self._earlier, *programs.values()])
 
-    def _total(self) -> tuple[int, int]:
-        return self._earlier[0] + self._latest[0], self._earlier[1] + self._latest[1]
+
+def _sum(rows: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    runs, nanoseconds = zip(*rows)
+    return sum(runs), sum(nanoseconds)
 
 
 class ProgramCollector(Collector):
     name = "program"
-    families = (UP, DESIRED, INFO, ID, ATTACHED, VERIFIED, JITED, RUN_TIME, RUNS, GENERATION, APPLIED, COUNTING)
+    families = (
+        UP,
+        PROBLEMS,
+        DESIRED,
+        ATTACHED,
+        PRESENT,
+        INFO,
+        ID,
+        ATTACHED_AT,
+        VERIFIED,
+        JITED,
+        RUN_TIME,
+        RUNS,
+        GENERATION,
+        APPLIED,
+        TABLES,
+        COUNTING,
+    )
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._runs: dict[str, Runs] = {}
 
-    def subjects(self) -> Iterable[str]:
-        return self._sources.interfaces()
+    def subjects(self) -> Iterable[Subject]:
+        return map(Subject, self._sources.balancers())
 
-    def collect(self, page: Page, interface: str) -> None:
-        reading = self._sources.read(interface)
+    def collect(self, page: Page, subject: Subject) -> None:
+        balancer = subject.balancer
+        reading = self._sources.read(balancer)
         facts = reading.program
-        page.add(UP, int(facts["attached"]), interface=interface)
+        page.add(UP, int(facts["attached"] and not facts["problems"]), balancer=balancer)
+        page.add(PROBLEMS, len(facts["problems"]), balancer=balancer)
         if reading.current:
-            page.add(DESIRED, int(reading.current.program.attached), interface=interface)
-        if "program_id" not in facts:
+            page.add(DESIRED, int(reading.current.document.settings.attached), balancer=balancer)
+        for entry in facts["interfaces"]:
+            self._interface(page, balancer, facts, entry)
+        if "generation" not in facts:
             return
-        described = {name: facts[name] for name in ("digest", "hook", "mode", "name", "tag")}
-        page.add(INFO, 1, interface=interface, **described)
+        page.add(TABLES, 1, balancer=balancer, digest=facts["tables_digest"])
         for family, value in (
-            (ID, facts["program_id"]),
-            (VERIFIED, facts["verified_instructions"]),
-            (JITED, facts["jited_bytes"]),
             (GENERATION, facts["generation"]),
             (APPLIED, facts["applied_at"]),
             (COUNTING, facts["counting_since"]),
         ):
-            page.add(family, value, interface=interface)
-        if facts["attached"]:
-            page.add(ATTACHED, facts["attached_at"], interface=interface)
-        runs = self._runs.setdefault(interface, Runs())
-        count, nanoseconds = runs.add(facts["program_id"], facts["run_count"], facts["run_time_ns"])
+            page.add(family, value, balancer=balancer)
+        self._add_runs(page, balancer, facts["interfaces"])
+
+    @staticmethod
+    def _interface(page: Page, balancer: str, facts: dict[str, Any], entry: dict[str, Any]) -> None:
+        labels = {"balancer": balancer, "interface": entry["interface"]}
+        page.add(ATTACHED, int(entry["attached"]), **labels)
+        page.add(PRESENT, int(entry["present"]), **labels)
+        if "verified_instructions" not in entry:
+            return
+        described = {name: entry[name] for name in ("hook", "name", "tag")}
+        page.add(INFO, 1, digest=facts["digest"], mode=facts["mode"], **described, **labels)
+        page.add(ID, entry["program_id"], **labels)
+        page.add(VERIFIED, entry["verified_instructions"], **labels)
+        page.add(JITED, entry["jited_bytes"], **labels)
+        if entry["attached"]:
+            page.add(ATTACHED_AT, entry["attached_at"], **labels)
+
+    def _add_runs(self, page: Page, balancer: str, interfaces: list[dict[str, Any]]) -> None:
+        programs = {
+            entry["program_id"]: (entry["run_count"], entry["run_time_ns"])
+            for entry in interfaces
+            if "run_count" in entry
+        }
+        count, nanoseconds = self._runs.setdefault(balancer, Runs()).add(programs)
         if count:
-            page.add(RUNS, count, interface=interface)
-            page.add(RUN_TIME, nanoseconds / 1e9, interface=interface)
+            page.add(RUNS, count, balancer=balancer)
+            page.add(RUN_TIME, nanoseconds / 1e9, balancer=balancer)
 
 
 class StatisticsCollector(Collector):
@@ -117,5 +168,5 @@ class StatisticsCollector(Collector):
     name = "bpf_stats"
     families = (STATISTICS,)
 
-    def collect(self, page: Page, interface: str) -> None:
+    def collect(self, page: Page, subject: Subject) -> None:
         page.add(STATISTICS, int(STATISTICS_SETTING.read_text(encoding="ascii")))

@@ -29,7 +29,7 @@ class Queues:
         errors: dict[str, str] = {}
         cpus: dict[int, int] = {}
         try:
-            names = self._devices.names()
+            names = [subject.interface for subject in self._devices.subjects()]
             cpus = self._processed.by_cpu()
         except OSError as error:
             names, errors[""] = [], str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .collector import Collector
+from .collector import Collector, Subject
 from .exposition import Family, Page
 
 STATISTICS = Path("/proc/net/softnet_stat")
@@ -79,7 +79,7 @@ class SoftnetCollector(Collector):
         self._counters = [(column, Family(name, "counter", text, labels)) for column, name, text in _COLUMNS]
         self.families = (*(family for _column, family in self._counters), BACKLOG, BUDGET, BUDGET_TIME)
 
-    def collect(self, page: Page, interface: str) -> None:
+    def collect(self, page: Page, subject: Subject) -> None:
         found = read()
         for column, family in self._counters:
             values = [(cpu, self._unwrapped.add((cpu, column), row[column])) for cpu, row in found]

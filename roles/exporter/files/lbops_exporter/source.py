@@ -19,27 +19,31 @@ from engine.balancer.live import Reading
 from engine.kernel import files
 
 SUFFIX = ".json"
+STATE_FILE = "state.json"
 # How long a change may keep the state before it is read in the midst of one.
 MAX_AGE = 30.0  # seconds
 
 
-def entries(paths: state.Paths) -> list[str]:
-    """The names of the state files, without their suffix. Raises OSError if the directory cannot be read."""
+def _entries(paths: state.Paths) -> list[str]:
+    """The names in the state directory. Raises OSError if it cannot be read."""
     try:
-        names = os.listdir(paths.state)
+        return sorted(os.listdir(paths.state))
     except FileNotFoundError:
         return []
-    return sorted(name[: -len(SUFFIX)] for name in names if name.endswith(SUFFIX) and not name.startswith("."))
 
 
-def interfaces(paths: state.Paths) -> list[str]:
-    """Those with a balancer."""
-    return [name for name in entries(paths) if not name.startswith((files.NIC_PREFIX, state.HEALTH_PREFIX))]
+def balancers(paths: state.Paths) -> list[str]:
+    """The names of this host's balancers. Raises OSError if the state directory cannot be read."""
+    return [name for name in _entries(paths) if (paths.state / name / STATE_FILE).exists()]
 
 
 def tuned_interfaces(paths: state.Paths) -> list[str]:
     prefix = files.NIC_PREFIX
-    return [name[len(prefix) :] for name in entries(paths) if name.startswith(prefix)]
+    return [
+        name[len(prefix) : -len(SUFFIX)]
+        for name in _entries(paths)
+        if name.startswith(prefix) and name.endswith(SUFFIX)
+    ]
 
 
 class Floors:
@@ -87,10 +91,10 @@ class Floors:
 
 
 class Source:
-    """The balancer of one interface. The state file is parsed when it was replaced, the maps are read each time."""
+    """One balancer. The state file is parsed when it was replaced, the maps are read each time."""
 
-    def __init__(self, interface: str, paths: state.Paths) -> None:
-        self._balancer = Balancer(interface, paths)
+    def __init__(self, balancer: str, paths: state.Paths) -> None:
+        self._balancer = Balancer(balancer, paths)
         self._paths = paths
         self._signature: tuple[int, ...] = ()
         self._current: state.State | None = None
@@ -112,6 +116,11 @@ class Source:
             self._current = state.load(self._balancer.state_file)
             self._signature = signature
         return self._current
+
+    def interfaces(self) -> tuple[str, ...]:
+        """Raises EngineError or OSError."""
+        current = self._state()
+        return current.document.interfaces if current else ()
 
     @contextmanager
     def _unchanged(self) -> Iterator[bool]:
@@ -146,19 +155,28 @@ class Sources:
     def forget(self) -> None:
         """Read anew from here on."""
         self._readings.clear()
-        present = interfaces(self.paths)
-        self._sources = {interface: source for interface, source in self._sources.items() if interface in present}
+        present = balancers(self.paths)
+        self._sources = {balancer: source for balancer, source in self._sources.items() if balancer in present}
 
-    def interfaces(self) -> list[str]:
-        return interfaces(self.paths)
+    def balancers(self) -> list[str]:
+        """Raises OSError if the state directory cannot be read."""
+        return balancers(self.paths)
 
-    def read(self, interface: str) -> Reading:
+    def read(self, balancer: str) -> Reading:
         """Raises EngineError or OSError."""
-        if interface not in self._readings:
-            source = self._sources.setdefault(interface, Source(interface, self.paths))
-            self._readings[interface] = source.read()
-        return self._readings[interface]
+        if balancer not in self._readings:
+            self._readings[balancer] = self._source(balancer).read()
+        return self._readings[balancer]
 
-    def timestamp(self, interface: str) -> float:
+    def timestamp(self, balancer: str) -> float:
         """When what read() returned was read, seconds since 1970."""
-        return self._sources[interface].timestamp
+        return self._sources[balancer].timestamp
+
+    def interfaces(self, balancer: str) -> tuple[str, ...]:
+        """The interfaces of its document, without reading any map. Raises EngineError or OSError."""
+        return self._source(balancer).interfaces()
+
+    def _source(self, balancer: str) -> Source:
+        if balancer not in self._sources:
+            self._sources[balancer] = Source(balancer, self.paths)
+        return self._sources[balancer]
