@@ -150,7 +150,7 @@ class UnitSet:
         return [f"{unit}@{name}.service" for name in self._replaced() for unit in OF_A_BALANCER]
 
     def _start(self, found: dict[str, Unit], boot: list[str], due: list[str]) -> None:
-        if any(unit.stale or not unit.installed for unit in found.values()):
+        if any(found[name].stale or not found[name].installed for name in (*boot, *due)):
             units.reload()
         if boot:
             units.systemctl("enable", "--", *boot)
