@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.utils.display import Display
 from ansible_collections.lbops.xdp.plugins.module_utils.config import health, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.exporter_options import check_listening, check_web
-from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.config.filters import parse_filters
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
 
@@ -22,7 +22,7 @@ INVENTORY_KEYS = ("backends", "backend_port", "interfaces", "health")
 
 
 def services(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The argument C(services) of xdp_services."""
+    """The argument C(services) of xdp_balancer."""
     return [{key: value for key, value in service.items() if key not in INVENTORY_KEYS} for service in declared]
 
 
@@ -39,10 +39,17 @@ def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> d
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def backends(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any) -> list[dict[str, Any]]:
-    """The argument C(backends) of xdp_backends: the hosts of each service's group, or its interfaces."""
+def backends(
+    declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any, service_name: str = ""
+) -> list[dict[str, Any]]:
+    """The argument C(backends) of xdp_balancer and xdp_backends: the hosts of each service's group, or its interfaces.
+
+    With a name only those of this service.
+    """
     found = []
     for service in declared:
+        if service_name and service.get("name") != service_name:
+            continue
         if service.get("forwarding") == "redirect":
             found += [{"service": service["name"], "interface": name} for name in service.get("interfaces", [])]
             continue
@@ -51,12 +58,6 @@ def backends(declared: list[dict[str, Any]], groups: dict[str, list[str]], hostv
             raise AnsibleFilterError(f"service {service.get('name')}: the inventory has no group {group!r}")
         found += [_backend(service, host, hostvars[host]) for host in groups[group]]
     return found
-
-
-def features(declared: list[dict[str, Any]], filters: list[dict[str, Any]] | None = None) -> list[str]:
-    """The argument C(features) of xdp_program: what these services and filters need."""
-    parsed = model.parse_services(services(declared))
-    return sorted(used_features(model.Config(parsed, {}), parse_filters(filters or [])))
 
 
 def health_checks(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,15 +87,51 @@ def _unserved(position: int, service: Any, groups: dict[str, list[str]]) -> str:
     return ""
 
 
+def inventory_warnings(declared: list[dict[str, Any]], groups: dict[str, list[str]]) -> list[str]:
+    """What is allowed, but hardly meant."""
+    return [
+        f"service {service.get('name')}: the inventory group {service['backends']!r} has no hosts, so nothing serves it"
+        for service in declared
+        if service.get("forwarding") != "redirect" and not groups[service["backends"]]
+    ]
+
+
+def _interface_problems(interfaces: Any) -> list[str]:
+    if not isinstance(interfaces, list) or not all(isinstance(name, str) and name for name in interfaces):
+        return [f"balancer_interfaces is {interfaces!r}, not a list of names such as [eth0]"]
+    if not interfaces:
+        return ["balancer_interfaces is empty; list the interfaces on which packets for the services arrive"]
+    twice = sorted({name for name in interfaces if interfaces.count(name) > 1})
+    return [f"balancer_interfaces has {', '.join(twice)} twice"] if twice else []
+
+
 def inventory_problems(
     declared: list[dict[str, Any]],
     groups: dict[str, list[str]],
     hostvars: Any,
     filters: list[dict[str, Any]] | None = None,
+    interfaces: list[str] | None = None,
 ) -> list[str]:
-    """What is wrong with services, the hosts that serve them, and filters, in sentences; nothing if all is well."""
+    """What is wrong with services, the hosts that serve them, filters and interfaces, in sentences.
+
+    Nothing if all is well. Groups without hosts are warned of.
+    """
+    found = _interface_problems(interfaces) if interfaces is not None else []
     if not isinstance(declared, list):
-        return [f"balancer_services is {declared!r}, not a list"]
+        return [*found, f"balancer_services is {declared!r}, not a list"]
+    found += _service_problems(declared, groups, hostvars, filters)
+    if not found:
+        for warning in inventory_warnings(declared, groups):
+            Display().warning(warning)
+    return found
+
+
+def _service_problems(
+    declared: list[dict[str, Any]],
+    groups: dict[str, list[str]],
+    hostvars: Any,
+    filters: list[dict[str, Any]] | None,
+) -> list[str]:
     problems = [
         problem for position, service in enumerate(declared) if (problem := _unserved(position, service, groups))
     ]
@@ -132,7 +169,6 @@ class FilterModule:
             "exporter_problems": exporter_problems,
             "services": services,
             "backends": backends,
-            "features": features,
             "health_checks": health_checks,
             "inventory_problems": inventory_problems,
         }

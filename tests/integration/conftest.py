@@ -95,14 +95,14 @@ class Lab:
 
     def engine(self, code: str, check: bool = True) -> str:
         """Python on the balancer, with the engine that the role installed."""
-        script = f"import sys; sys.path.insert(0, '/usr/lib/lbops')\n{code}"
+        script = f"import sys; sys.path.insert(0, '/usr/lib/lbops/current')\n{code}"
         return self.ssh("lb1", f"python3 - <<'END'\n{script}\nEND", check)
 
     def fingerprint(self) -> str:
         """Everything that a module could touch."""
         return self.ssh(
             "lb1",
-            "sha256sum /var/lib/lbops/*; ls -A /var/lib/lbops; find /sys/fs/bpf/lbops | sort; "
+            "find /var/lib/lbops -type f | sort | xargs sha256sum; find /var/lib/lbops; find /sys/fs/bpf/lbops | sort; "
             "ip -d link show | grep -E 'xdp|^[0-9]'",
             check=False,
         )

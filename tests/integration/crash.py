@@ -20,7 +20,7 @@ import struct
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "/usr/lib/lbops")
+sys.path.insert(0, "/usr/lib/lbops/current")
 from engine.balancer import compiler, state, writing  # noqa: E402
 from engine.balancer.balancer import Balancer  # noqa: E402
 from engine.balancer.program_request import ProgramRequest  # noqa: E402
@@ -30,7 +30,7 @@ from engine.tables.layout import Sizes  # noqa: E402
 
 INTERFACE = sys.argv[1]
 STRIDE = 3
-SOURCE = Path("/usr/lib/lbops/bpf")
+SOURCE = Path("/usr/lib/lbops/current/bpf")
 READING = (bpf.MAP_LOOKUP_ELEM, bpf.MAP_LOOKUP_BATCH, bpf.OBJ_GET, bpf.OBJ_GET_INFO_BY_FD, bpf.PROG_GET_FD_BY_ID)
 SMALL, LARGE = Sizes(16, 64, 256), Sizes(16, 128, 256)
 XDP_TX = 3

@@ -19,7 +19,7 @@ UNIT = "lbops-exporter.service"
 DROP_IN = f"/run/systemd/system/{UNIT}.d/test.conf"
 URL = "http://127.0.0.1:9477"
 VIP, PORT = "10.77.0.10", 7
-STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
+STATE_FILE = f"/var/lib/lbops/main/state.json"
 COUNTERS = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows")
 HOST_COLLECTORS = {"bpf_stats", "softnet"}
 BALANCER_COLLECTORS = {"program", "balancer", "maps"}
@@ -164,7 +164,7 @@ def test_the_api_has_the_objects_of_xdp_info(lab, site):
     def api(name: str):
         return json.loads(lab.ssh("lb1", f"curl -sf {URL}/api/v1/{name}"))
 
-    info = lab.module("xdp_info", interface=INTERFACE)
+    info = lab.module("xdp_info")
     config = api("config")["interfaces"]
     assert list(config) == [INTERFACE]
     for kind in ("services", "backends"):
@@ -211,7 +211,7 @@ def scraped(lab, site) -> Iterator[Callable[[], dict]]:
 
 
 def test_counters_never_go_backwards(lab, scraped):
-    info = lab.module("xdp_info", interface=INTERFACE)
+    info = lab.module("xdp_info")
     udp = [plain(entry) for entry in info["backends"] if entry["service"] == "echo-udp"]
     features = info["program"]["features"]
     assert len(udp) > 2
@@ -252,7 +252,7 @@ def test_a_change_is_one_generation(lab, site):
         names = ("lbops_configuration_generation", "lbops_configuration_applied_timestamp_seconds")
         return tuple(found[f'{name}{{interface="{INTERFACE}"}}'] for name in names)
 
-    info = lab.module("xdp_info", interface=INTERFACE)
+    info = lab.module("xdp_info")
     tcp = [plain(entry) for entry in info["backends"] if entry["service"] == "echo-tcp"]
     generation, applied = seen()
     now = float(lab.ssh("lb1", "date +%s"))
@@ -344,7 +344,7 @@ def test_an_exporter_that_cannot_listen_fails_the_run(lab, site):
 def test_a_web_configuration_that_makes_no_sense_is_told_of(lab, drop_in):
     lab.ssh("lb1", "echo '{\"tls_config\": {}}' >/run/web.yml")
     command = "/usr/bin/python3 -m lbops_exporter --web-config /run/web.yml"
-    output = lab.ssh("lb1", f"PYTHONPATH=/usr/lib/lbops {command}", check=False)
+    output = lab.ssh("lb1", f"PYTHONPATH=/usr/lib/lbops/current {command}", check=False)
     assert "/run/web.yml has no 'tls_config'; there are tls_server_config, basic_auth_users" in output
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.integration.conftest import DIRECTORY, INTERFACE, Lab, wait_for
 from tests.support.client import Client
 
-UNIT = f"lbops-health@{INTERFACE}.service"
+UNIT = f"lbops-health@main.service"
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 VIP = "10.77.0.10"
 # Held by the backends for these tests only.
@@ -98,7 +98,7 @@ def checked(lab: Lab, servers: None) -> Iterator[dict[str, tuple[int, str]]]:
 
 def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
     """By the backend's host."""
-    rows = lab.module("xdp_info", interface=INTERFACE)["backends"]
+    rows = lab.module("xdp_info")["backends"]
     return {row["name"]: row["healthy"] for row in rows if row["service"] == name}
 
 
@@ -360,14 +360,14 @@ def test_the_service_has_few_powers(lab, checked):
 
 
 def test_what_is_wrong_is_told_before_anything_is_touched(lab, checked):
-    untouched = lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/data0.json")
+    untouched = lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/main/state.json")
     extra = lab.inventory.with_suffix(".wrong")
     wrong = [service("tcp", 7, "tcp", 8080, {"check": "tcp", "interval": "soon"})]
     extra.write_text(json.dumps({"balancer_services": wrong}))
     result = lab.ansible("ansible-playbook", "playbooks/site.yml", "-e", f"@{extra}")
     assert result.returncode != 0
     assert "service tcp: health: interval 'soon' is not a number of seconds" in result.stdout
-    assert lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/data0.json") == untouched
+    assert lab.ssh("lb1", "sha256sum /etc/lbops/* /var/lib/lbops/main/state.json") == untouched
 
 
 def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked):
@@ -386,13 +386,13 @@ def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked)
 
 def test_a_restart_that_a_failed_run_left_out_is_made_up_for(lab, checked):
     """Of whatever runs the engine: it is newer than they are."""
-    units = (UNIT, "lbops-exporter.service", f"lbops-watch@{INTERFACE}.service")
+    units = (UNIT, "lbops-exporter.service", f"lbops-watch@main.service")
 
     def processes() -> list[str]:
         return [lab.ssh("lb1", f"systemctl show -P MainPID {unit}") for unit in units]
 
     before = processes()
-    lab.ssh("lb1", "chmod 644 /usr/lib/lbops/engine/*.py")
+    lab.ssh("lb1", "chmod 644 /usr/lib/lbops/current/engine/*.py")
     assert lab.services(SERVICES)[0] == 3
     assert not set(before) & set(processes())
     assert lab.services(SERVICES)[0] == 0

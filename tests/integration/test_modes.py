@@ -96,7 +96,7 @@ def both(service: dict, addresses: dict[str, str], **backend) -> tuple[list[dict
 
 
 def info(lab: Lab) -> dict:
-    return lab.module("xdp_info", interface=INTERFACE)
+    return lab.module("xdp_info")
 
 
 def reasons(lab: Lab) -> Counter[str]:
@@ -298,10 +298,10 @@ def test_a_new_program_and_a_restore_keep_filters_and_sources(lab, configure):
     assert run(lab, [Task("xdp_program", bigger)])[0]["new_maps"]
     assert set(names(ask(lab, VIP, 7, "tcp", 30))) == set(BACKENDS)
     # As a boot does: nobody knows the neighbours. What was compiled is still there, so that nobody needs the compiler.
-    watch = f"lbops-watch@{INTERFACE}"
+    watch = f"lbops-watch@main"
     forget = f"systemctl stop {watch}; ip link set {INTERFACE} xdp off; rm -r /sys/fs/bpf/lbops"
     forget += f"; ip neigh flush dev {INTERFACE}; mv {BCC} /root/"
-    lab.ssh("lb1", f"{forget}; systemctl restart lbops-restore@{INTERFACE}; mv /root/bcc {BCC}")
+    lab.ssh("lb1", f"{forget}; systemctl restart lbops-restore@main; mv /root/bcc {BCC}")
     assert set(names(ask(lab, VIP, 7, "udp", 30))) == set(BACKENDS)
     lab.ssh("lb1", f"systemctl start {watch}")
     assert [row["prefix"] for row in info(lab)["filters"]] == ["203.0.113.0/24"]

@@ -60,5 +60,5 @@ def test_restoring_leaves_no_trace(lab: Lab):
     lab.playbook("nic_restore.yml", *ONE_HOST)
     assert lab.ssh("lb1", "find /etc /run /var -xdev -name '*lbops-nic*' -o -path '/var/lib/lbops/nic-*'") == ""
     # The balancer keeps the engine.
-    assert lab.ssh("lb1", "ls /usr/lib/lbops/engine/restore.py")
+    assert lab.ssh("lb1", "ls /usr/lib/lbops/current/engine/nic/service.py")
     assert lab.playbook("nic_restore.yml", *ONE_HOST)[0] == 0

@@ -72,7 +72,7 @@ def rows(page: webdriver.Chrome, name: str) -> list[list[str]]:
 
 
 def udp_service(lab: Lab) -> str:
-    found = lab.module("xdp_info", interface=INTERFACE)["services"]
+    found = lab.module("xdp_info")["services"]
     return next(one["name"] for one in found if one["protocol"] == "udp" and one["address"] == VIP and one["port"] == 7)
 
 

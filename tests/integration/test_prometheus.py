@@ -22,7 +22,7 @@ import pytest
 from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab, wait_for
 from tests.prometheus.test_rules import PROGRAMS, RULES, queries, rules
 
-STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
+STATE_FILE = f"/var/lib/lbops/main/state.json"
 SPARE = "t0"
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # The backends hold the other one themselves.
@@ -230,12 +230,12 @@ def test_a_program_that_somebody_took_off(lab: Lab, prometheus: Prometheus):
     try:
         wait_for(lambda: [one["interface"] for one in prometheus.firing("LbopsProgramDetached")] == [INTERFACE])
     finally:
-        lab.ssh("lb1", f"systemctl restart lbops-restore@{INTERFACE}")
+        lab.ssh("lb1", f"systemctl restart lbops-restore@main")
     wait_for(lambda: not prometheus.firing("LbopsProgramDetached"))
 
 
 def test_maps_without_room(lab: Lab, prometheus: Prometheus):
-    program = lab.module("xdp_info", interface=INTERFACE)["program"]
+    program = lab.module("xdp_info")["program"]
     try:
         arguments = {"interface": INTERFACE, "features": program["features"]}
         result = lab.module("xdp_program", **arguments, max_services=len(SERVICES))

@@ -21,7 +21,7 @@ LOST_PIN = shell("rm /sys/fs/bpf/lbops/t0/program")
 # Replaces the program by one without dsr, and dies when that one is on the hook and the state file not yet written.
 KILLED = """
 import os, sys
-sys.path.insert(0, "/usr/lib/lbops")
+sys.path.insert(0, "/usr/lib/lbops/current")
 from pathlib import Path
 from engine.balancer import state
 from engine.balancer import Balancer
@@ -31,7 +31,7 @@ from engine.tables.layout import Sizes
 save = state.save
 digest = Balancer("t0").info()["program"]["digest"]
 state.save = lambda path, new: os.kill(os.getpid(), 9) if new.program.digest not in ("", digest) else save(path, new)
-request = ProgramRequest("auto", frozenset(["dnat"]), Sizes(16, 64, 256), Path("/usr/lib/lbops/bpf"))
+request = ProgramRequest("auto", frozenset(["dnat"]), Sizes(16, 64, 256), Path("/usr/lib/lbops/current/bpf"))
 Balancer("t0").apply_program(request, check=False)
 """
 

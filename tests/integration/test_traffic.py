@@ -45,7 +45,7 @@ def serve(lab, site):
 
 
 def counters(lab) -> dict[str, int]:
-    rows = lab.module("xdp_info", interface=INTERFACE)["reasons"]
+    rows = lab.module("xdp_info")["reasons"]
     return {f"{row['verdict']} {row['reason']}": row["packets"] for row in rows}
 
 
@@ -63,7 +63,7 @@ def test_dsr_answers_come_straight_from_the_backend(lab, site):
     backends = [{"service": "d", "address": address} for address in BACKENDS.values()]
     lab.module("xdp_backends", interface=INTERFACE, backends=backends)
     assert set(lab.ask("10.77.0.130", 8080, 100)) == set(BACKENDS)
-    row = lab.module("xdp_info", interface=INTERFACE)["services"][0]
+    row = lab.module("xdp_info")["services"][0]
     assert (row["packets"], row["reply_packets"]) == (100, 0)
 
 
@@ -169,7 +169,7 @@ def test_replacing_program_and_maps_loses_nothing_and_keeps_counters(lab, serve,
     lab.ask(VIP, 7, 100)
 
     def packets() -> Counter[str]:
-        rows = lab.module("xdp_info", interface=INTERFACE)["services"]
+        rows = lab.module("xdp_info")["services"]
         return Counter({row["name"]: row["packets"] for row in rows})
 
     before = packets()

@@ -20,7 +20,7 @@ from tests.support.batch import Task, run, shell
 
 VIP, PORT = "10.77.0.10", 7
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
-STATE_FILE = f"/var/lib/lbops/{INTERFACE}.json"
+STATE_FILE = f"/var/lib/lbops/main/state.json"
 
 SERVICES = [{"name": protocol, "address": VIP, "protocol": protocol, "port": PORT} for protocol in ("udp", "tcp")]
 PROGRAM = Task("xdp_program", {"interface": INTERFACE, "features": ["dnat"]})
@@ -46,7 +46,7 @@ def in_check(task: Task) -> Task:
 def python(code: str) -> Task:
     """On the balancer, with its engine and its open maps."""
     return shell(
-        f"PYTHONPATH=/usr/lib/lbops python3 - <<'END'\n"
+        f"PYTHONPATH=/usr/lib/lbops/current python3 - <<'END'\n"
         "from engine.kernel import bpf, link\nfrom engine.tables import layout\n"
         "from engine.balancer import maps, state\n"
         f"current = state.load(state.HOST_PATHS.state_file('{INTERFACE}'))\n"
@@ -236,7 +236,7 @@ def test_traffic_follows_a_backend_that_changes_its_ethernet_address(lab, announ
 
 
 def test_a_killed_watch_comes_back(lab):
-    unit = f"lbops-watch@{INTERFACE}.service"
+    unit = f"lbops-watch@main.service"
 
     def process() -> str:
         return lab.ssh("lb1", f"systemctl show --property=MainPID --value {unit}")
@@ -253,11 +253,11 @@ def test_a_reboot_brings_everything_back_without_a_controller(lab):
         entries = info["services"] + info["backends"]
         return [{key: value for key, value in entry.items() if key not in counters} for entry in entries]
 
-    before = lab.module("xdp_info", interface=INTERFACE)
+    before = lab.module("xdp_info")
     assert lab.ansible("ansible", "lb1", "-m", "ansible.builtin.reboot").returncode == 0
     eventually(lambda: everybody_answers(lab), 10)
     assert lab.ssh("lb1", "systemctl is-system-running --wait") == "running"
-    after = lab.module("xdp_info", interface=INTERFACE)
+    after = lab.module("xdp_info")
     assert after["program"]["attached"] and after["program"]["hook"] == "native"
     assert declared(after) == declared(before)
     assert changed(run(lab, APPLY)) == [False] * 3

@@ -23,6 +23,8 @@ systemctl --failed --plain --no-legend
 ip -d link show | grep -o 'prog/xdp.*'
 ss -Hltn sport = :9477
 grep 1 /proc/sys/net/ipv4/conf/{INTERFACE}/forwarding
+grep 0 /proc/sys/net/ipv4/conf/{INTERFACE}/send_redirects
+id lbops-exporter
 """
 # As the README says.
 ABSENT = ("--tags", "balancer,health,exporter", "-e", "balancer_state=absent", "-e", "exporter_state=absent")

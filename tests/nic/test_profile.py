@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -229,8 +230,9 @@ def test_what_the_timer_runs(own_host: Path, own_state: Path):
 
     armed = Path("/run/log").read_text().splitlines()[-1]
     program = armed.partition("/usr/bin/python3 ")[2].split()
+    [directory] = re.findall(r"--working-directory=(\S+)", armed)
     output = subprocess.run(
-        ["/usr/bin/python3", *program], check=True, capture_output=True, text=True, env={"PYTHONPATH": "/usr/lib/lbops"}
+        ["/usr/bin/python3", *program], check=True, capture_output=True, text=True, cwd=directory, env={}
     ).stdout
     assert output == "nic interface=v0 operation=revert result=done\n"
     assert features("v0")["rx-vlan-offload"]

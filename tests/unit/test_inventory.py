@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.lbops.xdp.plugins.filter import inventory
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 
 ROOT = Path(__file__).resolve().parents[2]
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53, "backends": "resolvers"}
@@ -26,13 +27,19 @@ def problems(*declared: dict[str, Any], rules: list[dict[str, Any]] | None = Non
     return inventory.inventory_problems(list(declared), GROUPS, HOSTVARS, rules)
 
 
+def features(declared: list[dict[str, Any]], rules: list[dict[str, Any]] | None = None) -> list[str]:
+    """What these need to have compiled in."""
+    config = model.Config(model.parse_services(inventory.services(declared)), {})
+    return sorted(used_features(config, filters.parse_filters(rules or [])))
+
+
 def backend(service: dict[str, Any], **variables: Any) -> dict[str, Any]:
     """Of a group with one host."""
     [found] = inventory.backends([service], {"resolvers": ["one"]}, {"one": variables})
     return found
 
 
-# --- the arguments of xdp_services and xdp_backends
+# --- the arguments of xdp_balancer and xdp_backends
 
 
 def test_services_are_what_is_declared_but_for_the_inventorys_own_keys():
@@ -124,7 +131,7 @@ MODES = {
 
 @pytest.mark.parametrize("forwarding", MODES)
 def test_feature_of_a_mode(forwarding):
-    assert inventory.features([{**DNS, "forwarding": forwarding, **MODES[forwarding]}]) == [forwarding]
+    assert features([{**DNS, "forwarding": forwarding, **MODES[forwarding]}]) == [forwarding]
 
 
 @pytest.mark.parametrize(
@@ -140,24 +147,24 @@ def test_feature_of_a_mode(forwarding):
     ids=str,
 )
 def test_feature_besides_the_mode(change, more):
-    assert inventory.features([{**DNS, **change}]) == sorted(["dnat", *more])
+    assert features([{**DNS, **change}]) == sorted(["dnat", *more])
 
 
 def test_features_of_several_services_are_each_named_once():
     others = [{**DNS, "name": "six", "address": "2001:db8::10"}, {**DNS, "name": "direct", "port": 54}]
     others[1]["forwarding"] = "dsr"
-    assert inventory.features([DNS, *others]) == ["dnat", "dsr", "ipv6"]
+    assert features([DNS, *others]) == ["dnat", "dsr", "ipv6"]
 
 
 @pytest.mark.parametrize(
     "prefix, found", [("198.51.100.0/24", ["filters"]), ("2001:db8::/32", ["filters", "ipv6"]), (None, [])]
 )
 def test_features_of_filters(prefix, found):
-    assert inventory.features([], [{"prefix": prefix, "action": "drop"}] if prefix else []) == found
+    assert features([], [{"prefix": prefix, "action": "drop"}] if prefix else []) == found
 
 
 def test_nothing_needs_no_feature():
-    assert inventory.features([]) == inventory.features([], None) == inventory.features([], []) == []
+    assert features([]) == features([], None) == features([], []) == []
 
 
 # --- what is wrong
@@ -291,7 +298,7 @@ def test_features_are_such_as_can_be_compiled_in():
         service["port"] = 53 + number
     everything[0].update(address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any")
     rules = [{"prefix": "::/0", "action": "pass"}]
-    assert set(inventory.features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency"}
+    assert set(features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency"}
     assert filters.parse_filters(rules)
 
 
@@ -308,3 +315,37 @@ def test_what_is_wrong_with_the_exporters_variables():
             f"exporter_port {port!r} is not between 1 and 65535"
         ]
     assert inventory.exporter_problems({}, "127.0.0.1", 70000) == ["exporter_port 70000 is not between 1 and 65535"]
+
+
+# --- interfaces, slices and groups without hosts
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "message"),
+    [
+        ("eth0", "balancer_interfaces is 'eth0', not a list of names such as [eth0]"),
+        ([7], "balancer_interfaces is [7], not a list of names such as [eth0]"),
+        ([], "balancer_interfaces is empty; list the interfaces on which packets for the services arrive"),
+        (["eth0", "eth1", "eth0"], "balancer_interfaces has eth0 twice"),
+    ],
+)
+def test_interfaces_that_make_no_sense(interfaces, message):
+    assert inventory.inventory_problems([DNS], GROUPS, HOSTVARS, None, interfaces) == [message]
+
+
+def test_interfaces_that_make_sense():
+    assert inventory.inventory_problems([DNS], GROUPS, HOSTVARS, None, ["eth0", "eth0.100"]) == []
+
+
+def test_the_backends_of_one_service():
+    declared = [DNS, {**DNS, "name": "web", "protocol": "tcp"}]
+    assert {entry["service"] for entry in inventory.backends(declared, GROUPS, HOSTVARS, "web")} == {"web"}
+
+
+def test_a_group_without_hosts_is_warned_of_by_name(monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(inventory.Display, "warning", lambda _self, text: warnings.append(text))
+    assert problems({**DNS, "backends": "empty"}) == []
+    assert warnings == ["service dns: the inventory group 'empty' has no hosts, so nothing serves it"]
+    assert problems(DNS) == [] and problems({**OUT, "interfaces": ["eth1"]}) == []
+    assert len(warnings) == 1

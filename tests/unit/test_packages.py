@@ -18,16 +18,16 @@ ALLOWED = {
     "config": set(),
     "tables": {"config"},
     "nic": {"kernel"},
+    "host": {"kernel"},
     "balancer": {"kernel", "config", "tables", "nic"},
 }
 # What the controller's filters load must neither call the kernel nor read files; socket is there for inet_pton().
 FORBIDDEN_IN_PURE = {"ctypes", "fcntl", "os", "pathlib", "platform", "shutil", "subprocess", "tempfile"}
 # The only files that know Ansible.
-KNOW_ANSIBLE = {"adapter.py", "nic/adapter.py"}
+KNOW_ANSIBLE = {"adapter.py", "host/adapter.py", "nic/adapter.py"}
 LONGEST = 400  # lines
 # Files that are still longer. Take one off once it is not; add none.
 TOO_LONG = {
-    "plugins/module_utils/balancer/balancer.py",
     "plugins/module_utils/balancer/maps.py",
     "plugins/module_utils/config/model.py",
     "plugins/module_utils/nic/profile.py",

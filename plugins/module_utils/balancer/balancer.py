@@ -20,6 +20,7 @@ from ..outcome import Outcome
 from . import (
     health_view,
     history,
+    host_settings,
     legacy,
     live,
     lock,
@@ -119,9 +120,13 @@ class Balancer:
     ) -> Outcome:
         change = Change(self.places, current or adopted(self.places, document), document, conditions.force)
         change.work_out()
+        settings = self._set_host(document, check=True)
         planned = time.monotonic() - started - waited
         before = reader.program_facts(self.places, current)
         after_state = current
+        if not check and settings:
+            # Before the first packet needs them. Files below /etc are out of reach of the units that apply it again.
+            self._set_host(document, check=False, again=bool(conditions.applied_by))
         if check:
             change.foresee()
         elif change.changed:
@@ -132,6 +137,7 @@ class Balancer:
             generation=after_state.generation if after_state else 0,
             changes=_changes(change),
             repaired=change.repaired,
+            kernel_settings=settings,
             timings={
                 "lock": round(waited, 3),
                 "plan": round(planned, 3),
@@ -140,7 +146,22 @@ class Balancer:
             program=reader.program_facts(self.places, after_state) if not check else before,
         )
         old = current.document if current else None
-        return Outcome(change.changed, old, document, details, change.warnings)
+        return Outcome(change.changed or bool(settings), old, document, details, change.warnings)
+
+    def _set_host(self, document: Document | None, check: bool, again: bool = False) -> list[str]:
+        """Kernel settings that all balancers of the host need, this one with `document`; returns what differs."""
+        if self.paths.sysctl is None:
+            return []
+        found = {name: state.load(self.paths.state_file(name)) for name in state.balancers(self.paths)}
+        documents = {name: other.document for name, other in found.items() if other and name != self.name}
+        others = tuple(documents)
+        if document is not None:
+            documents[self.name] = document
+        needs = {name: (entry.interfaces, _has_ipv6(entry)) for name, entry in documents.items()}
+        paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
+        if again:
+            return host_settings.restore(needs, paths)
+        return host_settings.apply(needs, check, paths, lenient=others)
 
     def _resolve_new_neighbours(self, make: Callable[[Document | None], Document], check: bool) -> dict[str, str]:
         """Have the kernel ask for the neighbours of new backends before a packet needs them, without the lock.
@@ -206,6 +227,7 @@ class Balancer:
                     detach(self.places, interface)
                 self._finish_preparations()
                 remove_tree(self.places.pins)
+                self._set_host(None, check=False)
                 # Last, since a killed run has to be told what there is to remove.
                 remove_tree(self.places.state_directory)
                 remove_if_empty(self.paths.pins)
@@ -320,6 +342,10 @@ class Balancer:
         neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         # The document is read under the lock, so that a change that comes first is not taken back.
         return self.change(lambda document: document, False, Conditions(applied_by=applied_by, lock_timeout=None))
+
+
+def _has_ipv6(document: Document) -> bool:
+    return any(":" in service.address for service in document.config.services.values())
 
 
 def _changes(change: Change) -> dict[str, dict[str, list[str]]]:

@@ -34,6 +34,8 @@ class Paths:
 
     pins: Path = Path("/sys/fs/bpf/lbops")
     state: Path = files.STATE
+    # Where files for sysctl(8) go; without it the kernel settings of the host are left alone.
+    sysctl: Path | None = None
 
     def directory(self, balancer: str) -> Path:
         return self.state / balancer
@@ -55,7 +57,7 @@ class Paths:
         return self.directory(balancer) / f"preparing-{interface}.json"
 
 
-HOST_PATHS = Paths()
+HOST_PATHS = Paths(sysctl=Path("/etc/sysctl.d"))
 
 
 @dataclass(frozen=True)

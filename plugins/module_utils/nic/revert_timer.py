@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import EngineError
 
-ENGINE = Path("/usr/lib/lbops")
+ENGINE = Path("/usr/lib/lbops/current")
 SYSTEMD = Path("/run/systemd/system")
 
 
@@ -52,7 +52,7 @@ def arm(interface: str, seconds: int) -> str:
         # By default systemd may be a minute late.
         "--timer-property=AccuracySec=100ms",
         "--collect",
-        f"--setenv=PYTHONPATH={ENGINE}",
+        f"--working-directory={ENGINE}",
         "--setenv=PYTHONDONTWRITEBYTECODE=1",
         "/usr/bin/python3",
         "-m",

@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, "/usr/lib/lbops")
+sys.path.insert(0, "/usr/lib/lbops/current")
 
 from engine.balancer import compiler, maps  # noqa: E402
 from engine.kernel import bpf  # noqa: E402
 from engine.tables import layout  # noqa: E402
 
 SIZES = layout.Sizes()
-BUILD = compiler.Build(Path("/usr/lib/lbops/bpf"), frozenset(compiler.FEATURES), SIZES)
+BUILD = compiler.Build(Path("/usr/lib/lbops/current/bpf"), frozenset(compiler.FEATURES), SIZES)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 
-sys.path.insert(0, "/usr/lib/lbops")
+sys.path.insert(0, "/usr/lib/lbops/current")
 
 from engine.kernel import bpf, link  # noqa: E402
 
