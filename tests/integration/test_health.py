@@ -18,7 +18,7 @@ import pytest
 from tests.integration.conftest import DIRECTORY, INTERFACE, Lab, wait_for
 from tests.support.client import Client
 
-UNIT = f"lbops-health@main.service"
+UNIT = "lbops-health@main.service"
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 VIP = "10.77.0.10"
 # Held by the backends for these tests only.
@@ -386,7 +386,7 @@ def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked)
 
 def test_a_restart_that_a_failed_run_left_out_is_made_up_for(lab, checked):
     """Of whatever runs the engine: it is newer than they are."""
-    units = (UNIT, "lbops-exporter.service", f"lbops-watch@main.service")
+    units = (UNIT, "lbops-exporter.service", "lbops-watch@main.service")
 
     def processes() -> list[str]:
         return [lab.ssh("lb1", f"systemctl show -P MainPID {unit}") for unit in units]
