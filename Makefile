@@ -76,7 +76,7 @@ check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types an
 	.venv/bin/antsibull-changelog lint; \
 	.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .; \
 	mkdir -p build/cache/coverage; \
-	$(PYTEST) -n 2 --cov tests/unit tests/prometheus; \
+	$(PYTEST) -n 2 tests/unit tests/prometheus --cov; \
 	echo "check passed in $$SECONDS s"
 
 # The trap takes the lab down whatever happened; an error of its own fails the run too.
