@@ -66,7 +66,7 @@ lab-down: venv collection ## Stop and remove the lab's hosts
 	$(need_root)
 	@$(PLAYBOOK) -i inventory/lab playbooks/lab_down.yml
 
-# Cheapest first. Warm it takes 90 seconds at most; what takes longer, or root, is a test of its own.
+# Cheapest first. What takes long, or root, is a test of its own.
 .PHONY: check
 check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types and documentation, run unit tests: any user, no root
 	$(call headline,check)
