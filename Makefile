@@ -70,7 +70,7 @@ lab-down: venv collection ## Stop and remove the lab's hosts
 	$(need_root)
 	@$(PLAYBOOK) -i inventory/lab playbooks/lab_down.yml
 
-# Cheapest first. Warm it takes 90 seconds at most; what takes longer, or root, is a test of its own.
+# Cheapest first. What takes long, or root, is a test of its own.
 .PHONY: check
 check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types and documentation, run unit tests: any user, no root
 	$(call headline,check)
@@ -80,7 +80,7 @@ check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types an
 	.venv/bin/antsibull-changelog lint; \
 	.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .; \
 	mkdir -p build/cache/coverage; \
-	$(PYTEST) -n 2 --cov tests/unit tests/prometheus; \
+	$(PYTEST) -n 2 tests/unit tests/prometheus --cov; \
 	echo "check passed in $$SECONDS s"
 
 # The trap takes the lab down whatever happened; an error of its own fails the run too.
