@@ -161,7 +161,9 @@ def test_others_filters_on_tc_are_neither_replaced_nor_skipped(balancer):
     features = FEATURES - {"redirect"}
     subprocess.run(["tc", "qdisc", "add", "dev", FRONT, "clsact"], check=True)
     put_filter(-1, priority=1)
-    with pytest.raises(EngineError, match="filter foreign has priority 1 and handle 1"):
+    with pytest.raises(
+        EngineError, match=r"filter foreign \(priority 1, handle 0x1, kind bpf, program .*\) is in the balancer's place"
+    ):
         attach(balancer, "tc", features=features)
     subprocess.run(["tc", "filter", "del", "dev", FRONT, "ingress", "prio", "1"], check=True)
     attach(balancer, "tc", features=features)

@@ -30,7 +30,7 @@ from ..tables import filter_table
 from ..tables.layout import BACKEND, Sizes
 from . import compiled, compiler, counters, drift, live, maps, notes, observed, plan, state, writing
 from .departed import Departed
-from .hooks import PROGRAM_NAME, Hooks, Known, Wanted, describe_program
+from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook, examine, finish
 from .program_request import ProgramRequest
 
@@ -134,7 +134,7 @@ class Balancer:
                 "prepare": request.prepare,
             }
             live = {name: before.get(name) for name in wanted}
-            if live == wanted and self._pinned_maps_fit(request.sizes):
+            if live == wanted and "shadowed_by" not in before and self._pinned_maps_fit(request.sizes):
                 return Outcome(False, before, before, {}, [])
             # What does not fit is refused before anything is touched, in check mode as well.
             planned = plan.make(model.Config({}, {}), plan.Allocation(), config, request.sizes)
@@ -142,6 +142,7 @@ class Balancer:
             if current and current.filters:
                 filter_table.pack_filter_table(current.filters, current.filter_ids, request.sizes)
             native = self._examine(request, features, current)
+            self._hooks.refuse_impossible(_wanted(request), _known(current), native)
             if check:
                 native.plan()
                 after, details = {**before, **wanted}, {}
@@ -151,7 +152,7 @@ class Balancer:
             return Outcome(True, before, after, details, native.warnings, _with_prepared(before, after, native))
 
     def _examine(self, request: ProgramRequest, features: frozenset[str], current: state.State | None) -> NativeHook:
-        """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
+        """What is in the way of the program on the native hook, if that is one to try."""
         hooks = self._hooks.to_try(_wanted(request), _known(current)) if request.attached else ()
         if "native" not in hooks:
             return NativeHook(self.interface, [], request.prepare, self.preparing_file)
@@ -162,10 +163,7 @@ class Balancer:
             running = current.program.features if current else features
             accepted = examine(self.interface, "multi_buffer" in running)
             found = [problem for problem in found if problem not in accepted]
-        native = NativeHook(self.interface, found, request.prepare, self.preparing_file)
-        if native.refusal and hooks == ("native",):
-            raise EngineError(native.refusal)
-        return native
+        return NativeHook(self.interface, found, request.prepare, self.preparing_file)
 
     def _finish_preparation(self) -> None:
         """What a killed run prepared stays only if its program is on the driver's hook."""
@@ -180,8 +178,7 @@ class Balancer:
         if not self.pins.exists():
             return
         pending = self.pins / "program_new"
-        attached = self._hooks.attached()
-        if attached and attached.program_id == _pinned_program_id(pending):
+        if _pinned_program_id(pending) in [attached.program_id for attached in self._hooks.programs()]:
             if (self.pins / "maps_new").exists():
                 self._adopt_new_maps()
             pending.rename(self.program_pin)
@@ -200,13 +197,7 @@ class Balancer:
         _remove_pins(old)
 
     def _refuse_foreign(self, request: ProgramRequest) -> None:
-        attached = self._hooks.attached()
-        if attached is None or self._is_ours(attached) or request.force:
-            return
-        raise EngineError(
-            f"{self.interface} carries a program that is not ours: {describe_program(attached.program_id)} on the "
-            f"{attached.hook} hook; detach it, or let xdp_program replace it with force: true"
-        )
+        self._hooks.refuse_foreign(self._is_ours, request.force)
 
     def _is_ours(self, attached: link.Attached) -> bool:
         """Whether a program is pinned here, or, its pin lost, uses the maps that are."""
@@ -414,8 +405,7 @@ class Balancer:
 
     def _remove(self) -> None:
         if link.exists(self.interface):
-            attached = self._hooks.attached()
-            if attached and self._is_ours(attached):
+            for attached in filter(self._is_ours, self._hooks.programs()):
                 self._hooks.detach(attached)
         self._finish_preparation()
         _remove_pins(self.pins)
@@ -435,14 +425,18 @@ class Balancer:
 
     def program_facts(self, current: state.State | None) -> dict[str, Any]:
         """What is really on the hook, with what the state file knows about it."""
-        attached = self._hooks.attached() if link.exists(self.interface) else None
+        programs = self._hooks.programs() if link.exists(self.interface) else []
         ours = _pinned_program_id(self.program_pin)
-        facts: dict[str, Any] = {"attached": bool(attached and ours and attached.program_id == ours)}
+        attached = next((found for found in programs if found.program_id == ours), None)
+        shadowed_by = self._hooks.shadowed_by(attached) if attached else []
+        facts: dict[str, Any] = {"attached": bool(attached and not shadowed_by)}
+        if shadowed_by:
+            facts["shadowed_by"] = shadowed_by
         if current is not None and ours:
             known = current.program
             facts.update(
                 mode=known.mode,
-                hook=attached.hook if attached and facts["attached"] else "",
+                hook=attached.hook if attached else "",
                 why=known.why,
                 features=known.features,
                 digest=known.digest,
