@@ -18,9 +18,12 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 
+from tests.packet import foreign
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
 from tests.support.program import SIZES, SOURCE
@@ -102,6 +105,26 @@ def test_a_tagged_frame_leaves_where_it_came_in():
         send(bytes(tagged))
         assert [packet[IP].dst for packet in heard(front)] == ["10.0.1.1"]
         assert not heard(back)
+
+
+def test_a_program_behind_another_one_is_not_called_attached(balancer):
+    program = foreign.load(bpf.PROG_TYPE_SCHED_CLS, 2)
+    request = ProgramRequest("tc", frozenset(("dnat", "ipip")), SIZES, SOURCE, True)
+    with foreign.tcx(FRONT, program), packet_socket(PEER) as receiver:
+        send(udp(CLIENT, 40000, VIP, 53))
+        assert not heard(receiver)
+        facts = balancer.info()["program"]
+        assert (facts["attached"], facts["hook"]) == (False, "tc")
+        assert facts["shadowed_by"] == [
+            f"TCX {foreign.described(program)} (bpftool net detach tcx_ingress dev {FRONT})"
+        ]
+        for check in (True, False):
+            with pytest.raises(EngineError, match="packets would meet something else before the balancer: TCX"):
+                balancer.apply_program(request, check=check)
+    os.close(program)
+    facts = balancer.info()["program"]
+    assert facts["attached"] and "shadowed_by" not in facts
+    assert not balancer.apply_program(request, check=False).changed
 
 
 def test_merged_packets_are_cut_behind_their_tunnel_headers():

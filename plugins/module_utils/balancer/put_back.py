@@ -70,7 +70,7 @@ class Kept:
                 except OSError as error:
                     raise EngineError(
                         f"{self._interface}: program {attached.program_id} on the {attached.hook} hook cannot be "
-                        f"opened ({error.strerror}), so it could not be put back; nothing was changed, try again"
+                        f"opened ({error.strerror}), so a failure would lose it; nothing was changed, try again"
                     ) from None
                 stack.callback(os.close, descriptor)
                 self._descriptors[attached] = descriptor

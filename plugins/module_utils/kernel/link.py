@@ -78,7 +78,11 @@ def index_or_0(interface: str | None) -> int:
 
 def driver(interface: str) -> str:
     """For messages: the name of the interface's driver."""
-    return find(interface).driver() or "virtual"
+    try:
+        return find(interface).driver() or "virtual"
+    except EngineError:
+        # The request that the message is about tells better what is wrong with the interface.
+        return "unknown"
 
 
 def attached(interface: str) -> Attached | None:
