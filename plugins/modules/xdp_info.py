@@ -38,6 +38,8 @@ program:
     - C(attached_at), C(applied_at) and C(counting_since) are seconds since 1970, when the program was attached, when
       the configuration was changed last, and since when counters have only grown.
     - C(generation) tells how often something was changed.
+    - C(attached) is true only if packets reach the program. Where something of others runs in front of it on the hook
+      of tc, C(shadowed_by) lists that, each with the command that detaches it.
   returned: success
   type: dict
   sample: {"attached": true, "hook": "native", "program_id": 42}

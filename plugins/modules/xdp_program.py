@@ -16,6 +16,7 @@ description:
     in C(/var/lib/lbops), for the next boot and for further interfaces.
   - A new program takes the old one's place in one step; maps, and with them services, backends and counters, stay. No
     packet is lost.
+  - If anything fails on the way, the old program is put back on its hook, and the error says so.
   - When sizes change, or a newer release lays out the maps differently, new maps are filled from
     C(/var/lib/lbops/<interface>.json) before the program that uses them takes over. Packets counted in that moment may
     be missing from the counters.
@@ -43,7 +44,8 @@ options:
       - V(native) is XDP in the driver; if the driver does not support it, or something is in its way, the module fails
         and says what, and how to change that. What is known beforehand fails before anything is touched.
       - V(tc) is the ingress of clsact, which every driver has. Others' filters there stay. It has no C(redirect) and no
-        C(multi_buffer).
+        C(multi_buffer). The module fails if a TCX program or another filter runs in front of it, since that may keep
+        packets from it.
       - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
         generic leaves a moment in which packets pass without being balanced.
       - V(offload) is in the network card. None takes this program so far; the module fails with driver and reason.
@@ -125,7 +127,11 @@ options:
     default: /usr/lib/lbops/bpf
   force:
     description:
-      - Replace a program that somebody else attached.
+      - Replace a program that somebody else attached by netlink, as C(ip link) does.
+      - A program attached by a BPF link cannot be replaced. The module fails before anything is touched, with the
+        link's id, the process that holds it and the command that detaches it.
+      - Programs of others in front of the hook of tc stay, and O(mode=tc) fails; O(mode=auto) does not use that hook
+        then.
       - With O(state=absent), remove everything even if the state file is damaged.
     type: bool
     default: false
@@ -166,8 +172,15 @@ after:
   type: dict
   contains:
     attached:
-      description: Whether our program is on the interface.
+      description: Whether our program is on the interface and packets reach it.
       type: bool
+    shadowed_by:
+      description:
+        - What packets meet before our program on the hook of tc, each with the command that detaches it. That is XDP of
+          others, TCX programs and filters that run earlier.
+      type: list
+      elements: str
+      returned: when there is any
     mode:
       description: The mode that was asked for.
       type: str

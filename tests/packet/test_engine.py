@@ -22,6 +22,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineErro
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
+from tests.packet.faults import on_hooks
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_ADDRESS, ip
 from tests.packet.reference import DROP, REDIRECT, TX
@@ -120,6 +121,28 @@ def test_check_mode_believes_what_an_earlier_task_would_have_changed(balancer):
     assert balancer.apply_services([WEB, six], True, True, features=["ipv6"]).changed
     with pytest.raises(EngineError, match="compiled without ipv6"):
         balancer.apply_services([WEB, six], True, False, features=["ipv6"])
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES - {"redirect"}], ids=["the program there is", "another one"])
+def test_a_switch_that_fails_leaves_program_state_and_pins_as_they_were(balancer, monkeypatch, features):
+    before, hooks, put = balancer.info()["program"], on_hooks(FRONT), link.attach
+    pins = sorted(str(path) for path in balancer.pins.rglob("*"))
+
+    def busy(interface: str, program: int, hook: str, replaces: int | None) -> None:
+        if hook == "generic":
+            raise EngineError("generic XDP on front: EBUSY")
+        put(interface, program, hook, replaces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "attach", busy)
+        with pytest.raises(EngineError, match=f"EBUSY; program {before['program_id']} .* is back on the native hook"):
+            attach(balancer, "generic", features=features)
+    after = balancer.info()["program"]
+    moving = ("run_time_ns", "run_count")
+    assert {**after, **dict.fromkeys(moving)} == {**before, **dict.fromkeys(moving)}
+    assert on_hooks(FRONT) == hooks == {"native": before["program_id"]}
+    assert sorted(str(path) for path in balancer.pins.rglob("*")) == pins
+    assert not attach(balancer)
 
 
 def test_detached_from_tc_it_stays_so(balancer):

@@ -19,11 +19,12 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from tests.packet import foreign
+from tests.packet.faults import has_clsact, on_hooks
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
 from tests.support.program import SIZES, SOURCE
@@ -46,6 +47,9 @@ VNET_HEADER = struct.Struct("=BBHHHH")  # flags, kind, headers' length, size of 
 NEEDS_CHECKSUM, TCP4 = 1, 1
 
 
+FEATURES = frozenset(("dnat", "ipip"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def balancer(net) -> Iterator[Balancer]:
     for name in (FRONT, PEER):
@@ -53,7 +57,7 @@ def balancer(net) -> Iterator[Balancer]:
     with tempfile.TemporaryDirectory() as directory:
         paths = state.Paths(Path("/sys/fs/bpf") / f"lbops-tc-{os.getpid()}", Path(directory))
         made = Balancer(FRONT, paths)
-        request = ProgramRequest("tc", frozenset(("dnat", "ipip")), SIZES, SOURCE, True)
+        request = ProgramRequest("tc", FEATURES, SIZES, SOURCE, True)
         made.apply_program(request, check=False)
         made.apply_services(SERVICES, True, False)
         made.apply_backends(BACKENDS, True, False)
@@ -109,7 +113,7 @@ def test_a_tagged_frame_leaves_where_it_came_in():
 
 def test_a_program_behind_another_one_is_not_called_attached(balancer):
     program = foreign.load(bpf.PROG_TYPE_SCHED_CLS, 2)
-    request = ProgramRequest("tc", frozenset(("dnat", "ipip")), SIZES, SOURCE, True)
+    request = ProgramRequest("tc", FEATURES, SIZES, SOURCE, True)
     with foreign.tcx(FRONT, program), packet_socket(PEER) as receiver:
         send(udp(CLIENT, 40000, VIP, 53))
         assert not heard(receiver)
@@ -152,3 +156,20 @@ def test_merged_packets_are_cut_behind_their_tunnel_headers():
         checksum = piece[TCP].chksum
         del piece[TCP].chksum
         assert IP(bytes(piece))[TCP].chksum == checksum
+
+
+def test_what_is_behind_xdp_of_others_is_removed_all_the_same(balancer):
+    program = foreign.load(bpf.PROG_TYPE_XDP, 2)
+    link.attach(FRONT, program, "generic", None)
+    facts = balancer.info()["program"]
+    assert not facts["attached"]
+    assert facts["shadowed_by"] == [
+        f"XDP {foreign.described(program)} on the generic hook (ip link set dev {FRONT} xdpgeneric off)"
+    ]
+    for check in (True, False):
+        with pytest.raises(EngineError, match=f"not ours: program {foreign.id_of(program)} .* on the generic hook"):
+            balancer.apply_program(ProgramRequest("tc", FEATURES, SIZES, SOURCE, True), check=check)
+    assert balancer.remove_program(check=False).changed
+    assert on_hooks(FRONT) == {"generic": foreign.id_of(program)} and not has_clsact(FRONT)
+    link.detach(FRONT, "generic", program)
+    os.close(program)

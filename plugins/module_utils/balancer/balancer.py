@@ -178,7 +178,9 @@ class Balancer:
         if not self.pins.exists():
             return
         pending = self.pins / "program_new"
-        if _pinned_program_id(pending) in [attached.program_id for attached in self._hooks.programs()]:
+        # An interface that went away took its program along.
+        programs = self._hooks.programs() if link.exists(self.interface) else []
+        if _pinned_program_id(pending) in [attached.program_id for attached in programs]:
             if (self.pins / "maps_new").exists():
                 self._adopt_new_maps()
             pending.rename(self.program_pin)

@@ -159,7 +159,7 @@ class Hooks:
                         self._switch(program, hook, kept, native)
             except link.HookRefused as error:
                 refusals.append(str(error))
-                put_back = getattr(error, "put_back", "") or put_back
+                put_back = error.put_back or put_back
                 continue
             if wanted.mode != "auto":
                 return hook, f"mode {wanted.mode} was asked for"

@@ -85,7 +85,7 @@ class Kept:
                 return
             with undisturbed():
                 done, failures = self._put_back()
-                left = self._undo() if self._undo else []
+                left = self._undone()
         if isinstance(error, link.HookRefused) and not failures:
             # Another hook may be tried; only if none takes the program, this is worth saying. What is left of a
             # preparation the error says itself.
@@ -109,6 +109,13 @@ class Kept:
                 failure = error
                 time.sleep(PAUSE if attempt + 1 < TRIES else 0)
         return [], [self._failed(failure)]
+
+    def _undone(self) -> list[str]:
+        """What could not be undone, in sentences."""
+        try:
+            return self._undo() if self._undo else []
+        except Exception as error:
+            return [f"what was prepared on {self._interface} could not be put back: {_words(error)}"]
 
     def _failed(self, error: Exception) -> str:
         if not link.exists(self._interface):

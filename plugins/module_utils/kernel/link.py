@@ -134,6 +134,9 @@ def links_up(interfaces: Iterable[str]) -> set[int]:
 class HookRefused(EngineError):
     """The kernel or the driver does not take the program on this hook."""
 
+    # What was put back after it, in a sentence.
+    put_back = ""
+
 
 def attach(interface: str, program: int, hook: str, replaces: int | None) -> None:
     """Put a program on a hook in one step: in place of the program with the descriptor `replaces`, or of none.
