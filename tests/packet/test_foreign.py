@@ -173,6 +173,24 @@ def test_a_tcx_program_is_in_front_of_tc(attempts, ours, classifier, by_link):
     assert put(ours, "tc")[0] == "tc"
 
 
+def test_who_may_not_ask_for_tcx_programs_is_told_the_rest(ours, classifier):
+    """As the exporter, which reads without CAP_NET_ADMIN and CAP_SYS_ADMIN."""
+    put(ours, "tc")
+    foreign.put_filter(FRONT, classifier, priority=1, handle=2)
+    with foreign.tcx(FRONT, classifier):
+        assert len(tc.in_front(FRONT)) == 2
+        child = os.fork()
+        if not child:
+            try:
+                os.setuid(65534)
+                (found,) = tc.in_front(FRONT)
+                assert f"program {id_of(classifier)})" in found
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_auto_takes_generic_where_tc_is_behind_something(ours, classifier, monkeypatch):
     refusal = "the driver has none"
     monkeypatch.setattr(NativeHook, "refusal", refusal)

@@ -215,7 +215,11 @@ def _refusal(interface: str, words: str, code: int, expected: int | None) -> Eng
     if code not in (errno.EEXIST, errno.EBUSY):
         return HookRefused(words)
     found = attached(interface)
-    by_link = bpf_link(interface)
+    try:
+        by_link = bpf_link(interface)
+    except EngineError:
+        # Without CAP_SYS_ADMIN; the kernel's words say as much as can be known.
+        by_link = None
     if by_link:
         program = attachments.describe_program(by_link.program_id)
         return EngineError(f"{words}; {program} is attached by {by_link}: {by_link.remedy}, then apply again")
