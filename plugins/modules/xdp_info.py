@@ -42,6 +42,8 @@ program:
       purpose.
     - C(tables_digest) is SHA-256 over what the lookup tables are computed from, backends that health checks keep out
       left out; hosts that spread packets alike have the same.
+    - C(attached) is true only if packets reach the program. Where something of others runs in front of it on the hook
+      of tc, C(shadowed_by) of the interface lists that, each with the command that detaches it.
   returned: success
   type: dict
   sample: {"attached": true, "interfaces": [{"interface": "eth0", "hook": "native"}], "program_id": 42}

@@ -96,7 +96,8 @@ def test_somebody_elses_program_stays_without_force(lab, spare_interface):
         assert re.fullmatch(
             f"{spare_interface} carries a program that is not ours: program {foreign} "
             r"\(foreign, tag [0-9a-f]{16}\) on the native hook; "
-            "detach it, or let xdp_program replace it with force: true",
+            f"detach it with ip link set dev {spare_interface} xdpdrv off, "
+            "or have it replaced with force: true",
             result["msg"],
         )
     assert changed(run(lab, [absent, in_check(forced)])) == [False, True]

@@ -19,6 +19,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineErro
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
+from tests.packet.faults import on_hooks
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_ADDRESS, ip
 from tests.packet.reference import DROP, REDIRECT, TX
@@ -115,6 +116,28 @@ def test_a_part_changes_nothing_of_the_others(balancer):
         balancer.apply_backends([*web(1), {"service": "other", "address": "10.0.0.2"}], True, True)
 
 
+@pytest.mark.parametrize("latency", [False, True], ids=["the program there is", "another one"])
+def test_a_switch_that_fails_leaves_program_state_and_pins_as_they_were(balancer, monkeypatch, latency):
+    before, hooks, put = balancer.info()["program"], on_hooks(FRONT), link.attach
+    pins = sorted(str(path) for path in balancer.places.pins.rglob("*"))
+
+    def busy(interface: str, program: int, hook: str, replaces: int | None) -> None:
+        if hook == "generic":
+            raise EngineError("generic XDP on front: EBUSY")
+        put(interface, program, hook, replaces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "attach", busy)
+        with pytest.raises(EngineError, match=f"EBUSY; program {before['program_id']} .* is back on the native hook"):
+            attach(balancer, "generic", latency=latency)
+    after = balancer.info()["program"]
+    moving = ("run_time_ns", "run_count")
+    assert {**after, **dict.fromkeys(moving)} == {**before, **dict.fromkeys(moving)}
+    assert on_hooks(FRONT) == hooks == {"native": before["program_id"]}
+    assert sorted(str(path) for path in balancer.places.pins.rglob("*")) == pins
+    assert not attach(balancer)
+
+
 def test_detached_from_tc_it_stays_so(balancer):
     attach(balancer, "tc")
     assert attach(balancer, "tc", attached=False)
@@ -152,7 +175,9 @@ def is_received() -> bool:
 def test_others_filters_on_tc_are_neither_replaced_nor_skipped(balancer):
     subprocess.run(["tc", "qdisc", "add", "dev", FRONT, "clsact"], check=True)
     put_filter(-1, priority=1)
-    with pytest.raises(EngineError, match="filter foreign has priority 1 and handle 1"):
+    with pytest.raises(
+        EngineError, match=r"filter foreign \(priority 1, handle 0x1, kind bpf, program .*\) is in the balancer's place"
+    ):
         attach(balancer, "tc")
     subprocess.run(["tc", "filter", "del", "dev", FRONT, "ingress", "prio", "1"], check=True)
     attach(balancer, "tc")

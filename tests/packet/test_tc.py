@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -13,9 +14,13 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 
+from tests.packet import foreign
+from tests.packet.faults import has_clsact, on_hooks
 from tests.packet.frames import CLIENT, tcp, udp
 from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
 from tests.support import balancer as support
@@ -37,6 +42,9 @@ PEER, BACK_PEER = "front-peer", "back-peer"
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 VNET_HEADER = struct.Struct("=BBHHHH")  # flags, kind, headers' length, size of a piece, checksum's start and offset
 NEEDS_CHECKSUM, TCP4 = 1, 1
+
+
+FEATURES = frozenset(("dnat", "ipip"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,6 +102,26 @@ def test_a_tagged_frame_leaves_where_it_came_in():
         assert not heard(back)
 
 
+def test_a_program_behind_another_one_is_not_called_attached(balancer):
+    program = foreign.load(bpf.PROG_TYPE_SCHED_CLS, 2)
+    wanted = settings(FRONT, mode="tc")
+    with foreign.tcx(FRONT, program), packet_socket(PEER) as receiver:
+        send(udp(CLIENT, 40000, VIP, 53))
+        assert not heard(receiver)
+        (facts,) = balancer.info()["program"]["interfaces"]
+        assert (facts["attached"], facts["hook"]) == (False, "tc")
+        assert facts["shadowed_by"] == [
+            f"TCX {foreign.described(program)} (bpftool net detach tcx_ingress dev {FRONT})"
+        ]
+        for check in (True, False):
+            with pytest.raises(EngineError, match="packets would meet something else before the balancer: TCX"):
+                balancer.apply_program(wanted, check=check)
+    os.close(program)
+    (facts,) = balancer.info()["program"]["interfaces"]
+    assert facts["attached"] and "shadowed_by" not in facts
+    assert not balancer.apply_program(wanted, check=False).changed
+
+
 def test_merged_packets_are_cut_behind_their_tunnel_headers():
     """Two segments of 1400 bytes that came as one go through a tunnel whose MTU takes one of them."""
     for name in (FRONT, PEER):
@@ -119,3 +147,20 @@ def test_merged_packets_are_cut_behind_their_tunnel_headers():
         checksum = piece[TCP].chksum
         del piece[TCP].chksum
         assert IP(bytes(piece))[TCP].chksum == checksum
+
+
+def test_what_is_behind_xdp_of_others_is_removed_all_the_same(balancer):
+    program = foreign.load(bpf.PROG_TYPE_XDP, 2)
+    link.attach(FRONT, program, "generic", None)
+    facts = balancer.info()["program"]
+    assert not facts["attached"]
+    assert facts["shadowed_by"] == [
+        f"XDP {foreign.described(program)} on the generic hook (ip link set dev {FRONT} xdpgeneric off)"
+    ]
+    for check in (True, False):
+        with pytest.raises(EngineError, match=f"not ours: program {foreign.id_of(program)} .* on the generic hook"):
+            balancer.apply_program(settings(FRONT, mode="tc"), check=check)
+    assert balancer.remove(check=False).changed
+    assert on_hooks(FRONT) == {"generic": foreign.id_of(program)} and not has_clsact(FRONT)
+    link.detach(FRONT, "generic", program)
+    os.close(program)

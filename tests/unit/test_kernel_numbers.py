@@ -12,7 +12,15 @@ import subprocess
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import watch
-from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, device, link, neighbours, tc, veth
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import (
+    attachments,
+    bpf,
+    device,
+    link,
+    neighbours,
+    tc,
+    veth,
+)
 from ansible_collections.lbops.xdp.plugins.module_utils.nic import device_info
 
 HEADERS = (
@@ -23,6 +31,7 @@ HEADERS = (
     "linux/if_ether.h",
     "linux/if_link.h",
     "linux/neighbour.h",
+    "linux/pkt_cls.h",
     "linux/pkt_sched.h",
     "linux/rtnetlink.h",
     "linux/virtio_net.h",
@@ -34,6 +43,12 @@ VALID = "NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PER
 # An expression of C, and what it is here.
 NUMBERS = {
     **{f"BPF_{name}": getattr(bpf, name) for name in (*COMMANDS, *TYPES)},
+    "BPF_LINK_GET_FD_BY_ID": attachments.LINK_GET_FD_BY_ID,
+    "BPF_LINK_GET_NEXT_ID": attachments.LINK_GET_NEXT_ID,
+    # TCX, which attachments.py knows too, is newer than the headers of Debian 12.
+    "BPF_LINK_TYPE_XDP": attachments.LINK_TYPE_XDP,
+    "offsetof(struct bpf_link_info, xdp.ifindex)": attachments.LINK_INFO.size - 4,
+    "offsetof(union bpf_attr, query.prog_ids)": 16,
     "BPF_F_MMAPABLE": bpf.MAP_FLAG_MMAPABLE,
     "BPF_F_XDP_HAS_FRAGS": bpf.PROG_FLAG_XDP_HAS_FRAGS,
     "BPF_OBJ_NAME_LEN": bpf.NAME_LENGTH + 1,
@@ -64,7 +79,14 @@ NUMBERS = {
     },
     "TC_H_MAKE(TC_H_CLSACT, 0)": tc.CLSACT,
     "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)": tc.INGRESS,
-    "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)": tc.INGRESS + 1,
+    "TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)": tc.EGRESS,
+    "RTM_GETQDISC": tc.RTM_GETQDISC,
+    "RTM_GETTFILTER": tc.RTM_GETTFILTER,
+    "TCA_KIND": tc.TCA_KIND,
+    "TCA_OPTIONS": tc.TCA_OPTIONS,
+    "TCA_CHAIN": tc.TCA_CHAIN,
+    "TCA_BPF_NAME": tc.TCA_BPF_NAME,
+    "TCA_BPF_ID": tc.TCA_BPF_ID,
     "ETH_P_ALL": tc.ETH_P_ALL,
     "NTF_USE": neighbours.NTF_USE,
     "NUD_NONE": neighbours.NUD_NONE,
@@ -90,7 +112,7 @@ def compiled(tmp_path_factory) -> dict[str, int]:
     source, program = directory / "numbers.c", directory / "numbers"
     expressions = [*NUMBERS, *HOOKS]
     source.write_text(
-        "#include <stdio.h>\n"
+        "#include <stddef.h>\n#include <stdio.h>\n"
         + "".join(f"#include <{header}>\n" for header in HEADERS)
         + "int main(void)\n{\n"
         + "".join(f'printf("%lld\\n", (long long)({expression}));\n' for expression in expressions)

@@ -15,8 +15,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link, neig
 
 # include/uapi/linux/if_link.h, pkt_cls.h, rtnetlink.h
 IFLA_XDP, IFLA_XDP_FD, IFLA_XDP_FLAGS, IFLA_XDP_EXPECTED_FD = 43, 1, 3, 8
-TCA_KIND, TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_TAG, TCA_BPF_ID = 1, 2, 7, 8, 10, 11
-RTM_NEWTFILTER = 44
+TCA_KIND, TCA_OPTIONS, TCA_CHAIN, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_TAG, TCA_BPF_ID = 1, 2, 11, 7, 8, 10, 11
 NESTED = 1 << 15
 
 pyroute2 = link.import_pyroute2()
@@ -57,41 +56,44 @@ def test_a_request_to_attach_is_what_the_kernel_reads():
 
 
 def test_importing_twice_changes_nothing():
-    from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-    before = sched_bpf.options.nla_map
+    before = ifinfmsg.xdp.xdp_flags.fields
     assert link.import_pyroute2() is pyroute2
-    assert sched_bpf.options.nla_map == before
+    assert ifinfmsg.xdp.xdp_flags.fields == before
 
 
-def tc_filter(kind: bytes, options: bytes | None):
-    """A message of the kernel about a filter of tc."""
-    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-    body = struct.pack("=BxxxiIII", 0, 2, tc.HANDLE, tc.INGRESS, 0x10003) + attribute(TCA_KIND, kind + b"\0")
-    if options is not None:
-        body += attribute(TCA_OPTIONS, options)
-    [message] = list(MarshalRtnl().parse(struct.pack("=IHHII", 16 + len(body), RTM_NEWTFILTER, 0, 0, 0) + body))
-    return message
+def tc_filter(kind: bytes, *members: bytes) -> bytes:
+    """What the kernel tells of a filter of tc behind the header of the message."""
+    return (
+        struct.pack("=BxxxiIII", 0, 2, 7, tc.INGRESS, 1 << 16 | 0x0300)
+        + attribute(TCA_KIND, kind + b"\0")
+        + b"".join(members)
+    )
 
 
-def test_the_program_of_a_tc_filter_is_known_by_its_number():
-    """The newest attributes of a filter, which pyroute2 does not know by itself."""
+def test_a_filter_of_tc_with_its_program():
     values = {
         TCA_BPF_NAME: b"lbops_balancer\0",
         TCA_BPF_FLAGS: struct.pack("=I", 1),
         TCA_BPF_TAG: bytes(range(8)),
         TCA_BPF_ID: struct.pack("=I", 4711),
     }
-    options = tc._options(tc_filter(b"bpf", b"".join(attribute(number, value) for number, value in values.items())))
-    assert options.get_attr("TCA_BPF_NAME") == tc.FILTER_NAME == "lbops_balancer"
-    assert options.get_attr("TCA_BPF_ID") == 4711
+    options = attribute(TCA_OPTIONS, b"".join(attribute(number, value) for number, value in values.items()))
+    found = tc.parse_filter(tc_filter(b"bpf", options))
+    assert found == tc.Filter(1, tc.ETH_P_ALL, 7, "bpf", "lbops_balancer", 4711) and found.ours
 
 
-@pytest.mark.parametrize("kind, options", [(b"bpf", None), (b"nothing", b"\1\2\3\4")])
-def test_a_tc_filter_of_others_has_no_options_of_ours(kind, options):
-    found = tc._options(tc_filter(kind, options))
-    assert found is None or found.get_attr("TCA_BPF_NAME") is None
+@pytest.mark.parametrize("kind", [b"bpf", b"nothing"])
+def test_a_filter_of_tc_of_others(kind):
+    found = tc.parse_filter(tc_filter(kind, attribute(TCA_OPTIONS, b"")))
+    assert found == tc.Filter(1, tc.ETH_P_ALL, 7, kind.decode()) and not found.ours
+
+
+def test_what_is_no_filter_of_tc_that_packets_meet():
+    assert tc.parse_filter(tc_filter(b"bpf")) is None
+    chain = attribute(TCA_CHAIN, struct.pack("=I", 5))
+    assert tc.parse_filter(tc_filter(b"bpf", attribute(TCA_OPTIONS, b""), chain)) is None
 
 
 # --- words

@@ -384,6 +384,56 @@ def test_a_change_that_fails_is_a_refusal(monkeypatch):
     assert device.tries == 0
 
 
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [EngineError("EBUSY"), OSError(12, "no memory"), ValueError("x"), Interrupted()])
+def test_whatever_attaching_fails_with_what_was_prepared_is_put_back(monkeypatch, written_down: Path, error):
+    device = Device(monkeypatch)
+
+    def put_on() -> None:
+        raise error
+
+    hook = native_hook([LRO, MTU], True)
+    with pytest.raises(type(error)) as caught:
+        hook.attach(put_on)
+    assert caught.value is error
+    assert device.written == [{"lro": False}, {"lro": True}] and hook.changed == []
+    assert not written_down.exists()
+
+
+def test_what_cannot_be_put_back_is_in_the_error_and_tried_again(monkeypatch, written_down: Path):
+    device = Device(monkeypatch)
+    stuck = [True]
+
+    def apply(change: Change, values: dict[str, Any]) -> None:
+        if values == change.before and stuck:
+            raise OSError(16, "busy")
+        device.written.append(values)
+
+    def put_on() -> None:
+        raise EngineError("gone")
+
+    monkeypatch.setattr(native, "_apply", apply)
+    hook = native_hook([LRO], True)
+    with pytest.raises(EngineError, match=r"^gone; eth0: lro=True could not be put back: .*busy; the next run"):
+        hook.attach(put_on)
+    assert hook.changed == [LRO] and written_down.exists()
+    stuck.clear()
+    assert hook.undo() == []
+    assert device.written == [{"lro": False}, {"lro": True}] and not written_down.exists()
+
+
+def test_what_was_prepared_goes_with_a_program_that_is_taken_off_again(monkeypatch):
+    device = Device(monkeypatch)
+    hook = native_hook([LRO, SLOW], True)
+    hook.attach(device.put_on)
+    assert hook.undo() == [] and hook.undo() == []
+    assert device.written == [{"lro": False}, {"lro": True}]
+    assert (hook.prepared, hook.warnings) == ([], [])
+
+
 def test_nothing_is_prepared_in_vain():
     hook = native_hook([LRO, UNSUPPORTED], True)
     assert hook.refusal == f"{LRO}; {UNSUPPORTED}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..tables.layout import BACKEND
 from . import compiler, drift, host_check, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
 from .health_view import settled
-from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted, describe_program
+from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
 from .native import NativeHook, examine
 from .places import Places, pinned_id
 
@@ -44,6 +45,8 @@ class Change:
         host_check.refuse_shared_interfaces(self.places, document.interfaces)
         self._refuse_foreign()
         self.natives = {interface: self._examine(interface) for interface in document.interfaces}
+        for interface, hooks in self.hooks.items():
+            hooks.refuse_impossible(self.wanted(), self.known(interface), self.natives[interface])
         self.seen = observed.load(self.places.health_file)
         with _open(self.places, current, document) as live_maps:
             self.details["new_maps"] = live_maps is None
@@ -62,15 +65,10 @@ class Change:
 
     def _refuse_foreign(self) -> None:
         for interface, hooks in self.hooks.items():
-            attached = hooks.attached()
-            if attached and not self.force and not programs.owns(self.places, interface, attached):
-                raise EngineError(
-                    f"{interface} carries a program that is not ours: {describe_program(attached.program_id)} on the "
-                    f"{attached.hook} hook; detach it, or have it replaced with force: true"
-                )
+            hooks.refuse_foreign(partial(programs.owns, self.places, interface), self.force)
 
     def _examine(self, interface: str) -> NativeHook:
-        """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
+        """What is in the way of the program on the native hook, if that is one to try."""
         document, current = self.document, self.current
         preparing = self.places.preparing_file(interface)
         hooks = self._to_try(interface)
@@ -83,10 +81,7 @@ class Change:
             running = current.program.features if current else document.features
             accepted = examine(interface, "multi_buffer" in running)
             found = [problem for problem in found if problem not in accepted]
-        native = NativeHook(interface, found, document.settings.prepare, preparing)
-        if native.refusal and hooks == ("native",):
-            raise EngineError(native.refusal)
-        return native
+        return NativeHook(interface, found, document.settings.prepare, preparing)
 
     def _to_try(self, interface: str) -> tuple[str, ...]:
         if not self.document.settings.attached:
@@ -175,7 +170,9 @@ class Change:
             return False
         if not after.attached:
             return attached is None or attached.program_id != pinned
-        return bool(attached and attached.program_id == pinned and attached.hook in HOOKS_OF_MODE[after.mode])
+        if not attached or attached.program_id != pinned or attached.hook not in HOOKS_OF_MODE[after.mode]:
+            return False
+        return not self.hooks[interface].shadowed_by(attached)
 
     def build(self, features: frozenset[str]) -> compiler.Build:
         return compiler.Build(Path(self.document.settings.source), features, self.document.sizes)

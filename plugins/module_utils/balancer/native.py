@@ -76,7 +76,10 @@ class NativeHook:
             self.changed = self._sure + self._doubtful
 
     def attach(self, put_on: Callable[[], None]) -> None:
-        """`put_on` puts the program on the hook. Raises HookRefused, with everything as it was."""
+        """`put_on` puts the program on the hook. Whatever it raises, the interface is prepared no more afterwards.
+
+        Raises HookRefused for what the kernel, the driver or a change refuses.
+        """
         # nic_profile would take what is changed here for what was there before.
         with tuned.locked(self.interface) if self._sure or self._doubtful else nullcontext():
             self._attach(put_on)
@@ -96,9 +99,22 @@ class NativeHook:
         except link.HookRefused as error:
             left = [problem for problem in self._problems if problem.effect != LOCK and problem not in self.changed]
             raise link.HookRefused("; ".join([str(error), *map(str, left), *self._put_back()])) from None
-        except (EngineError, OSError):
+        except Exception as error:
+            failures = self._put_back()
+            if not failures:
+                raise
+            raise EngineError("; ".join([str(error), *failures])) from error
+        except BaseException:
             self._put_back()
             raise
+
+    def undo(self) -> list[str]:
+        """Puts back what attach() changed, for a program that is taken off again; returns what failed, in sentences."""
+        self._taken = False
+        if not self.changed:
+            return []
+        with tuned.locked(self.interface):
+            return self._put_back()
 
     def _change(self, found: list[Problem]) -> None:
         if found:
@@ -113,14 +129,19 @@ class NativeHook:
                 raise link.HookRefused(f"native XDP on {self.interface} could not be prepared: {error}") from None
 
     def _put_back(self) -> list[str]:
-        """What did not work, in sentences."""
-        failures = []
+        """Returns what failed, in sentences; that stays in `changed` and is written down for the next run."""
+        failures, failed = [], []
         for problem in reversed(self.changed):
             try:
                 _apply(problem.change, problem.change.before)
-            except (EngineError, OSError) as error:
-                failures.append(f"what was prepared could not be put back: {error}")
-        self.changed = []
+            except Exception as error:
+                failed.insert(0, problem)
+                values = ", ".join(f"{name}={value}" for name, value in problem.change.before.items())
+                failures.append(
+                    f"{problem.change.interface}: {values} could not be put back: {error}; the next run "
+                    "tries again"
+                )
+        self.changed = failed
         if not failures:
             files.remove(self._written_down)
         return failures

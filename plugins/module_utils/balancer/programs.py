@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import EngineError
-from ..kernel import bpf, link, tc
+from ..kernel import bpf, link
 from . import compiled, compiler, maps
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
 from .places import Places, pinned_id
+from .put_back import Kept
 
 
 class Loader:
@@ -110,72 +112,40 @@ def put_all(
     `before_commit` runs once every hook is switched, before the pins say so.
     """
     places.make()
-    switched: list[tuple[str, link.Attached | None, int | None]] = []
     found: dict[str, tuple[str, str]] = {}
+    pins = [places.new_program(attachment.interface) for attachment in attachments]
     try:
-        for attachment in attachments:
-            hooks = Hooks(attachment.interface)
-            before = hooks.attached()
-            descriptor = bpf.program_fd(before.program_id) if before else None
-            switched.append((attachment.interface, before, descriptor))
-            program_for = _pinning(loader, places.new_program(attachment.interface))
-            found[attachment.interface] = hooks.put(program_for, attachment.wanted, attachment.known, attachment.native)
-            if not found[attachment.interface][0]:
-                # Detached, but ready to be attached.
-                program_for(False)
-        before_commit()
+        with ExitStack() as stack:
+            for attachment, pin in zip(attachments, pins):
+                hooks = Hooks(attachment.interface)
+                kept = stack.enter_context(Kept(attachment.interface, hooks.programs, attachment.native.undo))
+                program_for = _pinning(loader, pin, kept)
+                put = hooks.put(program_for, attachment.wanted, attachment.known, attachment.native)
+                if not put[0]:
+                    # Detached, but ready to be attached.
+                    program_for(False)
+                found[attachment.interface] = put
+            before_commit()
     except BaseException:
-        for interface, attached, descriptor in reversed(switched):
-            _put_back(interface, attached, descriptor)
-            places.new_program(interface).unlink(missing_ok=True)
+        for pin in pins:
+            pin.unlink(missing_ok=True)
         raise
-    finally:
-        for _interface, _attached, descriptor in switched:
-            if descriptor is not None:
-                os.close(descriptor)
-    for attachment in attachments:
-        places.new_program(attachment.interface).rename(places.program(attachment.interface))
+    for attachment, pin in zip(attachments, pins):
+        pin.rename(places.program(attachment.interface))
     return found
 
 
-def _pinning(loader: Loader, pin: Path) -> Callable[[bool], int]:
+def _pinning(loader: Loader, pin: Path, kept: Kept) -> Callable[[bool], int]:
     """The program of the kind that was asked for last is the one that is pinned."""
 
     def program_for(for_tc: bool) -> int:
         descriptor = loader.program(for_tc)
+        kept.tried(descriptor)
         pin.unlink(missing_ok=True)
         bpf.object_pin(descriptor, str(pin))
         return descriptor
 
     return program_for
-
-
-def _put_back(interface: str, before: link.Attached | None, descriptor: int | None) -> None:
-    hooks = Hooks(interface)
-    now = hooks.attached()
-    if now == before:
-        return
-    if before is None or descriptor is None:
-        if now:
-            hooks.detach(now)
-        return
-    if before.hook == "tc":
-        tc.attach(interface, descriptor)
-        if now and now.hook != "tc":
-            hooks.detach(now)
-        return
-    if now and now.hook == before.hook:
-        replaced = bpf.program_fd(now.program_id)
-        try:
-            link.attach(interface, descriptor, before.hook, replaced)
-        finally:
-            os.close(replaced)
-        return
-    if now and now.hook != "tc":
-        hooks.detach(now)
-    link.attach(interface, descriptor, before.hook, None)
-    if now and now.hook == "tc":
-        tc.detach(interface)
 
 
 def complete_interrupted(places: Places) -> None:
@@ -184,8 +154,9 @@ def complete_interrupted(places: Places) -> None:
         return
     for pin in sorted(places.new_programs.iterdir()):
         interface = pin.name.replace("%", ".")
-        attached = Hooks(interface).attached() if link.exists(interface) else None
-        if attached and attached.program_id == pinned_id(pin):
+        # An interface that went away took its program along.
+        found = Hooks(interface).programs() if link.exists(interface) else []
+        if pinned_id(pin) in [attached.program_id for attached in found]:
             if places.new_maps.exists():
                 adopt_new_maps(places)
             pin.rename(places.program(interface))

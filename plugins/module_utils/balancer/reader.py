@@ -44,34 +44,37 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
 
 
 def interface_facts(places: Places, current: state.State | None, interface: str) -> dict[str, Any]:
-    found, attached = _link(interface)
+    found, on_hooks = _link(interface)
     ours = pinned_id(places.program(interface))
-    is_ours = bool(attached and ours and attached.program_id == ours)
+    attached = next((entry for entry in on_hooks if entry.program_id == ours), None)
+    shadowed_by = Hooks(interface).shadowed_by(attached) if attached else []
     facts: dict[str, Any] = {
         "interface": interface,
-        "attached": is_ours,
+        "attached": bool(attached and not shadowed_by),
         "present": found is not None,
         "up": found is not None and found.enabled and found.usable,
     }
     known = current.program.hooks.get(interface) if current else None
     if ours and known:
         facts.update(
-            hook=attached.hook if attached and is_ours else "",
+            hook=attached.hook if attached else "",
             why=known.why,
             attached_at=known.attached_at,
             program_id=ours,
         )
+    if shadowed_by:
+        facts["shadowed_by"] = shadowed_by
     return facts
 
 
-def _link(interface: str) -> tuple[device.Link | None, link.Attached | None]:
-    """An interface and what is on its hook; nothing for one that is not there, or goes away just now."""
+def _link(interface: str) -> tuple[device.Link | None, list[link.Attached]]:
+    """An interface and what is on its hooks; nothing for one that is not there, or goes away just now."""
     try:
-        return device.Device(link.interface_index(interface), interface).link(), Hooks(interface).attached()
+        return device.Device(link.interface_index(interface), interface).link(), Hooks(interface).programs()
     except EngineError:
         if link.exists(interface):
             raise
-        return None, None
+        return None, []
 
 
 def read(places: Places, current: state.State | None) -> live.Reading:

@@ -279,9 +279,9 @@ def detach(places: Places, interface: str) -> None:
     """Take our program off an interface, wherever it is, and forget it."""
     if link.exists(interface):
         hooks = Hooks(interface)
-        attached = hooks.attached()
-        if attached and programs.owns(places, interface, attached):
-            hooks.detach(attached)
+        for attached in hooks.programs():
+            if programs.owns(places, interface, attached):
+                hooks.detach(attached)
     places.program(interface).unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ PROG_TEST_RUN = 10
 PROG_GET_FD_BY_ID = 13
 MAP_GET_FD_BY_ID = 14
 OBJ_GET_INFO_BY_FD = 15
+PROG_QUERY = 16  # kernel 4.15; for TCX 6.6
 BTF_LOAD = 18
 MAP_FREEZE = 22
 MAP_LOOKUP_BATCH = 24
@@ -78,6 +79,12 @@ def _bpf(command: int, attributes: bytes, buffer: ctypes.Array | None = None) ->
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return result
+
+
+def call(command: int, attributes: bytes) -> tuple[int, bytes]:
+    """Calls bpf(2) for other modules; returns its result and the attributes as the kernel leaves them."""
+    buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES_SIZE)
+    return _bpf(command, b"", buffer), buffer.raw
 
 
 def _address(buffer: ctypes.Array) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError, errno_name
+from . import attachments, bpf
 from .device import Device, find, missing
 
 # include/uapi/linux/if_link.h
@@ -22,12 +23,16 @@ FLAG_NATIVE = 1 << 2
 FLAG_REPLACE = 1 << 4
 FLAG_OFFLOAD = 1 << 3
 HOOK_FLAGS = {"native": FLAG_NATIVE, "generic": FLAG_GENERIC, "offload": FLAG_OFFLOAD}
+# What iproute2 calls the hooks.
+OFF_WORDS = {"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}
 # IFLA_XDP_ATTACHED: none, driver, generic, offload, several
 HOOKS = {1: "native", 2: "generic", 3: "offload", 4: "several"}
 
 
 @dataclass(frozen=True)
 class Attached:
+    """A program on a hook of an interface."""
+
     hook: str
     program_id: int
 
@@ -36,7 +41,6 @@ def import_pyroute2() -> Any:
     try:
         import pyroute2
         from pyroute2.netlink.rtnl import ifinfmsg
-        from pyroute2.netlink.rtnl.tcmsg import sched_bpf
     except ImportError as error:
         raise EngineError(
             f"pyroute2 is missing ({error}); install the distribution's package python3-pyroute2, or apply the role "
@@ -44,13 +48,6 @@ def import_pyroute2() -> Any:
         ) from None
     # Before 0.9 the flags were encoded as two bytes in network order, which the kernel refuses with ERANGE.
     ifinfmsg.ifinfmsg.xdp.xdp_flags.fields = [("value", "I")]
-    # It does not know the attributes that came last, the program's id among them.
-    if "TCA_BPF_ID" not in dict(sched_bpf.options.nla_map):
-        sched_bpf.options.nla_map += (
-            ("TCA_BPF_FLAGS_GEN", "uint32"),
-            ("TCA_BPF_TAG", "hex"),
-            ("TCA_BPF_ID", "uint32"),
-        )
     return pyroute2
 
 
@@ -81,7 +78,11 @@ def index_or_0(interface: str | None) -> int:
 
 def driver(interface: str) -> str:
     """For messages: the name of the interface's driver."""
-    return find(interface).driver() or "virtual"
+    try:
+        return find(interface).driver() or "virtual"
+    except EngineError:
+        # The request that the message is about tells better what is wrong with the interface.
+        return "unknown"
 
 
 def attached(interface: str) -> Attached | None:
@@ -99,18 +100,22 @@ def kernel_words(error: Any) -> str:
 
 
 def mtu(interface: str) -> int:
-    """In bytes, without the Ethernet header."""
-    with route_socket() as route:
-        return route.link("get", index=interface_index(interface))[0].get_attr("IFLA_MTU")
+    """In bytes, without the Ethernet header. Raises EngineError."""
+    return Device(interface_index(interface), interface).link().mtu
 
 
 def set_mtu(interface: str, size: int) -> None:
+    """Raises EngineError with the kernel's words."""
     pyroute2 = import_pyroute2()
     try:
         with route_socket() as route:
             route.link("set", index=interface_index(interface), mtu=size)
     except pyroute2.NetlinkError as error:
         raise EngineError(f"{interface}: mtu={size}: the kernel refuses: {kernel_words(error)}") from None
+    except OSError as error:
+        # The kernel may have done it, and only its answer is missing.
+        if mtu(interface) != size:
+            raise EngineError(f"{interface}: mtu={size}: the kernel gives no answer: {error}; try again") from None
 
 
 def links_up(interfaces: Iterable[str]) -> set[int]:
@@ -129,11 +134,14 @@ def links_up(interfaces: Iterable[str]) -> set[int]:
 class HookRefused(EngineError):
     """The kernel or the driver does not take the program on this hook."""
 
+    # What was put back after it, in a sentence.
+    put_back = ""
+
 
 def attach(interface: str, program: int, hook: str, replaces: int | None) -> None:
     """Put a program on a hook in one step: in place of the program with the descriptor `replaces`, or of none.
 
-    Raises HookRefused with the kernel's words if the hook does not take it.
+    Raises HookRefused with the kernel's words if the hook does not take it, EngineError if anything else fails.
     """
     flags = HOOK_FLAGS[hook]
     attributes = [["IFLA_XDP_FD", program]]
@@ -143,11 +151,13 @@ def attach(interface: str, program: int, hook: str, replaces: int | None) -> Non
         flags |= FLAG_REPLACE
         attributes.append(["IFLA_XDP_EXPECTED_FD", replaces])
     attributes.insert(1, ["IFLA_XDP_FLAGS", flags])
-    _set(interface, attributes, f"{hook} XDP on {interface} (driver {driver(interface)})")
+    expected = bpf.program_info(replaces).id if replaces is not None else None
+    wanted = Attached(hook, bpf.program_info(program).id)
+    _set(interface, attributes, f"{hook} XDP on {interface} (driver {driver(interface)})", expected, wanted)
 
 
 def detach(interface: str, hook: str, program: int) -> None:
-    """Take away this very program, no other."""
+    """Take away this very program, no other. Raises EngineError."""
     if hook not in HOOK_FLAGS:
         raise EngineError(f"{interface} carries a program on the {hook} hook; detach that one by hand")
     _set(
@@ -158,16 +168,63 @@ def detach(interface: str, hook: str, program: int) -> None:
             ["IFLA_XDP_EXPECTED_FD", program],
         ],
         f"detaching {hook} XDP from {interface}",
+        bpf.program_info(program).id,
+        None,
     )
 
 
-def _set(interface: str, attributes: list, what: str) -> None:
+def off_command(interface: str, hook: str) -> str:
+    """The command that detaches an XDP program which netlink attached."""
+    return f"ip link set dev {interface} {OFF_WORDS.get(hook, 'xdp')} off"
+
+
+def bpf_link(interface: str) -> attachments.BpfLink | None:
+    """The BPF link by which the XDP program of an interface is attached; None if netlink attached it."""
+    found = attached(interface)
+    if found is None:
+        return None
+    try:
+        return attachments.find_link(attachments.LINK_TYPE_XDP, interface_index(interface), found.program_id)
+    except OSError as error:
+        raise EngineError(
+            f"{interface}: cannot read the BPF links of this host: {error.strerror}; run as root"
+        ) from None
+
+
+def _set(interface: str, attributes: list, what: str, expected: int | None, wanted: Attached | None) -> None:
+    """`expected` is the id of the program that is to be on the hook before, `wanted` what is to be on it afterwards."""
     pyroute2 = import_pyroute2()
     index = interface_index(interface)
     try:
         with route_socket() as route:
             route.link("set", index=index, xdp={"attrs": attributes})
     except pyroute2.NetlinkError as error:
-        if error.code in (errno.EEXIST, errno.EBUSY):
-            raise EngineError(f"{what}: {kernel_words(error)}; the hook was changed meanwhile, try again") from None
-        raise HookRefused(f"{what}: {kernel_words(error)}") from None
+        raise _refusal(interface, f"{what}: {kernel_words(error)}", error.code, expected) from None
+    except OSError as error:
+        # The kernel may have done it, and only its answer is missing.
+        if attached(interface) != wanted:
+            raise EngineError(f"{what}: the kernel gives no answer: {error}; try again") from None
+
+
+def _refusal(interface: str, words: str, code: int, expected: int | None) -> EngineError:
+    """The error for the kernel's refusal to change an XDP hook, which says what the hook has to do with it."""
+    if code == errno.ENODEV or not exists(interface):
+        return EngineError(f"{words}; {interface} went away, apply again once it is back")
+    if code in (errno.EPERM, errno.EACCES):
+        return EngineError(f"{words}; this needs CAP_NET_ADMIN and CAP_BPF, use become: true")
+    if code not in (errno.EEXIST, errno.EBUSY):
+        return HookRefused(words)
+    found = attached(interface)
+    try:
+        by_link = bpf_link(interface)
+    except EngineError:
+        # Without CAP_SYS_ADMIN; the kernel's words say as much as can be known.
+        by_link = None
+    if by_link:
+        program = attachments.describe_program(by_link.program_id)
+        return EngineError(f"{words}; {program} is attached by {by_link}: {by_link.remedy}, then apply again")
+    if (found.program_id if found else None) != expected:
+        program = attachments.describe_program(found.program_id) if found else "no program"
+        on_hook = f"{program} is on the {found.hook} hook" if found else f"{program} is attached"
+        return EngineError(f"{words}; the hook was changed meanwhile, {on_hook} now: apply again")
+    return HookRefused(words)

@@ -51,5 +51,7 @@ def state_of(backend: Entry) -> str:
 def program_of(balancer: dict[str, Any]) -> str:
     program, seconds = balancer["program"], balancer["seconds"]
     where = f"on the {program['hook']} hook" if program["attached"] else "is not attached: the kernel gets all packets"
+    if "shadowed_by" in program:
+        where = f"is behind what may keep packets from it: {'; '.join(program['shadowed_by'])}"
     over = f"rates over {seconds:.1f} s" if seconds else "no rates yet"
     return f"{balancer['interface']}: program {program['program_id']} {where}; {over}"

@@ -13,6 +13,7 @@ import { quantity, whole } from "./text.js";
 const MOST_OPEN = 200;
 
 function programText(program) {
+  if (program.shadowed_by) return `is behind what may keep packets from it: ${program.shadowed_by.join("; ")}`;
   if (!program.attached) return "is not attached: the kernel gets all packets";
   const size = `${whole(program.verified_instructions)} instructions verified, ${whole(program.jited_bytes)} bytes of machine code`;
   return `${program.name}, id ${program.program_id}, on the ${program.hook} hook; ${size}; digest ${program.digest.slice(0, 12)}`;
