@@ -246,8 +246,8 @@ def test_a_qdisc_ingress(attempts):
 
 
 def test_features_that_tc_does_not_have(attempts):
-    words = attempts.refused("tc", features=frozenset(("redirect",)))
-    assert words == f"tc ingress on {FRONT}: redirect is possible with XDP only"
+    words = attempts.refused("tc", multi_buffer=True)
+    assert words == f"tc ingress on {FRONT}: multi_buffer is possible with XDP only"
 
 
 def test_xdp_of_others_in_front_of_ours_on_tc(xdp, ours):

@@ -152,7 +152,7 @@ def test_merged_packets_are_cut_behind_their_tunnel_headers():
 def test_what_is_behind_xdp_of_others_is_removed_all_the_same(balancer):
     program = foreign.load(bpf.PROG_TYPE_XDP, 2)
     link.attach(FRONT, program, "generic", None)
-    facts = balancer.info()["program"]
+    (facts,) = balancer.info()["program"]["interfaces"]
     assert not facts["attached"]
     assert facts["shadowed_by"] == [
         f"XDP {foreign.described(program)} on the generic hook (ip link set dev {FRONT} xdpgeneric off)"

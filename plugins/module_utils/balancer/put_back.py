@@ -141,7 +141,8 @@ class Kept:
                 other = attachments.describe_program(now.program_id)
                 raise EngineError(f"somebody else attached {other} to the {now.hook} hook meanwhile")
             if before is None:
-                self._take_off(now)
+                if now:
+                    self._take_off(now)
                 continue
             if hook_is_tc:
                 tc.attach(self._interface, self._descriptors[before])
