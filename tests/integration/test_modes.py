@@ -298,7 +298,7 @@ def test_a_new_program_and_a_restore_keep_filters_and_sources(lab, configure):
     assert run(lab, [Task("xdp_program", bigger)])[0]["new_maps"]
     assert set(names(ask(lab, VIP, 7, "tcp", 30))) == set(BACKENDS)
     # As a boot does: nobody knows the neighbours. What was compiled is still there, so that nobody needs the compiler.
-    watch = f"lbops-watch@main"
+    watch = "lbops-watch@main"
     forget = f"systemctl stop {watch}; ip link set {INTERFACE} xdp off; rm -r /sys/fs/bpf/lbops"
     forget += f"; ip neigh flush dev {INTERFACE}; mv {BCC} /root/"
     lab.ssh("lb1", f"{forget}; systemctl restart lbops-restore@main; mv /root/bcc {BCC}")

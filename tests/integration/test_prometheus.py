@@ -22,7 +22,7 @@ import pytest
 from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab, wait_for
 from tests.prometheus.test_rules import PROGRAMS, RULES, queries, rules
 
-STATE_FILE = f"/var/lib/lbops/main/state.json"
+STATE_FILE = "/var/lib/lbops/main/state.json"
 SPARE = "t0"
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # The backends hold the other one themselves.
@@ -230,7 +230,7 @@ def test_a_program_that_somebody_took_off(lab: Lab, prometheus: Prometheus):
     try:
         wait_for(lambda: [one["interface"] for one in prometheus.firing("LbopsProgramDetached")] == [INTERFACE])
     finally:
-        lab.ssh("lb1", f"systemctl restart lbops-restore@main")
+        lab.ssh("lb1", "systemctl restart lbops-restore@main")
     wait_for(lambda: not prometheus.firing("LbopsProgramDetached"))
 
 

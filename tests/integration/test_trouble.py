@@ -20,7 +20,7 @@ from tests.support.batch import Task, run, shell
 
 VIP, PORT = "10.77.0.10", 7
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
-STATE_FILE = f"/var/lib/lbops/main/state.json"
+STATE_FILE = "/var/lib/lbops/main/state.json"
 
 SERVICES = [{"name": protocol, "address": VIP, "protocol": protocol, "port": PORT} for protocol in ("udp", "tcp")]
 PROGRAM = Task("xdp_program", {"interface": INTERFACE, "features": ["dnat"]})
@@ -236,7 +236,7 @@ def test_traffic_follows_a_backend_that_changes_its_ethernet_address(lab, announ
 
 
 def test_a_killed_watch_comes_back(lab):
-    unit = f"lbops-watch@main.service"
+    unit = "lbops-watch@main.service"
 
     def process() -> str:
         return lab.ssh("lb1", f"systemctl show --property=MainPID --value {unit}")
