@@ -385,21 +385,23 @@ def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked)
 
 
 def test_a_restart_that_a_failed_run_left_out_is_made_up_for(lab, checked):
-    """Of whatever runs the engine: it is newer than they are."""
+    """Their processes run another version of the engine than the one that is installed."""
     units = (UNIT, "lbops-exporter.service", "lbops-watch@main.service")
 
     def processes() -> list[str]:
         return [lab.ssh("lb1", f"systemctl show -P MainPID {unit}") for unit in units]
 
+    other = "cd /usr/lib/lbops; installed=$(readlink current); cp -a $installed other; ln -sfn other current"
+    lab.ssh("lb1", f"{other}; systemctl restart {' '.join(units)}; ln -sfn $installed current")
     before = processes()
-    lab.ssh("lb1", "chmod 644 /usr/lib/lbops/current/engine/*.py")
     assert lab.services(SERVICES)[0] == 3
+    assert "other" not in lab.ssh("lb1", "ls /usr/lib/lbops").split()
     assert not set(before) & set(processes())
     assert lab.services(SERVICES)[0] == 0
 
 
-def test_an_interface_without_checks_has_nothing_to_remove(lab, checked):
-    other = ("--tags", "health", "-e", "health_state=absent", "-e", "health_interface=other0")
+def test_a_balancer_without_checks_has_nothing_to_remove(lab, checked):
+    other = ("--tags", "health", "-e", "health_state=absent", "-e", "health_balancer=other")
     assert lab.services(SERVICES, *other)[0] == lab.services(SERVICES, *other, "--check")[0] == 0
     assert lab.ssh("lb1", f"systemctl is-active {UNIT}") == "active"
 
@@ -415,11 +417,11 @@ def test_absent_it_leaves_no_trace_and_gives_every_backend_its_share(lab, checke
     lab.ssh("be1", "systemctl start lab-echo")
     assert in_ring(lab, "tcp") == in_ring(lab, "nobody") == set(BACKENDS)
     traces = (
-        "ls -d /etc/lbops/health* /usr/lib/lbops/health /var/lib/lbops/health*; "
-        "systemctl list-units --all 'lbops-health*' -q"
+        "ls -d /etc/lbops/health* /var/lib/lbops/main/health.json; systemctl list-units --all 'lbops-health*' -q; "
+        "ls -d /etc/systemd/system/*.wants/lbops-health*; true"
     )
-    assert lab.ssh("lb1", f"{traces}; systemctl list-unit-files -q 'lbops-health*'; true", check=False) == ""
+    assert lab.ssh("lb1", traces, check=False) == ""
     # The directory stays for as long as somebody has settings in it.
-    assert lab.ssh("lb1", "ls -A /etc/lbops") == "exporter-web.yml"
+    assert lab.ssh("lb1", "ls -A /etc/lbops").split() == ["exporter-web.yml", "exporter.env"]
     assert lab.services(SERVICES, *absent)[0] == 0
     assert lab.services(SERVICES, "--tags", "balancer")[0] == 0

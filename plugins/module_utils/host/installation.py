@@ -122,8 +122,8 @@ class Installation:
         if _checksums(directory) == wanted.engine:
             return
         unfinished = self.base / f".{wanted.digest}.new"
-        for path in (unfinished, directory):
-            _remove(path)
+        for left in (unfinished, directory):
+            _remove(left)
         for path in sorted(wanted.engine):
             target = unfinished / path
             target.parent.mkdir(parents=True, exist_ok=True)
