@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import pytest
 
-from tests.packet import test_interfaces
+from tests.packet import test_watch
 from tests.packet.network import write_setting
 from tests.packet.reference import TX
-from tests.packet.test_interfaces import ARMS, BACKEND, WEB, until, verdict
+from tests.packet.test_watch import ARMS, BACKEND, WEB, until, verdict
 from tests.support import host_packages
 from tests.support.balancer import declared, settings
 
 from engine.balancer import state  # isort: skip
 from lbops_exporter.exporter import Exporter  # isort: skip
 
-balancer = test_interfaces.balancer
+balancer = test_watch.balancer
 assert host_packages.DIRECTORY
 
 
