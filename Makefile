@@ -30,7 +30,7 @@ BCC_STAMP := build/stamps/bcc-$(shell uname -r)
 # Prometheus and its tools, from Debian's package; installed it would be a service that runs.
 PROMETHEUS := build/cache/prometheus
 PROMTOOL := $(PROMETHEUS)/usr/bin/promtool
-TESTS := lint sanity unit packet nic integration molecule
+TESTS := sanity ansible-lint packet nic integration molecule
 
 comma := ,
 headline = @printf '\n=== %s ===\n' '$(1)'
@@ -70,31 +70,36 @@ lab-down: venv collection ## Stop and remove the lab's hosts
 	$(need_root)
 	@$(PLAYBOOK) -i inventory/lab playbooks/lab_down.yml
 
+# Cheapest first. Warm it takes 90 seconds at most; what takes longer, or root, is a test of its own.
+.PHONY: check
+check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types and documentation, run unit tests: any user, no root
+	$(call headline,check)
+	@SECONDS=0; \
+	.venv/bin/ruff check .; \
+	.venv/bin/mypy; \
+	.venv/bin/antsibull-changelog lint; \
+	.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .; \
+	mkdir -p build/cache/coverage; \
+	$(PYTEST) -n 2 --cov tests/unit tests/prometheus; \
+	echo "check passed in $$SECONDS s"
+
 # The trap takes the lab down whatever happened; an error of its own fails the run too.
 .PHONY: test
-test: deps ## Run all tests, stopping at the first failure
+test: deps ## Run "make check" and all other tests, stopping at the first failure
 	$(need_root)
 	@trap '$(MAKE) lab-down' EXIT; \
+	$(MAKE) check; \
 	for part in $(TESTS); do SECONDS=0; $(MAKE) test-$$part; echo "test-$$part passed in $$SECONDS s"; done
 
-.PHONY: test-lint
-test-lint: .venv/test.stamp collection ## Check style: ruff, changelog, module documentation, ansible-lint
-	$(call headline,lint)
-	@.venv/bin/ruff check .
-	@.venv/bin/antsibull-changelog lint
-	@.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .
+.PHONY: test-ansible-lint
+test-ansible-lint: .venv/test.stamp collection ## Run ansible-lint on roles and playbooks
+	$(call headline,ansible-lint)
 	@.venv/bin/ansible-lint
 
 .PHONY: test-sanity
-test-sanity: .venv/test.stamp ## Run ansible-test sanity, without any ignore file
+test-sanity: deps .venv/test.stamp ## Run ansible-test sanity, without any ignore file
 	$(call headline,sanity)
 	@$(PYTHON) tests/tools/sanity.py
-
-.PHONY: test-unit
-test-unit: .venv/test.stamp collection $(PROMTOOL) ## Test the engine's pure parts, and the rules for Prometheus
-	$(call headline,unit)
-	@tests/tools/install-packages tests/unit/debian-packages.txt
-	@$(PYTEST) tests/unit tests/prometheus
 
 .PHONY: test-packet
 test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted frames
@@ -121,7 +126,7 @@ test-integration: .venv/test.stamp collection bcc $(PROMTOOL) ## Run modules and
 # molecule runs from the checkout itself and finds the collection by ANSIBLE_COLLECTIONS_PATH. A scenario needs
 # "prerun: false", or molecule installs a copy of the collection.
 .PHONY: test-molecule
-test-molecule: .venv/test.stamp collection ## Run molecule's default scenario
+test-molecule: deps .venv/test.stamp collection ## Run molecule's default scenario
 	$(need_root)
 	$(call headline,molecule)
 	@.venv/bin/molecule test -s default
@@ -158,7 +163,12 @@ $(PROMTOOL): tests/tools/unpack-package
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
-	@tests/tools/install-packages tests/tools/debian-packages.txt
+	@tests/tools/install-packages tests/tools/check-packages.txt tests/tools/debian-packages.txt
+
+# For other users than root: says what is missing, if anything is.
+.PHONY: check-deps
+check-deps:
+	@tests/tools/install-packages tests/tools/check-packages.txt
 
 .PHONY: venv
 venv: .venv/runtime.stamp ## Make .venv with ansible-core
@@ -168,7 +178,7 @@ venv: .venv/runtime.stamp ## Make .venv with ansible-core
 ifneq ($(shell cat .venv/path 2>/dev/null),$(CURDIR))
 .PHONY: .venv/path
 endif
-.venv/path: | deps
+.venv/path: | check-deps
 	@/usr/bin/python3 -m venv --clear --system-site-packages .venv
 	@echo '$(CURDIR)' >$@
 
@@ -192,6 +202,14 @@ collection: $(COLLECTION) ## Link the checkout below build/collections, where An
 $(COLLECTION):
 	@mkdir -p $(@D)
 	@ln -sfn ../../../.. $@
+
+.PHONY: packages
+packages: ## Link Python packages below build/packages by the names they have on a host, for mypy
+	@mkdir -p build/packages
+	@ln -sfn ../../plugins/module_utils build/packages/engine
+	@ln -sfn ../../roles/health/files build/packages/health
+	@ln -sfn ../../roles/balancer/files/lbops_top build/packages/lbops_top
+	@ln -sfn ../../roles/exporter/files/lbops_exporter build/packages/lbops_exporter
 
 .PHONY: bcc
 bcc: $(BCC_STAMP) ## Install BCC and kernel headers on this machine

@@ -13,7 +13,7 @@ _ERRNO_NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 def errno_name(number: int | None) -> str:
-    return _ERRNO_NAMES.get(number, str(number))
+    return str(number) if number is None else _ERRNO_NAMES.get(number, str(number))
 
 
 class EngineError(Exception):

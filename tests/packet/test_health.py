@@ -238,13 +238,6 @@ def test_nothing_is_checked_any_more(balancer, net):
     unchanged(balancer, [WEB], web(1, 2))
 
 
-def test_a_damaged_file_of_what_was_seen_is_as_good_as_none(balancer):
-    declare(balancer, [WEB], web(1, 2))
-    balancer.observe(seen(2))
-    balancer.health_file.write_text("{")
-    assert balancer.observed() == observed.Observed()
-
-
 # --- one server in many services
 
 MANY = [{**WEB, "name": f"web{n}", "port": 80 + n} for n in range(20)]

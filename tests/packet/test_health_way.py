@@ -13,7 +13,6 @@ import threading
 import time
 import types
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from engine.config.model import Backend, Service  # noqa: E402
 
 from roles.health.files import end_to_end, listeners, way  # noqa: E402
 from roles.health.files.checks import problem_of  # noqa: E402
-from roles.health.files.common import CannotCheck, Target  # noqa: E402
+from roles.health.files.common import Target  # noqa: E402
 
 SOURCE = {4: "192.0.2.1", 6: "2001:db8::1"}
 VIP = {4: "192.0.2.10", 6: "2001:db8::10"}
@@ -190,10 +189,3 @@ def test_nothing_but_answers_is_heard(servers):
     finally:
         stop.set()
         thread.join()
-
-
-def test_a_source_that_is_missing_is_no_failure(loopback):
-    nowhere = target(4, "udp", source=None)
-    other = replace(nowhere, backend=replace(nowhere.backend, address=SOURCE[6]))
-    with pytest.raises(CannotCheck, match="source is missing"):
-        asyncio.run(problem_of(other))

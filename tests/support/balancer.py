@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiled, compiler, document, state
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer, Conditions
 
 from tests.support.program import SIZES, SOURCE
+
+__all__ = ["Conditions", "balancer", "declared", "settings"]
 
 # Each build is compiled once for all tests of a process, however many state directories there are.
 compiled.compiler.compile_program = cache(compiler.compile_program)

@@ -3,6 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes what roles install on a host importable by the names it has there."""
 
+from hypothesis import settings
+
 from tests.support.host_packages import DIRECTORY
 
 __all__ = ["DIRECTORY"]
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import cpus, irqbalance, irqs
@@ -183,6 +185,7 @@ def test_flows_of_a_queue_are_a_power_of_two(flows: int, queues: int, each: int)
         ({"rps": {"rx-0": "3-1"}}, "rps.rx-0: '3-1' is not a CPU list"),
         ({"rfs": "many"}, "rfs='many' is neither"),
         ({"rfs": -1}, "rfs=-1"),
+        ({"rfs": {"rx-0": None}}, "rfs=None is neither"),
     ],
 )
 def test_what_no_device_takes(options: dict, words: str):
@@ -196,6 +199,14 @@ def test_cpus_may_be_a_number_or_a_list(value):
     knobs = {"vectors.rx-0": Knob("0-1"), "vectors.rx-1": Knob("0-1")}
     wanted = tuner.wanted(Device(1, "lo"), knobs, Rules())
     assert wanted == {"vectors.rx-0": "0", "vectors.rx-1": "0"}
+
+
+@pytest.mark.parametrize("change", [{"xps.tx-0": "0"}, {"rps.rx-0": "0"}, {"rfs.rx-0": 1024}])
+def test_a_device_that_went_away_before_it_was_written_to(monkeypatch, change):
+    monkeypatch.setattr(Device, "sysfs", lambda _device: None)
+    with pytest.raises(OSError) as raised:
+        irq_affinity.IrqAffinity({"rps": "none"}).write(Device(1, "gone0"), change, {})
+    assert raised.value.errno == errno.ENODEV
 
 
 def test_rollback_keeps_what_was_not_asked_for():

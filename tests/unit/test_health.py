@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
 from ansible_collections.lbops.xdp.plugins.filter import inventory
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import observed
 from ansible_collections.lbops.xdp.plugins.module_utils.config import health
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -27,6 +28,7 @@ engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
 from roles.health.files import applier, dns, frames, icmp, log, rounds, web  # noqa: E402
+from roles.health.files.checks import problem_of  # noqa: E402
 from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
 from roles.health.files.hindrances import Hindrances  # noqa: E402
 from roles.health.files.standing import Standing  # noqa: E402
@@ -307,6 +309,21 @@ def test_dns():
     ):
         with pytest.raises(Failed, match=words):
             dns.verify(request, wrong)
+
+
+def test_a_check_without_the_source_it_needs_says_nothing_of_the_backend():
+    found = target(address="2001:db8::10", forwarding="ipip", source="198.51.100.9")
+    options = {"check": "udp", "request": "?", "end_to_end": True, "source": "2001:db8::1"}
+    parsed = replace(health.parse_one("web", options), source=None)
+    with pytest.raises(CannotCheck, match="source is missing"):
+        asyncio.run(problem_of(replace(found, health=parsed)))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 0}'])
+def test_a_damaged_health_file_is_as_good_as_none(tmp_path, content):
+    path = tmp_path / "health-eth0.json"
+    path.write_text(content)
+    assert observed.load(path) == observed.Observed()
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class Balancer:
         waited: float,
     ) -> Outcome:
         change = Change(self.places, current or adopted(self.places, document), document, conditions.force)
-        change.plan()
+        change.work_out()
         planned = time.monotonic() - started - waited
         before = reader.program_facts(self.places, current)
         after_state = current

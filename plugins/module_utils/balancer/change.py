@@ -36,7 +36,8 @@ class Change:
 
     # --- what is refused before anything is touched, and what there is to do
 
-    def plan(self) -> None:
+    def work_out(self) -> None:
+        """Refuse what cannot be, in check mode as well, and find what there is to do."""
         document, current = self.document, self.current
         for interface in document.interfaces:
             link.interface_index(interface)
@@ -295,7 +296,7 @@ def adopted(places: Places, document: Document) -> state.State | None:
         Document(Settings(sizes=document.sizes)),
         state.ProgramState(sizes=document.sizes),
         allocation=allocation,
-        tables=state.Tables(*ids),
+        tables=state.Tables(ids[0], ids[1], ids[2]),
     )
 
 

@@ -13,7 +13,7 @@ from ..config.model import BackendKey
 
 K = TypeVar("K")
 # The fields of struct counters.
-Row = tuple
+Row = tuple[int, ...]
 # Of each kind, the last ones to go.
 LIMIT = 4096
 

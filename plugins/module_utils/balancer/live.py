@@ -16,7 +16,7 @@ from .maps import Maps
 from .state import State
 
 COUNTERS = ("packets", "bytes", "reply_packets", "reply_bytes", "new_flows")
-Row = tuple
+Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)

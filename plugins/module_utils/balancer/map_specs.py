@@ -61,8 +61,17 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
     def per_cpu(name: str, value_size: int, max_entries: int) -> MapSpec:
         return MapSpec(name, bpf.MAP_TYPE_PERCPU_ARRAY, value_size, max_entries, per_cpu=True)
 
-    def tables(name: str, value_size: int, max_entries: int = 1, **inner: int) -> MapSpec:
-        return MapSpec(name, bpf.MAP_TYPE_ARRAY_OF_MAPS, value_size, max_entries, **inner)
+    def tables(
+        name: str, value_size: int, max_entries: int = 1, *, inner_entries: int = 1, inner_flags: int = 0
+    ) -> MapSpec:
+        return MapSpec(
+            name,
+            bpf.MAP_TYPE_ARRAY_OF_MAPS,
+            value_size,
+            max_entries,
+            inner_entries=inner_entries,
+            inner_flags=inner_flags,
+        )
 
     return (
         array("control", CONTROL.size, 1),

@@ -16,7 +16,7 @@ from .observed import Observed
 from .state import State
 
 # What tells one content of a file that is replaced, never rewritten, from another.
-Version = tuple
+Version = tuple[int, int]
 
 
 def version_of(path: Path) -> Version | None:

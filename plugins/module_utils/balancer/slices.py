@@ -78,9 +78,12 @@ def part_outcome(outcome: Outcome, part: str, service: str | None = None) -> Out
     def entries(document: Document | None) -> list[dict[str, Any]]:
         if document is None:
             return []
-        found = document.filters if part == "filters" else getattr(document.config, part)
-        chosen = [entry for entry in found.values() if service is None or entry.service == service]
-        return [public(entry) for entry in chosen]
+        if part == "filters":
+            return [public(entry) for entry in document.filters.values()]
+        if part == "services":
+            return [public(entry) for entry in document.config.services.values()]
+        backends = document.config.backends.values()
+        return [public(entry) for entry in backends if service is None or entry.service == service]
 
     details = {
         **outcome.details["changes"][part],

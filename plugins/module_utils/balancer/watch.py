@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import time
+from typing import Any
 
 from ..errors import EngineError
 from ..kernel.link import import_pyroute2
@@ -34,15 +35,18 @@ VERIFY_SHARE = 0.05
 # Seconds within which changes count as one.
 SETTLE = 0.005
 
+# Event, flags, Ethernet address, MTU and state of an interface.
+LinkState = tuple[object, ...]
+
 
 class Watch:
     """What the kernel said last of each neighbour, to tell a change from a mere confirmation."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], str | None] = {}
-        self._links: dict[int, tuple] = {}
+        self._links: dict[int, LinkState] = {}
 
-    def changes_next_hop(self, message) -> bool:
+    def changes_next_hop(self, message: Any) -> bool:
         """Whether a message of the kernel means that packets may have to go elsewhere."""
         event = message["event"]
         if event in ("RTM_NEWROUTE", "RTM_DELROUTE"):

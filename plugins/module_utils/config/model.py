@@ -221,8 +221,7 @@ class Entry:
         value = self.raw.get(key)
         if value is None and default is not None:
             return default
-        # A tuple, since a list in place of a word cannot be looked up in a dictionary.
-        if value not in tuple(choices):
+        if not isinstance(value, str) or value not in choices:
             raise self.error(f"{key} {value!r} is not one of {', '.join(choices)}")
         return value
 

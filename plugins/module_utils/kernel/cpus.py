@@ -52,7 +52,7 @@ def parse_mask(text: str) -> tuple[int, ...]:
 
 def format_mask(cpus: Iterable[int]) -> str:
     bits = sum(1 << cpu for cpu in set(cpus))
-    words = []
+    words: list[str] = []
     while bits or not words:
         words.append(f"{bits & 0xFFFFFFFF:08x}")
         bits >>= 32

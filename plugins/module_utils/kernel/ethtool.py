@@ -147,4 +147,4 @@ class Ethtool(netlink.GenericSocket):
         reply = self._get(MSG_LINKMODES_GET)
         speed = number(reply[A_LINKMODES_SPEED]) if A_LINKMODES_SPEED in reply else SPEED_UNKNOWN
         duplex = number(reply[A_LINKMODES_DUPLEX]) if A_LINKMODES_DUPLEX in reply else None
-        return (None if speed == SPEED_UNKNOWN else speed), DUPLEX.get(duplex)
+        return (None if speed == SPEED_UNKNOWN else speed), None if duplex is None else DUPLEX.get(duplex)

@@ -105,7 +105,8 @@ def statistics(index: int) -> dict[str, int]:
 
 def _rxnfc(index: int, command: int, flow_type: int = 0, data: int = 0) -> int:
     content = struct.pack("=IIQ", command, flow_type, data).ljust(RXNFC_SIZE, b"\0")
-    return struct.unpack_from("=IIQ", call(index, content))[2]
+    number: int = struct.unpack_from("=IIQ", call(index, content))[2]
+    return number
 
 
 def rx_rings(index: int) -> int:
@@ -144,9 +145,8 @@ def rss_request(
     """Change what is given; an empty table makes the driver's own."""
     entries = INDIRECTION_NO_CHANGE if table is None else len(table)
     # What was read is written back: before Linux 6.8 the field must be 0, since then 0 takes a transformation away.
-    header = RXFH.pack(
-        SRSSH, 0, entries, len(key), HASH_FUNCTIONS.get(hash_function, 0), current.input_transformation, 0
-    )
+    function = HASH_FUNCTIONS.get(hash_function, 0) if hash_function else 0
+    header = RXFH.pack(SRSSH, 0, entries, len(key), function, current.input_transformation, 0)
     return header + struct.pack(f"={len(table or ())}I", *(table or ())) + key
 
 

@@ -32,7 +32,7 @@ class Attached:
     program_id: int
 
 
-def import_pyroute2():
+def import_pyroute2() -> Any:
     try:
         import pyroute2
         from pyroute2.netlink.rtnl import ifinfmsg

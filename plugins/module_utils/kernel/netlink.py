@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 NETLINK_ROUTE, NETLINK_GENERIC = 0, 16
 SOL_NETLINK = 270
@@ -82,14 +84,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def number(payload: bytes) -> int:
     """An unsigned integer of any width."""
-    return int.from_bytes(payload, _BYTE_ORDER)
+    return int.from_bytes(payload, sys.byteorder)
 
 
 def string(payload: bytes) -> str:
     return payload.rstrip(b"\0").decode()
-
-
-_BYTE_ORDER = "little" if struct.pack("=H", 1) == b"\1\0" else "big"
 
 
 def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
@@ -121,6 +120,9 @@ def error_of(flags: int, payload: bytes) -> NetlinkError | None:
     return NetlinkError(-code, words)
 
 
+_Self = TypeVar("_Self", bound="Socket")
+
+
 class Socket:
     """Requests one after the other."""
 
@@ -131,7 +133,7 @@ class Socket:
         self._socket.bind((0, 0))
         self._sequence = 0
 
-    def __enter__(self) -> Socket:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -144,7 +146,7 @@ class Socket:
         """The payloads of the kernel's replies. Raises NetlinkError."""
         self._sequence += 1
         self._socket.send(message(kind, NLM_F_REQUEST | flags, self._sequence, payload))
-        replies = []
+        replies: list[bytes] = []
         while True:
             for reply, reply_flags, sequence, content in messages(self._socket.recv(RECEIVE_SIZE)):
                 if sequence != self._sequence or reply == NLMSG_NOOP:

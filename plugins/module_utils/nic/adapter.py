@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from ..adapter import INTERFACE_ARGUMENT, run
+from ..outcome import Outcome
 from . import tuning
 from .tuner import Rules, Tuner
 
@@ -15,7 +16,7 @@ from .tuner import Rules, Tuner
 def tune(options: dict[str, Any], make: Callable[[dict[str, Any]], Tuner], **constraints: Any) -> None:
     """A module with these options: `make` gets their values, None for those that are left out."""
 
-    def apply(params: dict[str, Any], check: bool):
+    def apply(params: dict[str, Any], check: bool) -> Outcome:
         rules = Rules(clamp=params["on_exceed"] == "clamp", skip=params["on_unsupported"] == "skip", check=check)
         return tuning.apply(params["interface"], make({name: params[name] for name in options}), rules, check)
 

@@ -42,7 +42,7 @@ def most_rx_queues(device: Device) -> int:
     return max(rx_queues(device), *(knobs[name].maximum or 0 for name in ("combined", "rx") if name in knobs), 0)
 
 
-def _receiving(counts: dict[str, Any]) -> int:
+def _receiving(counts: dict[str, int]) -> int:
     return counts.get("combined", 0) + counts.get("rx", 0)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,12 @@ class IrqAffinity(Tuner):
                 self._options[name] = list_text(value)
                 self._check_entry(name, value)
         rfs = self._options.get("rfs")
-        for queue, entry in rfs.items() if isinstance(rfs, dict) else [("", rfs)]:
+        every = [] if rfs is None else [("", rfs)]
+        for queue, entry in rfs.items() if isinstance(rfs, dict) else every:
             check_range(f"rfs.{queue}" if queue else "rfs", self._number(entry), 0)
 
     @staticmethod
-    def _number(value: Any) -> int | None:
-        if value is None:
-            return None
+    def _number(value: Any) -> int:
         try:
             return int(value)
         except (TypeError, ValueError):
@@ -162,19 +161,22 @@ class IrqAffinity(Tuner):
                     "do that first"
                 )
             # Without any, the plan says that the device has none.
-            wanted.update({f"vectors.{queue}": value for queue, value in chosen.items()} or {"vectors": order[0]})
+            wanted.update({f"vectors.{queue}": value for queue, value in chosen.items()} or {"vectors": str(order[0])})
         wanted.update(self._steering(present, order, wanted))
         if "irqbalance_ban" in self._options and "irqbalance_ban" in knobs:
             wanted["irqbalance_ban"] = self._options["irqbalance_ban"]
         return wanted
 
-    def _steering(self, present: dict[str, dict[str, Any]], order: tuple[int, ...], wanted: dict[str, Any]) -> dict:
+    def _steering(
+        self, present: dict[str, dict[str, Any]], order: tuple[int, ...], wanted: dict[str, Any]
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for group in STEERING:
             value = self._options.get(group, KEEP)
             if value == KEEP:
                 continue
             queues = present[group]
+            chosen: Mapping[str, int | str]
             if isinstance(value, dict):
                 chosen = {
                     queue: flows_per_queue(self._number(entry), 1) if group == "rfs" else parse_cpus(group, entry)
@@ -255,11 +257,19 @@ class IrqAffinity(Tuner):
                 reason = move(self._vectors[device.index][queue], value)
                 if reason:
                     refused[key] = reason
-            elif group == "rfs":
-                _write_flows(self._path(device, key), value)
             else:
-                irqs.write_mask(self._path(device, key), value)
+                self._write_steering(device, key, value)
         return refused
+
+    def _write_steering(self, device: Device, key: str, value: Any) -> None:
+        path = self._path(device, key)
+        if path is None:
+            # The device went away since the plan was made.
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        if key.startswith("rfs."):
+            _write_flows(path, value)
+        else:
+            irqs.write_mask(path, value)
 
     def _ban(self, device: Device, ban: bool) -> None:
         daemon = irqbalance.running()
@@ -271,7 +281,7 @@ class IrqAffinity(Tuner):
 
     @staticmethod
     def options(found: dict[str, Any]) -> dict[str, Any]:
-        lists = {
+        lists: dict[str, Any] = {
             group: {queue: listed or NONE for queue, listed in found[group].items()}
             for group in ("vectors", "xps", "rps")
             if group in found

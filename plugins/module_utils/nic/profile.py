@@ -13,7 +13,7 @@ from ..kernel import link
 from ..kernel.device import Device, find, missing
 from ..outcome import Outcome, text_of
 from . import link_file, profiles, revert_timer, tuned
-from .device_info import of_device
+from .device_info import TUNERS, of_device
 from .preflight import mtu_problem
 from .profiles import Choice
 from .tuned import Image, Tuned, Tuning
@@ -55,7 +55,7 @@ class Work:
             [
                 choice
                 for choice in self.choices
-                if choice not in self.settled or not tuned.TUNERS[choice.group].risks_link
+                if choice not in self.settled or not TUNERS[choice.group].risks_link
             ]
         )
 
@@ -115,7 +115,7 @@ def _works(interface: str, profile: str, overrides: dict[str, Any], known: Tunin
         choices = profiles.choose(facts, profile, overrides)
         # What makes no sense is refused before anything is touched.
         for group, options in profiles.arguments(choices).items():
-            tuned.TUNERS[group](options)
+            TUNERS[group](options)
         left_out = profiles.lacking(facts, choices)
         kept = [choice for choice in choices if choice not in left_out]
         works.append(Work(device, facts, kept, known.devices.get(device.name) if known else None, left_out))
@@ -266,7 +266,8 @@ def apply(interface: str, profile: str, overrides: dict[str, Any], revert_after:
                 timer = revert_timer.arm(interface, revert_after)
             warnings += _change(current, works, timer)
     drift = [work for work in works if link_file.differs(work.device.name, link_file.desired(work.device, work.values))]
-    before, after = {}, {}
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
     for work in works:
         prefix = f"{work.device.name} " if len(works) > 1 else ""
         for target, found in zip((before, after), lines(work.plan(), prefix)):

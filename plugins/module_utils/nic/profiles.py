@@ -294,7 +294,7 @@ def current(facts: dict[str, Any], choice: Choice) -> Any:
 
 def _as_chosen(facts: dict[str, Any], choice: Choice) -> bool:
     present = facts.get("queues", {})
-    vectors = present.get("vectors", {})
+    vectors: dict[str, str] = present.get("vectors", {})
     if choice.value == KEEP:
         return True
     now = present.get(choice.option, {})

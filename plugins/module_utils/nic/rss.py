@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class Rss(Tuner):
         if rss.hash_function:
             knobs["hash_function"] = Knob(rss.hash_function)
         for flow_type in FLOW_TYPES:
-            fields = supported(lambda flow_type=flow_type: ethtool_ioctl.hash_fields(device.index, flow_type))
+            fields = supported(partial(ethtool_ioctl.hash_fields, device.index, flow_type))
             if fields is not None:
                 knobs[f"hash_fields.{flow_type}"] = Knob(fields)
         return knobs
@@ -180,9 +181,10 @@ class Rss(Tuner):
         knobs = self.read(device)
         planned = plan(device.name, knobs, self.wanted(device, knobs, rules), rules)
         queues = self._options.get("queues")
-        asked = "table" in knobs and queues is not None and device.index not in self._lacking
-        if asked and queues > rx_queues(device):
-            planned.clamped["queues"] = {"asked": queues, "given": rx_queues(device)}
+        if queues is not None and "table" in knobs and device.index not in self._lacking:
+            present = rx_queues(device)
+            if queues > present:
+                planned.clamped["queues"] = {"asked": queues, "given": present}
         return planned
 
     def parts(self, changes: dict[str, Any]) -> list[dict[str, Any]]:

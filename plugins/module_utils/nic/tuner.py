@@ -9,12 +9,15 @@ Everything that a module may set is a knob with a name, such as rx or hash_field
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import outcome
 from ..errors import EngineError, errno_name
 from ..kernel.device import Device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ def plan(name: str, knobs: dict[str, Knob], wanted: dict[str, Any], rules: Rules
     changes, clamped, unsupported = {}, {}, {}
     for key, value in wanted.items():
         knob = knobs.get(key)
-        problem = None
-        if knob is None:
-            problem = f"the device has no {key}{_alternatives(key, knobs)}"
-        elif knob.fixed and knob.value != value:
-            problem = f"the device's {key} is fixed at {text_of(knob.value)}"
-        if problem:
+        if knob is None or (knob.fixed and knob.value != value):
+            problem = (
+                f"the device has no {key}{_alternatives(key, knobs)}"
+                if knob is None
+                else f"the device's {key} is fixed at {text_of(knob.value)}"
+            )
             if not rules.skip:
                 raise EngineError(f"{name}: {problem}; leave it out, or set on_unsupported=skip")
             unsupported[key] = problem
@@ -124,6 +127,10 @@ class Tuner:
     # Some drivers reset the card.
     risks_link = False
 
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Takes the module's options. Raises EngineError for values that no device takes."""
+        raise NotImplementedError
+
     @staticmethod
     def read(device: Device) -> dict[str, Knob]:
         """Empty if the device has nothing of the kind."""
@@ -162,7 +169,7 @@ class Tuner:
         return self.options(nest(values))
 
 
-def supported(call: Any) -> Any:
+def supported(call: Callable[[], T]) -> T | None:
     """What it returns, None if the driver has nothing of the kind."""
     try:
         return call()

@@ -97,7 +97,7 @@ class _Report:
         return arguments
 
     def details(self) -> dict[str, Any]:
-        result = {
+        result: dict[str, Any] = {
             "clamped": self._by_device([work.plan.clamped for work in self.works]),
             "unsupported": self._by_device([work.unsupported for work in self.works]),
             "rollback": self._rollback(),

@@ -10,6 +10,9 @@ so far; so a prefix leaves markers at the shorter lengths that the search for it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Optional
+
 from ..config.addresses import BITS, Prefix, parse_prefix
 from ..config.filters import Filter, FilterKey, Filters
 from ..config.vocabulary import FILTER_ACTIONS, FILTER_CLASSES
@@ -21,8 +24,9 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 
 # --- what holds for a prefix
 
-# A rule for each class of protocols, None where there is none.
-Verdict = tuple
+# A rule for each class of protocols, None where there is none. Python 3.9 evaluates this line and knows no "|" here.
+Verdict = tuple[Optional[Filter], ...]
+Pack = Callable[[bytes, int], bytes]
 
 
 def _verdicts(found: Filters) -> dict[Prefix, Verdict]:
@@ -133,7 +137,9 @@ class _Lines:
         return False
 
 
-def _place(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, count: int, pack) -> bytearray | None:
+def _place(
+    slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, count: int, pack: Pack
+) -> bytearray | None:
     """So many lines; None if they are too few."""
     table = _Lines(homes, count, FILTER_LINE // form_size)
     if not all(map(table.put, slots)):
@@ -198,7 +204,9 @@ class _VerdictLines:
         return FILTER_RULE.pack(self._ids[rule.key], FILTER_ACTIONS[rule.action], interval, rule.burst)
 
 
-def _grow(slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, pack, room: int) -> tuple[bytearray, int]:
+def _grow(
+    slots: dict[bytes, int], homes: dict[bytes, int], form_size: int, pack: Pack, room: int
+) -> tuple[bytearray, int]:
     """As few lines as hold all slots, a power of two; their bytes and number."""
     count = 2
     while count * (FILTER_LINE // form_size) < 2 * len(slots):

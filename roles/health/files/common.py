@@ -61,7 +61,7 @@ class Target:
         return self.health.port or self.backend.port or self.service.first_port
 
     @property
-    def checked(self) -> tuple:
+    def checked(self) -> tuple[object, ...]:
         """What a check goes by; a change of anything else, such as a weight, is none of its business."""
         service, backend = self.service, self.backend
         return (

@@ -19,7 +19,7 @@ SYN, RST, ACK = 0x02, 0x04, 0x10
 WINDOW = 1024
 ICMP_OF = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 # What answers of one exchange have in common: the protocol, with the ports as answers bear them, or an echo's token.
-Mark = tuple
+Mark = tuple[int, bytes]
 
 
 @dataclass(frozen=True)

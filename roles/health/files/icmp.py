@@ -21,7 +21,7 @@ REQUEST, REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 def checksum(data: bytes) -> int:
     """Of the Internet (RFC 1071)."""
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -89,7 +89,10 @@ class Listener:
             except OSError:
                 # There is no more, or an interface went down, which is told so.
                 return
-            mark, answer = answer_in(self._version, packet) or ((), b"")
+            found = answer_in(self._version, packet)
+            if found is None:
+                continue
+            mark, answer = found
             exchange = self.exchanges.get(mark)
             if exchange is not None and not exchange.full():
                 exchange.put_nowait(answer)

@@ -23,12 +23,15 @@ HEADS_LIMIT = 10
 # Chunks that are read before other checks have their turn.
 CHUNKS_AT_ONCE = 100
 
+# Path, inode and time of the last change of each file of certificate authorities.
+Version = tuple[tuple[str, int, int], ...]
+
 
 def tls_context(verify: bool) -> ssl.SSLContext:
     return _tls_context(verify, _authorities() if verify else ())
 
 
-def _authorities() -> tuple:
+def _authorities() -> Version:
     """Other ones when the host's were changed: update-ca-certificates and its like replace files."""
     found = ssl.get_default_verify_paths()
     paths = [path for path in (found.cafile, found.capath) if path]
@@ -37,7 +40,7 @@ def _authorities() -> tuple:
 
 # The last ones only: of those that verify, and of those that do not.
 @lru_cache(maxsize=2)
-def _tls_context(verify: bool, _version: tuple) -> ssl.SSLContext:
+def _tls_context(verify: bool, _version: Version) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False
@@ -69,12 +72,13 @@ def request(target: Target) -> bytes:
 
 async def check(target: Target) -> None:
     health = target.health
-    options = {}
-    if health.check == "https":
-        options = {"ssl": tls_context(health.verify), "server_hostname": server_name(target)}
+    tls = health.check == "https"
+    context, name = (tls_context(health.verify), server_name(target)) if tls else (None, None)
     connection = await tcp.connect(target)
     try:
-        reader, writer = await asyncio.open_connection(sock=connection, limit=HEADERS_LIMIT, **options)
+        reader, writer = await asyncio.open_connection(
+            sock=connection, limit=HEADERS_LIMIT, ssl=context, server_hostname=name
+        )
     except BaseException:
         connection.close()
         raise

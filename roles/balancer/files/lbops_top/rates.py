@@ -20,6 +20,7 @@ RATES = (
 REPLIES_COME_BACK = ("dnat", "full_nat")
 
 Entry = dict[str, Any]
+Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Snapshot:
 
 def target(backend: Entry) -> str:
     """Its address, or for redirect its interface."""
-    return backend.get("address") or backend["interface"]
+    return str(backend.get("address") or backend["interface"])
 
 
 def report(interface: str, before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def report(interface: str, before: Snapshot | None, after: Snapshot) -> dict[str
     seconds = after.seconds - before.seconds if before else None
     known = _by_key(before.info) if before else {}
 
-    def with_rates(key: tuple, entry: Entry) -> Entry:
+    def with_rates(key: Key, entry: Entry) -> Entry:
         return {**entry, **_rates(known.get(key), entry, seconds or 0)}
 
     services = [with_rates(_service_key(entry), entry) for entry in after.info["services"]]
@@ -85,19 +86,19 @@ def _sum(rates: Iterable[float | None]) -> float | None:
     return round(sum(known), 3) if known else None
 
 
-def _service_key(service: Entry) -> tuple:
+def _service_key(service: Entry) -> Key:
     return ("service", service["name"])
 
 
-def _backend_key(backend: Entry) -> tuple:
+def _backend_key(backend: Entry) -> Key:
     return ("backend", backend["service"], target(backend), backend.get("port"))
 
 
-def _reason_key(row: Entry) -> tuple:
+def _reason_key(row: Entry) -> Key:
     return ("reason", row["verdict"], row["reason"])
 
 
-def _by_key(info: dict[str, Any]) -> dict[tuple, Entry]:
+def _by_key(info: dict[str, Any]) -> dict[Key, Entry]:
     return {
         **{_service_key(entry): entry for entry in info["services"]},
         **{_backend_key(entry): entry for entry in info["backends"]},

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .rates import Entry, target
 
 UNITS = "kMGT"
@@ -43,10 +45,10 @@ def state_of(backend: Entry) -> str:
     """Whether anything new goes to it, and if not, why; where nobody checks its health, it is just enabled."""
     if backend["state"] == "enabled" and backend.get("healthy") is not None:
         return "healthy" if backend["healthy"] else "unhealthy"
-    return backend["state"]
+    return str(backend["state"])
 
 
-def program_of(balancer: dict) -> str:
+def program_of(balancer: dict[str, Any]) -> str:
     program, seconds = balancer["program"], balancer["seconds"]
     where = f"on the {program['hook']} hook" if program["attached"] else "is not attached: the kernel gets all packets"
     over = f"rates over {seconds:.1f} s" if seconds else "no rates yet"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
-from engine.balancer.live import Reading
+from engine.balancer.live import Reading, Row
 from engine.balancer.state import State
 from engine.config.filters import FilterKey
 from engine.config.model import Backend
@@ -147,7 +147,7 @@ def _backend_labels(balancer: str, backend: Backend) -> tuple[str, str]:
     )
 
 
-def _directed(family: Family, labels: Iterable[tuple[str, str]], rows: Iterable[tuple], place: int) -> Iterator[str]:
+def _directed(family: Family, labels: Iterable[tuple[str, str]], rows: Iterable[Row], place: int) -> Iterator[str]:
     name = family.name
     for (head, tail), row in zip(labels, rows):
         yield f'{name}{{{head}direction="to_backend",{tail}}} {row[place]}'
@@ -224,7 +224,7 @@ class BalancerCollector(Collector):
             page.add_lines(LATENCY, _histogram(LATENCY.name, pairs({"balancer": balancer}), reading.latency))
 
     def _services(self, page: Page, balancer: str, reading: Reading, known: Labels) -> None:
-        labels, rows, services = known.services, reading.services, reading.current.config.services
+        labels, rows, services = known.services, reading.services, known.current.config.services
         page.add_lines(SERVICE_PACKETS, _directed(SERVICE_PACKETS, labels, rows, 0))
         page.add_lines(SERVICE_BYTES, _directed(SERVICE_BYTES, labels, rows, 1))
         page.add_lines(SERVICE_FLOWS, _plain(SERVICE_FLOWS, labels, (row[4] for row in rows)))
@@ -240,7 +240,7 @@ class BalancerCollector(Collector):
         )
 
     def _backends(self, page: Page, balancer: str, reading: Reading, known: Labels) -> None:
-        labels, rows, config = known.backends, reading.backends, reading.current.config
+        labels, rows, config = known.backends, reading.backends, known.current.config
         page.add_lines(BACKEND_PACKETS, _directed(BACKEND_PACKETS, labels, rows, 0))
         page.add_lines(BACKEND_BYTES, _directed(BACKEND_BYTES, labels, rows, 1))
         page.add_lines(BACKEND_FLOWS, _plain(BACKEND_FLOWS, labels, (row[4] for row in rows)))
@@ -262,7 +262,7 @@ class BalancerCollector(Collector):
 
     @staticmethod
     def _remembered(
-        page: Page, families: tuple[Family, Family], hits: Hits, found: list[tuple[tuple[str, str], Any, tuple]]
+        page: Page, families: tuple[Family, Family], hits: Hits, found: list[tuple[tuple[str, str], Any, Row]]
     ) -> None:
         labels = [label for label, _key, _row in found]
         page.add_lines(families[0], _plain(families[0], labels, hits.of({key: row for _label, key, row in found})))

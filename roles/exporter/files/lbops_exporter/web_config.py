@@ -31,7 +31,7 @@ class Tls:
         """Raises OSError, ssl.SSLError included, for files that make none."""
         found = [os.stat(path) for path in self._files]
         signature = [(file.st_ino, file.st_mtime_ns) for file in found]
-        if signature != self._signature:
+        if self._context is None or signature != self._signature:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             try:
