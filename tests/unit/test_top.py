@@ -55,9 +55,18 @@ def backend(of: str, number: int, **given: Any) -> dict[str, Any]:
     }
 
 
+def interface(name: str = "eth0", **given: Any) -> dict[str, Any]:
+    return {"interface": name, "present": True, "up": True, "attached": True, "hook": "native", **given}
+
+
+def program(*interfaces: dict[str, Any], problems: tuple[str, ...] = ()) -> dict[str, Any]:
+    found = list(interfaces or [interface()])
+    return {"interfaces": found, "problems": list(problems), "program_id": 42}
+
+
 def info(services: list, backends: list, **reasons: int) -> dict[str, Any]:
     return {
-        "program": {"attached": True, "hook": "native", "program_id": 42},
+        "program": program(),
         "services": services,
         "backends": backends,
         "filters": [],
@@ -71,7 +80,7 @@ def info(services: list, backends: list, **reasons: int) -> dict[str, Any]:
 
 
 def between(before: dict, after: dict, seconds: float = 2.0) -> dict[str, Any]:
-    return report("eth0", Snapshot(1000.5, before), Snapshot(1000.5 + seconds, after))
+    return report("main", Snapshot(1000.5, before), Snapshot(1000.5 + seconds, after))
 
 
 def rates(entry: dict[str, Any]) -> list[float | None]:
@@ -104,7 +113,7 @@ class TestRates:
         assert [row["packets_per_second"] for row in found["reasons"]] == [3.5, 2.5, 0, 0]
 
     def test_of_a_first_read_are_not_known(self):
-        found = report("eth0", None, Snapshot(5, AFTER))
+        found = report("main", None, Snapshot(5, AFTER))
         [dns] = found["services"]
         assert found["seconds"] is None
         for entry in (found["total"], dns, *dns["backends"]):
@@ -259,7 +268,7 @@ class TestSorting:
 
 class TestTable:
     FULL = """\
-eth0: program 42 on the native hook; rates over 2.0 s
+main: eth0 native; rates over 2.0 s
   drop      3.5 packets/s  no_route 3.5
   pass      2.5 packets/s  not_ours 2.5
 
@@ -330,13 +339,26 @@ dns  192.0.2.10:53/udp  dnat maglev           200   200k           200   160k
         reasons = info([], [], not_ours=92, not_ip=20, no_route=3)["reasons"]
         assert "\n  pass       11 packets/s  not_ip 10  not_ours 1.0\n" in self.text(80, {**AFTER, "reasons": reasons})
 
-    def test_a_program_that_is_not_attached_is_told_of(self):
-        program = {"attached": False, "hook": "", "program_id": 42}
-        text = self.text(140, {**AFTER, "program": program})
-        assert text.startswith("eth0: program 42 is not attached: the kernel gets all packets;")
+    def test_each_interface_is_named_with_its_hook(self):
+        found = program(interface(), interface("eth1", hook="tc"))
+        assert self.text(140, {**AFTER, "program": found}).startswith("main: eth0 native, eth1 tc; rates over 2.0 s\n")
+
+    def test_an_interface_that_does_not_forward_is_told_of(self):
+        found = program(
+            interface("eth0", up=False),
+            interface("eth1", attached=False, hook=""),
+            interface("eth2", attached=False, hook="", present=False, up=False),
+            problems=("interface eth0 is down", "interface eth1: the program is not attached"),
+        )
+        head = table(between(BEFORE, {**AFTER, "program": found}), 140, "service").head
+        assert [(line.text, line.style) for line in head[:3]] == [
+            ("main: eth0 native (down), eth1 not attached, eth2 does not exist; rates over 2.0 s", ""),
+            ("  interface eth0 is down", "bad"),
+            ("  interface eth1: the program is not attached", "bad"),
+        ]
 
     def test_a_balancer_that_cannot_be_read_is_told_of(self):
-        assert table({"interface": "eth0", "error": "gone"}, 80, "service").head == [("eth0: gone", "bad")]
+        assert table({"balancer": "main", "error": "gone"}, 80, "service").head == [("main: gone", "bad")]
 
     def test_no_services_are_a_table_too(self):
         empty = info([], [])
@@ -347,7 +369,7 @@ dns  192.0.2.10:53/udp  dnat maglev           200   200k           200   160k
 class TestView:
     def report(self, backends: int) -> dict[str, Any]:
         entries = info([service("dns")], [backend("dns", number) for number in range(backends)])
-        return {"host": "lb1", "time": "2026-11-21T12:15:03+01:00", "interfaces": [between(entries, entries)]}
+        return {"host": "lb1", "time": "2026-11-21T12:15:03+01:00", "balancers": [between(entries, entries)]}
 
     def names(self, view: View, backends: int = 40, height: int = 24) -> list[str]:
         """What is shown, by its first words."""
@@ -357,7 +379,7 @@ class TestView:
 
     def test_the_head_stays_while_backends_scroll(self):
         view = View("service")
-        head = ["lb1", "eth0:", "drop", "pass", "", "TO", "NAME", "total"]
+        head = ["lb1", "main:", "drop", "pass", "", "TO", "NAME", "total"]
         assert self.names(view) == [*head, "dns", *(f"be{number}" for number in range(15))]
         view.press("down")
         assert self.names(view) == [*head, *(f"be{number}" for number in range(16))]
@@ -380,7 +402,7 @@ class TestView:
 
     def test_in_a_low_terminal_everything_scrolls(self):
         view = View("service")
-        assert self.names(view, height=6) == ["lb1", "eth0:", "drop", "pass", "", "TO"]
+        assert self.names(view, height=6) == ["lb1", "main:", "drop", "pass", "", "TO"]
         view.press("end")
         assert self.names(view, height=6) == ["lb1", *(f"be{number}" for number in range(35, 40))]
         assert self.names(view, height=1) == ["lb1"]
@@ -409,12 +431,12 @@ class TestView:
         assert view.done
 
     def test_several_balancers_are_below_each_other(self):
-        both = {**self.report(1), "interfaces": self.report(1)["interfaces"] * 2}
+        both = {**self.report(1), "balancers": self.report(1)["balancers"] * 2}
         lines = plain(both, 80, "packets").splitlines()
         assert lines[0] == "lb1  2026-11-21 12:15:03  sorted by packets"
-        assert [line.split()[0] for line in lines if line].count("eth0:") == 2
+        assert [line.split()[0] for line in lines if line].count("main:") == 2
         assert all(line == line.rstrip() for line in lines)
-        assert View("service").frame(both, 80, 100)[1].text.startswith("eth0:")
+        assert View("service").frame(both, 80, 100)[1].text.startswith("main:")
 
 
 def test_keys_are_understood_in_both_modes_of_a_terminal():
@@ -463,7 +485,7 @@ def test_a_stop_waits_for_what_is_being_written(monkeypatch):
 class TestArguments:
     def test_defaults(self):
         options = vars(top.parse_arguments([]))
-        assert options == {"interface": [], "interval": 1.0, "sort": "service", "once": False, "json": False}
+        assert options == {"balancer": [], "interval": 1.0, "sort": "service", "once": False, "json": False}
 
     @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "1s"])
     def test_an_interval_is_a_time(self, interval, capsys):

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from engine.balancer.balancer import Balancer
-from engine.balancer.state import HOST_PATHS, interfaces
+from engine.balancer.state import HOST_PATHS, balancers
 from engine.errors import EngineError
 
 from .rates import Snapshot, report
@@ -40,29 +40,29 @@ class Reader:
         return {
             "host": socket.gethostname(),
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "interfaces": [self._read(interface) for interface in self._names()],
+            "balancers": [self._read(name) for name in self._names()],
         }
 
     def _names(self) -> list[str]:
-        found = interfaces(HOST_PATHS)
+        found = balancers(HOST_PATHS)
         if not found:
-            raise EngineError(f"no interface of this host has a balancer; {SETUP}")
-        for interface in self._chosen:
-            if interface not in found:
-                raise EngineError(f"{interface} has no balancer, but {', '.join(found)} has; {SETUP}")
+            raise EngineError(f"this host has no balancer; {SETUP}")
+        for name in self._chosen:
+            if name not in found:
+                raise EngineError(f"this host has no balancer {name}, but {', '.join(found)}; {SETUP}")
         return self._chosen or found
 
-    def _read(self, interface: str) -> dict[str, Any]:
-        before = self._before.pop(interface, None)
+    def _read(self, name: str) -> dict[str, Any]:
+        before = self._before.pop(name, None)
         try:
-            info = Balancer(interface).info()
+            info = Balancer(name).info()
         except (EngineError, OSError) as error:
-            return {"interface": interface, "error": str(error)}
+            return {"balancer": name, "error": str(error)}
         if "program_id" not in info["program"]:
-            remedy = f"systemctl restart lbops-restore@{interface} puts it back"
-            return {"interface": interface, "error": f"the balancer's program is not loaded; {remedy}"}
-        after = self._before[interface] = Snapshot(time.monotonic(), info)
-        return report(interface, before, after)
+            remedy = f"systemctl restart lbops-restore@{name} puts it back"
+            return {"balancer": name, "error": f"the balancer's program is not loaded; {remedy}"}
+        after = self._before[name] = Snapshot(time.monotonic(), info)
+        return report(name, before, after)
 
 
 def seconds(text: str) -> float:
@@ -78,7 +78,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Show packets and bits per second of the balancers' services and backends.",
         epilog=BITS,
     )
-    parser.add_argument("--interface", action="append", default=[], help="only this one; may be given again")
+    parser.add_argument("--balancer", action="append", default=[], help="only this one; may be given again")
     parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two reads (default 1)")
     parser.add_argument("--sort", choices=SORTS, default="service", help="by what (default service)")
     parser.add_argument("--once", action="store_true", help="one table over one interval, as plain text")
@@ -115,13 +115,13 @@ def write(reader: Reader, options: argparse.Namespace) -> int:
             sys.stdout.write(plain(found, shutil.get_terminal_size((1000, 24)).columns, options.sort))
         sys.stdout.flush()
         if options.once:
-            return int(any("error" in balancer for balancer in found["interfaces"]))
+            return int(any("error" in balancer for balancer in found["balancers"]))
 
 
 def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise EngineError("only root may read the maps of BPF programs; run sudo lbops-top")
-    reader = Reader(options.interface)
+    reader = Reader(options.balancer)
     if options.once or options.json:
         return write(reader, options)
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":

@@ -36,7 +36,7 @@ def target(backend: Entry) -> str:
     return str(backend.get("address") or backend["interface"])
 
 
-def report(interface: str, before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
+def report(balancer: str, before: Snapshot | None, after: Snapshot) -> dict[str, Any]:
     """Everything of `after`, the backends below their services, with rates; without `before` those are None."""
     seconds = after.seconds - before.seconds if before else None
     known = _by_key(before.info) if before else {}
@@ -58,7 +58,7 @@ def report(interface: str, before: Snapshot | None, after: Snapshot) -> dict[str
         service["backends"] = backends
         _leave_out_replies(service, service)
     return {
-        "interface": interface,
+        "balancer": balancer,
         "seconds": round(seconds, 3) if seconds else None,
         "program": after.info["program"],
         "total": {rate: _sum(service[rate] for service in services) for _counter, rate, _unit in RATES},

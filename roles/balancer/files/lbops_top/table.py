@@ -40,9 +40,9 @@ class Table(NamedTuple):
 
 
 def table(balancer: dict[str, Any], width: int, sort: str, reverse: bool = False) -> Table:
-    """Of one balancer, or of what came in between: {"interface": ..., "error": ...}."""
+    """Of one balancer, or of what came in between: {"balancer": ..., "error": ...}."""
     if "error" in balancer:
-        return Table([Line(cut(f"{balancer['interface']}: {balancer['error']}", width), "bad")], [])
+        return Table([Line(cut(f"{balancer['balancer']}: {balancer['error']}", width), "bad")], [])
     services = sort_services(balancer["services"], sort, reverse)
     left, right = _columns(services, width)
     room = width - len(_numbers(right, {}))
@@ -51,6 +51,7 @@ def table(balancer: dict[str, Any], width: int, sort: str, reverse: bool = False
     left[0] = left[0]._replace(width=left[0].width + span - _span(left))
     head = [
         Line(program_of(balancer)),
+        *(Line(f"  {problem}", "bad") for problem in balancer["program"]["problems"]),
         *_reasons(balancer["reasons"]),
         Line(""),
         Line(" " * span + _directions(right), "heading"),

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .rates import Entry, target
 
 UNITS = "kMGT"
@@ -48,10 +46,18 @@ def state_of(backend: Entry) -> str:
     return str(backend["state"])
 
 
-def program_of(balancer: dict[str, Any]) -> str:
-    program, seconds = balancer["program"], balancer["seconds"]
-    where = f"on the {program['hook']} hook" if program["attached"] else "is not attached: the kernel gets all packets"
-    if "shadowed_by" in program:
-        where = f"is behind what may keep packets from it: {'; '.join(program['shadowed_by'])}"
+def program_of(balancer: Entry) -> str:
+    """The balancer, each of its interfaces with the hook that the program is on, and what rates are of."""
+    seconds = balancer["seconds"]
+    interfaces = ", ".join(f"{entry['interface']} {_hook_of(entry)}" for entry in balancer["program"]["interfaces"])
     over = f"rates over {seconds:.1f} s" if seconds else "no rates yet"
-    return f"{balancer['interface']}: program {program['program_id']} {where}; {over}"
+    return f"{balancer['balancer']}: {interfaces}; {over}"
+
+
+def _hook_of(interface: Entry) -> str:
+    if not interface["present"]:
+        return "does not exist"
+    if "shadowed_by" in interface:
+        return f"is behind what may keep packets from it: {'; '.join(interface['shadowed_by'])}"
+    where: str = interface["hook"] if interface["attached"] else "not attached"
+    return where if interface["up"] else f"{where} (down)"

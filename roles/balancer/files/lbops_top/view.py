@@ -86,7 +86,7 @@ def _where(report: dict[str, Any]) -> list[str]:
 
 
 def _lines(report: dict[str, Any], width: int, sort: str, reverse: bool) -> tuple[list[Line], list[Line]]:
-    tables = [table(balancer, width, sort, reverse) for balancer in report["interfaces"]]
+    tables = [table(balancer, width, sort, reverse) for balancer in report["balancers"]]
     if len(tables) == 1:
         return tables[0]
     return [], [line for head, rows in tables for line in (*head, *rows, Line(""))]

@@ -1,7 +1,7 @@
 // Copyright: (c) 2026, The lbops.xdp authors
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
-// One interface: its program, services and backends, and what was not forwarded.
+// One balancer: its interfaces and program, services and backends, and what was not forwarded.
 
 import { element, replaced, table } from "./elements.js";
 import { Cpus, Queues } from "./queues.js";
@@ -13,10 +13,32 @@ import { quantity, whole } from "./text.js";
 const MOST_OPEN = 200;
 
 function programText(program) {
-  if (program.shadowed_by) return `is behind what may keep packets from it: ${program.shadowed_by.join("; ")}`;
-  if (!program.attached) return "is not attached: the kernel gets all packets";
+  if (program.verified_instructions === undefined) return "The program is not loaded: the kernel gets all packets.";
   const size = `${whole(program.verified_instructions)} instructions verified, ${whole(program.jited_bytes)} bytes of machine code`;
-  return `${program.name}, id ${program.program_id}, on the ${program.hook} hook; ${size}; digest ${program.digest.slice(0, 12)}`;
+  const tables = `generation ${program.generation}, lookup tables ${program.tables_digest.slice(0, 12)}`;
+  return `${program.name}: ${size}; digest ${program.digest.slice(0, 12)}; ${tables}`;
+}
+
+function interfaceText(entry) {
+  if (!entry.present) return `${entry.interface} does not exist`;
+  if (entry.shadowed_by) {
+    return `${entry.interface}: the program is behind what may keep packets from it: ${entry.shadowed_by.join("; ")}`;
+  }
+  const link = entry.up ? "" : ", the link is down";
+  if (!entry.attached) return `${entry.interface}: the program is not attached, the kernel gets all packets${link}`;
+  return `${entry.interface}: program ${entry.program_id} on the ${entry.hook} hook${link}`;
+}
+
+/** A line for each text; those that are bad are told from others. */
+class Lines {
+  constructor(className) {
+    this.element = element("ul", { className });
+  }
+
+  show(lines) {
+    this.element.replaceChildren(...lines.map(([text, isBad]) => element("li", { className: isBad ? "bad" : "" }, text)));
+    this.element.hidden = !lines.length;
+  }
 }
 
 class Reasons {
@@ -63,11 +85,14 @@ class Tiles {
 
 export class Balancer {
   #program = element("p", { className: "program" });
+  #interfaces = new Lines("interfaces");
+  #problems = new Lines("problems");
   #tiles = new Tiles("packets/s to backends", "packets/s to clients", "bit/s", "packets/s dropped", "ns a packet");
   #services = new Map();
   #list = element("div");
   #reasons = new Reasons();
-  #queues = new Queues();
+  #queues = new Map();
+  #queueList = element("div");
   #cpus = new Cpus("Packets/s in the program, by CPU");
   #runs = new Rates();
 
@@ -76,20 +101,25 @@ export class Balancer {
       "section",
       { id: `balancer-${name}` },
       element("h2", {}, name),
+      this.#interfaces.element,
+      this.#problems.element,
       this.#program,
       this.#tiles.element,
       this.#list,
       element("h3", {}, "Not forwarded"),
       this.#reasons.element,
-      this.#queues.element,
+      this.#queueList,
       this.#cpus.element,
     );
   }
 
-  /** `found` as /api/v1/config has it; packets by queue, and when they were read. */
+  /** `found` as /api/v1/config has it; packets by interface and queue, and when they were read. */
   update(found, queuesTime, queues) {
     this.#program.textContent = programText(found.program);
-    this.#program.classList.toggle("bad", !found.program.attached);
+    this.#interfaces.show(
+      found.program.interfaces.map((entry) => [interfaceText(entry), !(entry.present && entry.attached && entry.up)]),
+    );
+    this.#problems.show(found.program.problems.map((text) => [text, true]));
     const backends = Map.groupBy(found.backends, (backend) => backend.service);
     const rates = found.services.map((service) => {
       if (!this.#services.has(service.name)) this.#services.set(service.name, new Service(found.backends.length <= MOST_OPEN));
@@ -111,8 +141,20 @@ export class Balancer {
       quantity(dropped),
       count ? (time / count).toFixed(0) : "–",
     );
-    this.#queues.update(queuesTime, queues);
+    this.#updateQueues(found.program.interfaces.map((entry) => entry.interface), queuesTime, queues);
     this.#cpus.update(found.timestamp, found.cpus);
+  }
+
+  #updateQueues(names, time, queues) {
+    // Where there is one interface, nobody need be told which.
+    const key = (name) => (names.length > 1 ? name : "");
+    const kept = new Set(names.map(key));
+    for (const known of this.#queues.keys()) if (!kept.has(known)) this.#queues.delete(known);
+    for (const name of names) {
+      if (!this.#queues.has(key(name))) this.#queues.set(key(name), new Queues(key(name)));
+      this.#queues.get(key(name)).update(time, queues[name]);
+    }
+    replaced(this.#queueList, names.map((name) => this.#queues.get(key(name)).element));
   }
 
   find(text) {

@@ -31,14 +31,15 @@ function say(text, isBad) {
 }
 
 function show(config, queues) {
-  for (const name of balancers.keys()) if (!(name in config.interfaces)) balancers.delete(name);
-  for (const [name, found] of Object.entries(config.interfaces)) {
+  for (const name of balancers.keys()) if (!(name in config.balancers)) balancers.delete(name);
+  for (const [name, found] of Object.entries(config.balancers)) {
     if (!balancers.has(name)) balancers.set(name, new Balancer(name));
     const balancer = balancers.get(name);
-    balancer.update(found, queues.timestamp, queues.interfaces[name]);
+    balancer.update(found, queues.timestamp, queues.interfaces);
     balancer.find(find.value);
   }
-  const others = Object.entries(queues.interfaces).filter(([name]) => !(name in config.interfaces));
+  const named = Object.values(config.balancers).flatMap((found) => found.program.interfaces.map((entry) => entry.interface));
+  const others = Object.entries(queues.interfaces).filter(([name]) => !named.includes(name));
   host.update(queues.timestamp, queues.cpus, others);
   replaced(place, [...[...balancers.values()].map((balancer) => balancer.element), host.element]);
   const errors = Object.entries({ ...config.errors, ...queues.errors }).map(([name, text]) => `${name}: ${text}`);
