@@ -258,7 +258,7 @@ class Balancer:
                 self._finish_replacement()
                 if current and _pinned_program_id(self.program_pin) == replaced:
                     state.save(self.state_file, current)
-                compiled.discard_unused(self.paths)
+                compiled.discard_unused(self.paths.state, state.used_programs(self.paths))
                 raise
             details["compiled"] = self._compiled
             digest = replace(build, tc=hook == "tc").digest()
@@ -282,7 +282,7 @@ class Balancer:
         if not after.counting_since:
             after = replace(after, counting_since=time.time())
         saved = self._save(after)
-        compiled.discard_unused(self.paths)
+        compiled.discard_unused(self.paths.state, state.used_programs(self.paths))
         return self.program_facts(saved), details
 
     def _save(self, done: state.State) -> state.State:
@@ -383,7 +383,7 @@ class Balancer:
         return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
-        code, self._compiled = compiled.program(build, self.paths)
+        code, self._compiled = compiled.program(build, self.paths.state)
         try:
             return bpf.program_load(
                 PROGRAM_NAME,
@@ -421,7 +421,7 @@ class Balancer:
         _remove_pins(self.pins)
         files.remove(self.state_file)
         files.remove(self.health_file)
-        compiled.discard_unused(self.paths)
+        compiled.discard_unused(self.paths.state, state.used_programs(self.paths))
         self._remove_pin_directories()
 
     def _remove_pin_directories(self) -> None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..errors import EngineError
 from ..kernel import files
-from . import compiler, state
+from . import compiler
 
 SUFFIX = ".program"
 
 
-def _path(build: compiler.Build, paths: state.Paths) -> Path:
-    return paths.state / f"{build.digest()}{SUFFIX}"
+def _path(build: compiler.Build, directory: Path) -> Path:
+    return directory / f"{build.digest()}{SUFFIX}"
 
 
 def _read(path: Path) -> bytes | None:
-    """None if there is none, or if it is not what was written."""
+    """Returns None if there is no such file, or if it is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -29,9 +28,9 @@ def _read(path: Path) -> bytes | None:
     return content[size:] if hashlib.sha256(content[size:]).digest() == content[:size] else None
 
 
-def program(build: compiler.Build, paths: state.Paths) -> tuple[bytes, bool]:
-    """Its instructions as of compile_program(), and whether they were compiled now. Raises EngineError."""
-    path = _path(build, paths)
+def program(build: compiler.Build, directory: Path) -> tuple[bytes, bool]:
+    """Returns its instructions as of compile_program(), and whether they were compiled now. Raises EngineError."""
+    path = _path(build, directory)
     kept = _read(path)
     if kept is not None:
         return kept, False
@@ -44,17 +43,8 @@ def program(build: compiler.Build, paths: state.Paths) -> tuple[bytes, bool]:
     return code, True
 
 
-def discard_unused(paths: state.Paths) -> None:
-    """Those that no interface's program was compiled to."""
-    used = set()
-    for interface in state.interfaces(paths):
-        try:
-            current = state.load(paths.state_file(interface))
-        except EngineError:
-            # Another interface's file; whoever uses it says so.
-            continue
-        if current:
-            used.add(current.program.digest)
-    for path in paths.state.glob(f"*{SUFFIX}"):
+def discard_unused(directory: Path, used: set[str]) -> None:
+    """Removes the programs whose digest is not in `used`."""
+    for path in directory.glob(f"*{SUFFIX}"):
         if path.stem not in used:
             path.unlink(missing_ok=True)

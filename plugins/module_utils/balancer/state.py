@@ -226,6 +226,20 @@ def interfaces(paths: Paths) -> list[str]:
     return sorted(path.stem for path in paths.state.glob("*.json") if not path.name.startswith(others))
 
 
+def used_programs(paths: Paths) -> set[str]:
+    """Returns the digests of all interfaces' programs."""
+    used = set()
+    for interface in interfaces(paths):
+        try:
+            current = load(paths.state_file(interface))
+        except EngineError:
+            # The file of another interface; the engine reports it when it works on that interface.
+            continue
+        if current:
+            used.add(current.program.digest)
+    return used
+
+
 @contextmanager
 def locked(paths: Paths, *, create: bool) -> Iterator[None]:
     """One at a time on a host. The lock is on the directory; without `create` a missing one stays missing."""
