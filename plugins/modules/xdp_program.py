@@ -182,7 +182,7 @@ after:
       type: list
       elements: str
     digest:
-      description: SHA-256 of source, features, sizes, kind of hook and kernel release.
+      description: SHA-256 of source, features, sizes, kind of hook and number of possible CPUs.
       type: str
     prepare:
       description: Whether the interface is prepared for the program, now and after a reboot.

@@ -121,9 +121,9 @@ class Balancer:
             # Live services keep what they need until they are gone.
             features = request.features | used_features(config, current.filters if current else None)
             build = compiler.Build(request.source, features, request.sizes)
-            # Detached, the program is on no hook; what it was compiled for its digest says.
-            for_tc = replace(build, tc=True)
-            if before.get("hook") == "tc" or (not before.get("hook") and before.get("digest") == for_tc.digest()):
+            # Detached, or after a boot, the program is on no hook; its digest says what it was compiled for.
+            for_tc, known_digest = replace(build, tc=True), current.program.digest if current else ""
+            if before.get("hook") == "tc" or (not before.get("hook") and known_digest == for_tc.digest()):
                 build = for_tc
             digest = build.digest()
             wanted = {
@@ -383,18 +383,16 @@ class Balancer:
         return True
 
     def load(self, build: compiler.Build, live_maps: maps.Maps) -> int:
-        code, self._compiled = compiled.program(build, self.paths.state)
-        try:
+        def load_code(code: bytes) -> int:
             return bpf.program_load(
                 PROGRAM_NAME,
                 bpf.relocate(code, list(live_maps.descriptors.values())),
                 program_type=build.program_type,
                 flags=build.load_flags,
             )
-        except bpf.VerifierError as error:
-            raise EngineError(
-                f"the kernel's verifier rejects the program for {self.interface}: {error.strerror}\n{error.log[-4000:]}"
-            ) from None
+
+        program, self._compiled = compiled.load(build, self.paths.state, load_code)
+        return program
 
     def remove_program(self, check: bool, force: bool = False) -> Outcome:
         """Detach our program and remove its pins and state; a foreign program stays."""
