@@ -12,8 +12,9 @@ version_added: 0.1.0
 description:
   - Compiles the balancer on the host with only the features asked for, loads it, pins it below
     C(/sys/fs/bpf/lbops/<interface>) and attaches it.
-  - It is compiled again only when its source, its features, its sizes or the kernel changed; what was compiled is kept
-    in C(/var/lib/lbops), for the next boot and for further interfaces.
+  - It is compiled again only when its source, its features, its sizes or the number of possible CPUs changed, or when
+    the kernel's verifier refuses what was compiled under another kernel. Compiled programs are kept in
+    C(/var/lib/lbops), for the next boot, under whatever kernel, and for further interfaces.
   - A new program takes the old one's place in one step; maps, and with them services, backends and counters, stay. No
     packet is lost.
   - When sizes change, or a newer release lays out the maps differently, new maps are filled from

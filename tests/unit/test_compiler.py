@@ -164,6 +164,13 @@ def test_another_release_of_the_kernel_is_no_other_program(build, monkeypatch):
     assert build.digest() == before
 
 
+def test_the_source_depends_on_the_stable_user_space_api_alone():
+    """Hence the digest has no release of the kernel."""
+    included = re.findall(r"#\s*include\s*<(.*)>", SOURCE)
+    assert included and all(name.startswith("uapi/linux/") for name in included)
+    assert not re.findall(r"LINUX_VERSION_CODE|KERNEL_VERSION|\bCONFIG_\w+|preserve_access_index", SOURCE)
+
+
 def test_the_other_hook_of_the_other_hook_is_the_first(build):
     assert build.for_other_hook() == replace(build, tc=True)
     assert build.for_other_hook().for_other_hook() == build
