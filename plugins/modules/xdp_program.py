@@ -66,7 +66,7 @@ program:
       type: list
       elements: str
     digest:
-      description: SHA-256 of source, features and sizes.
+      description: SHA-256 of source, features, sizes and number of possible CPUs.
       type: str
 changes:
   description: C(created), C(modified) and C(removed) of interfaces, services, backends and filters.

@@ -338,9 +338,9 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
         no_bpffs,
         "pyroute2 is missing (No module named 'pyroute2'); install the distribution's package python3-pyroute2, or "
         "apply the role lbops.xdp.bcc",
-        f"kernel headers are missing: /lib/modules/{release}/build does not exist; install linux-headers-{release} "
-        f"(Debian, Ubuntu) or kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also knows "
-        "what to do for a kernel without a header package",
+        f"kernel headers are missing: /lib/modules/{release}/build does not exist; run apt install "
+        f"linux-headers-{release} (Debian, Ubuntu) or dnf install kernel-devel-{release} (Rocky, RHEL), or apply the "
+        "role lbops.xdp.bcc, which also knows what to do for a kernel without a header package",
         f"{PACKAGES}/bcc/__init__.py is not iovisor's BCC; remove that package and install the distribution's "
         f"{distribution}",
         f"BCC is missing (No module named 'bcc'); install the distribution's package {distribution}, or apply the role "

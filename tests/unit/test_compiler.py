@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -135,6 +136,7 @@ CHANGES = {
     "one feature more": lambda build: replace(build, features=build.features | {"ipv6"}),
     "one feature less": lambda build: replace(build, features=frozenset(("dnat",))),
     "the hook": lambda build: replace(build, tc=True),
+    "the possible CPUs": lambda build: replace(build, cpus=build.cpus + 1),
     **{
         name: lambda build, name=name: replace(
             build, sizes=replace(build.sizes, **{name: 2 * getattr(build.sizes, name)})
@@ -156,10 +158,31 @@ def test_sizes_that_only_the_maps_have_leave_the_program_as_it_is(build, name):
     assert replace(build, sizes=sizes).digest() == build.digest()
 
 
-def test_another_kernel_is_another_program(build, monkeypatch):
+def test_another_release_of_the_kernel_is_no_other_program(build, monkeypatch):
     before = build.digest()
     monkeypatch.setattr(platform, "release", lambda: "5.15.0-other")
-    assert build.digest() != before
+    assert build.digest() == before
+
+
+def test_the_source_depends_on_the_stable_user_space_api_alone():
+    """Hence the digest has no release of the kernel."""
+    included = re.findall(r"#\s*include\s*<(.*)>", SOURCE)
+    assert included and all(name.startswith("uapi/linux/") for name in included)
+    assert not re.findall(r"LINUX_VERSION_CODE|KERNEL_VERSION|\bCONFIG_\w+|preserve_access_index", SOURCE)
+
+
+def test_the_other_hook_of_the_other_hook_is_the_first(build):
+    assert build.for_other_hook() == replace(build, tc=True)
+    assert build.for_other_hook().for_other_hook() == build
+
+
+def test_all_that_the_compiler_lacks_is_said_at_once(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bcc", None)
+    monkeypatch.setattr(platform, "release", lambda: "5.15.0-other")
+    with pytest.raises(
+        EngineError, match="^BCC is missing .*; kernel headers are missing: .*linux-headers-5.15.0-other"
+    ):
+        compiler.compile_program(build)
 
 
 def test_a_missing_source_is_said_with_the_role_that_installs_it(build):

@@ -9,14 +9,15 @@ import ctypes
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import vocabulary
-from ..errors import EngineError
+from ..errors import EngineError, Problems
 from ..kernel import bpf
 from ..tables.layout import Sizes
 
@@ -70,13 +71,21 @@ class Build:
         return bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in self.features and not self.tc else 0
 
     def digest(self) -> str:
-        """Changes with source, features, sizes and kernel, and only with them."""
-        digest = hashlib.sha256(platform.release().encode())
+        """Changes with source, features, sizes, kind of hook and CPUs, and only with them.
+
+        The kernel's release is no part of it: the program uses the stable user space API alone, and the verifier
+        judges what was compiled under another release.
+        """
+        digest = hashlib.sha256()
         for flag in self.flags[1:]:
             digest.update(b"\0" + flag.encode())
         for path in self.files():
             digest.update(b"\0" + path.name.encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()
+
+    def for_other_hook(self) -> Build:
+        """Returns the same build for tc instead of XDP, or for XDP instead of tc."""
+        return replace(self, tc=not self.tc)
 
     def files(self) -> list[Path]:
         files = sorted([*self.source.glob("*.c"), *self.source.glob("*.h")])
@@ -105,15 +114,20 @@ def _import_bcc():
     return bcc
 
 
+def version() -> str:
+    """Returns the name and version of the compiler, which compile_program() has imported."""
+    return f"BCC {getattr(sys.modules.get('bcc'), '__version__', 'of unknown version')}"
+
+
 def check_headers() -> None:
     """BCC needs the running kernel's headers, or headers linked in their place."""
     release = platform.release()
     headers = Path("/lib/modules") / release / "build"
     if not headers.exists() and not Path("/sys/kernel/kheaders.tar.xz").exists():
         raise EngineError(
-            f"kernel headers are missing: {headers} does not exist; install linux-headers-{release} (Debian, Ubuntu) "
-            f"or kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also knows what to do "
-            "for a kernel without a header package"
+            f"kernel headers are missing: {headers} does not exist; run apt install linux-headers-{release} (Debian, "
+            f"Ubuntu) or dnf install kernel-devel-{release} (Rocky, RHEL), or apply the role lbops.xdp.bcc, which also "
+            "knows what to do for a kernel without a header package"
         )
 
 
@@ -147,9 +161,15 @@ def _with_subprograms(start: int) -> bytes:
 
 def compile_program(build: Build) -> bytes:
     """The program's instructions, in which maps are the numbers of maps.h. Raises EngineError."""
+    problems = []
+    for check in (_import_bcc, check_headers, build.files):
+        try:
+            check()
+        except EngineError as error:
+            problems.append(str(error))
+    if problems:
+        raise Problems(problems)
     bcc = _import_bcc()
-    check_headers()
-    build.files()
     captured: list[str] = []
     try:
         with _captured_stderr() as captured:

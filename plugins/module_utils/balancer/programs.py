@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import EngineError
 from ..kernel import bpf, link
 from . import compiled, compiler, maps
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
@@ -49,19 +48,17 @@ class Loader:
         return self._loaded[for_tc]
 
     def _load(self, build: compiler.Build) -> int:
-        code, compiled_now = compiled.program(build, self._directory)
-        self.compiled |= compiled_now
-        try:
+        def load_code(code: bytes) -> int:
             return bpf.program_load(
                 PROGRAM_NAME,
                 bpf.relocate(code, list(self._maps.descriptors.values())),
                 program_type=build.program_type,
                 flags=build.load_flags,
             )
-        except bpf.VerifierError as error:
-            raise EngineError(
-                f"the kernel's verifier rejects the program: {error.strerror}\n{error.log[-4000:]}"
-            ) from None
+
+        program, compiled_now = compiled.load(build, self._directory, load_code)
+        self.compiled |= compiled_now
+        return program
 
 
 @dataclass(frozen=True)
