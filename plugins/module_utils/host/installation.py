@@ -128,8 +128,8 @@ class Installation:
             target = unfinished / path
             target.parent.mkdir(parents=True, exist_ok=True)
             _write(target, contents[path])
-        for path in sorted((path for path in unfinished.rglob("*") if path.is_dir()), reverse=True):
-            _sync(path)
+        for made in sorted((found for found in unfinished.rglob("*") if found.is_dir()), reverse=True):
+            _sync(made)
         _sync(unfinished)
         unfinished.rename(directory)
         _sync(self.base)
