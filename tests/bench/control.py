@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How long operators wait: build/bench/control.json.
 
-Modules run as whole processes, as on a target, on a veth in a network namespace of this process; an unchanged site.yml
-runs against a host of the lab.
+Modules run as whole processes, as on a target, on a veth in namespaces of this process; an unchanged site.yml runs
+against a host of the lab.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ ansible-playbook site.yml against one host of the lab, nothing to change.\
 SERVICES, BACKENDS = 100, 10_000
 ROUNDS = 5
 INTERFACE = "bench0"
-PINS = Path("/sys/fs/bpf/lbops") / INTERFACE
 AIMS = {
     "apply_10k_unchanged": report.Aim(1.0),
     "apply_10k_one_changed": report.Aim(1.0),
@@ -58,8 +57,8 @@ def module(name: str, **arguments: Any) -> tuple[float, dict[str, Any]]:
 
 
 @contextmanager
-def private_network() -> Iterator[None]:
-    with namespace.private("net"):
+def own_host() -> Iterator[None]:
+    with namespace.own_host():
         for command in (
             f"ip link add {INTERFACE} type veth peer name peer0",
             f"ip link set {INTERFACE} up",
@@ -149,7 +148,7 @@ def main() -> int:
     samples: dict[str, list[float]] = {}
     try:
         site(samples)
-        with private_network():
+        with own_host():
             modules(samples)
     except (OSError, RuntimeError) as error:
         print(f"control: {error}", file=sys.stderr)

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a scrape costs: build/bench/exporter.json.
 
-The exporter runs as a process of its own on the live program and maps of an interface in a network namespace of this
-process, and is asked over HTTP.
+The exporter runs as a process of its own on the live program and maps of an interface in namespaces of this process,
+and is asked over HTTP.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def main() -> int:
     samples: dict[str, list[float]] = {}
     memory: dict[str, list[float]] = {}
     try:
-        with tempfile.TemporaryDirectory() as directory, namespace.private("net"):
+        with tempfile.TemporaryDirectory() as directory, namespace.own_host():
             for command in (
                 f"ip link add {INTERFACE} type veth peer name peer0",
                 f"ip link set {INTERFACE} up",
@@ -160,23 +160,18 @@ def main() -> int:
                 "ip link set lo up",
             ):
                 subprocess.run(command.split(), check=True)
-            # The sysfs of this machine knows nothing of the namespace.
-            with namespace.private("mnt"):
-                subprocess.run("mount --make-rprivate /".split(), check=True)
-                subprocess.run("mount -t sysfs sysfs /sys".split(), check=True)
-                subprocess.run("mount -t bpf bpf /sys/fs/bpf".split(), check=True)
-                paths = state.Paths(Path("/sys/fs/bpf/lbops-bench"), Path(directory))
-                with balancer(paths) as made:
-                    for case, backends, packed in (
-                        ("scrape_100x1000", BACKENDS, False),
-                        ("scrape_100x1000_gzip", BACKENDS, True),
-                        ("scrape_100x100_each", MORE, False),
-                    ):
-                        services, declared = configuration(backends)
-                        made.apply_services(services, True, False)
-                        made.apply_backends(declared, True, False)
-                        memory[case] = measure(case, paths, backends, packed, samples)
-                        print(f"exporter: {case} done", flush=True)
+            paths = state.Paths(Path("/sys/fs/bpf/lbops-bench"), Path(directory))
+            with balancer(paths) as made:
+                for case, backends, packed in (
+                    ("scrape_100x1000", BACKENDS, False),
+                    ("scrape_100x1000_gzip", BACKENDS, True),
+                    ("scrape_100x100_each", MORE, False),
+                ):
+                    services, declared = configuration(backends)
+                    made.apply_services(services, True, False)
+                    made.apply_backends(declared, True, False)
+                    memory[case] = measure(case, paths, backends, packed, samples)
+                    print(f"exporter: {case} done", flush=True)
     except (OSError, report.Failure) as error:
         print(f"exporter: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.namespace import private
+from tests.support.namespace import own_host
 
 MODULES = "ansible_collections.lbops.xdp.plugins.modules"
 Module = Callable[..., dict[str, Any]]
@@ -41,15 +41,9 @@ def python_path() -> Iterator[None]:
 
 @pytest.fixture
 def namespace() -> Iterator[None]:
-    """This thread in new network and mount namespaces, so that /sys shows the devices made here."""
-    directory = os.getcwd()
-    try:
-        with private("net"), private("mnt"):
-            run("mount", "--make-rprivate", "/")
-            run("mount", "-t", "sysfs", "sysfs", "/sys")
-            yield
-    finally:
-        os.chdir(directory)
+    """This thread on a host of its own, so that /sys shows the devices made here."""
+    with own_host():
+        yield
 
 
 @pytest.fixture

@@ -33,9 +33,6 @@ def make_veth(queues: int) -> None:
 def own_host(namespace: None) -> None:
     """A pair of interfaces, and pins, state and namespaces of one's own."""
     make_veth(4)
-    run("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
-    for directory in ("/var/lib", "/run"):
-        run("mount", "-t", "tmpfs", "tmpfs", directory)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_read_only_sysfs(veth: str, module: Module):
 
 
 def test_sysfs_of_another_namespace(veth: str, module: Module):
-    run("umount", "/sys")
+    run("umount", "--recursive", "/sys")
     result = module("nic_irq_affinity", interface=veth, on_unsupported="skip", rps="0")
     assert result["failed"] and "another network namespace" in result["msg"]
 

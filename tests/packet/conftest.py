@@ -17,6 +17,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.layout import REASONS
 from tests.packet import reference
 from tests.packet.frames import Case
 from tests.packet.network import Network, network
+from tests.support import namespace
 from tests.support.program import ALL_FEATURES, Program
 
 # include/uapi/linux/time.h; what bpf_ktime_get_coarse_ns() reads
@@ -106,6 +107,13 @@ def root() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def own_pins(root: None) -> Iterator[None]:
+    """Pins are of these tests only, and vanish with them."""
+    with namespace.own_pins():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def one_cpu(root: None) -> Iterator[None]:
     """Round robin and remembered next hops are per CPU."""
     allowed = os.sched_getaffinity(0)
@@ -115,7 +123,7 @@ def one_cpu(root: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def net(one_cpu: None) -> Iterator[Network]:
+def net(own_pins: None, one_cpu: None) -> Iterator[Network]:
     with network() as built:
         yield built
 
