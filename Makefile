@@ -13,6 +13,10 @@ export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export ANSIBLE_SSH_CONTROL_PATH_DIR := ~/.ansible/cp
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/build/cache/hypothesis
 export PYTHONDONTWRITEBYTECODE := 1
+# Programs' messages are read, and Ansible refuses a locale that is not UTF-8.
+export LC_ALL := C.UTF-8
+# What the caller has there would be imported in place of the checkout's.
+unexport PYTHONPATH
 ifndef MAKE_TERMOUT
 export NO_COLOR := 1
 endif
@@ -89,6 +93,7 @@ test-sanity: .venv/test.stamp ## Run ansible-test sanity, without any ignore fil
 .PHONY: test-unit
 test-unit: .venv/test.stamp collection $(PROMTOOL) ## Test the engine's pure parts, and the rules for Prometheus
 	$(call headline,unit)
+	@tests/tools/install-packages tests/unit/debian-packages.txt
 	@$(PYTEST) tests/unit tests/prometheus
 
 .PHONY: test-packet
@@ -98,7 +103,7 @@ test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted f
 	@$(PYTEST) tests/packet
 
 .PHONY: test-nic
-test-nic: deps .venv/test.stamp collection ## Run the modules for network devices on virtual ones
+test-nic: .venv/test.stamp collection bcc ## Run the modules for network devices on virtual ones
 	$(need_root)
 	$(call headline,nic)
 	@$(PYTEST) tests/nic
@@ -107,7 +112,7 @@ test-nic: deps .venv/test.stamp collection ## Run the modules for network device
 INTEGRATION_LABS ?= 2
 
 .PHONY: test-integration
-test-integration: deps .venv/test.stamp collection $(PROMTOOL) ## Run modules and roles in a lab of their own
+test-integration: .venv/test.stamp collection bcc $(PROMTOOL) ## Run modules and roles in a lab of their own
 	$(need_root)
 	$(call headline,integration)
 	@tests/tools/install-packages tests/integration/debian-packages.txt
@@ -124,7 +129,7 @@ test-molecule: .venv/test.stamp collection ## Run molecule's default scenario
 .PHONY: test-kernels
 test-kernels: .venv/test.stamp collection bcc ## Load the program on Debian's kernels, in virtual machines
 	$(need_root)
-	@DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86 cpio >/dev/null
+	@tests/tools/install-packages tests/kernels/debian-packages.txt
 	@$(PYTHON) -m tests.kernels
 
 # Mitogen keeps Python running on the guests: starting it for every module is most of the time under emulation.

@@ -41,6 +41,8 @@ MANY_CPUS = 512
 
 def kernels() -> dict[str, str]:
     """The newest package of each release, by release."""
+    # The lists of packages may be missing, or older than the mirror.
+    subprocess.run(["apt-get", "update", "-q"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     listed = subprocess.run(
         ["apt-cache", "pkgnames", "linux-image-"], check=True, capture_output=True, text=True
     ).stdout.split()
@@ -57,7 +59,9 @@ def kernel_image(package: str) -> Path:
     directory = CACHE / package
     if not directory.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["apt-get", "download", "-q", package], cwd=scratch, check=True)
+            # By default apt downloads as a user who may not write here.
+            download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package]
+            subprocess.run(download, cwd=scratch, check=True)
             (archive,) = Path(scratch).glob("*.deb")
             subprocess.run(["dpkg-deb", "-x", archive, Path(scratch) / "tree"], check=True)
             (found,) = (Path(scratch) / "tree" / "boot").glob("vmlinuz-*")
@@ -133,7 +137,11 @@ def main() -> int:
         write_tree(tree)
         image.pack(tree, archive)
         verdicts: dict[str, str] = {}
-        for release, package in kernels().items():
+        found = kernels()
+        if not found:
+            print(f"apt knows no package {PACKAGES.pattern} of release {'.'.join(map(str, LEAST))} or later")
+            failed = True
+        for release, package in found.items():
             output = boot(kernel_image(package), archive)
             rows = re.findall(r"^PROGRAM (\S+) loaded (\d+) (\d+) (\S*)\r?$", output, re.MULTILINE)
             print(f"=== {release} ({package})")
