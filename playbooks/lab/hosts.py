@@ -32,6 +32,7 @@ Wants=network-pre.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/sbin/ethtool -K data0 tx off
+TimeoutStartSec=30s
 
 [Install]
 WantedBy=multi-user.target

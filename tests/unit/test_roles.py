@@ -56,6 +56,14 @@ def test_a_device_is_tuned_again_when_its_queues_may_have_been_made_anew(before:
     assert not condition(balancer_program={"changed": False, "before": before, "after": after})
 
 
+@pytest.mark.parametrize("path", sorted(ROLES.glob("*/*/*.service*")), ids=lambda path: path.name)
+def test_a_unit_that_hangs_holds_up_neither_boot_nor_shutdown(path: Path):
+    """systemd gives a oneshot service forever to start, and a service 90 seconds to stop."""
+    text = path.read_text()
+    limit = "TimeoutStartSec" if "\nType=oneshot\n" in text else "TimeoutStopSec"
+    assert f"\n{limit}=" in text
+
+
 UNITS = {"balancer": "lbops-watch@eth0", "health": "lbops-health@eth0", "exporter": "lbops-exporter"}
 
 
