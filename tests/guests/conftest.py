@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 
 from tests.support import batch
 from tests.support.batch import Task
-from tests.vm import access, image, network
+from tests.vm import access, image, logs, network
 from tests.vm.common import CHECKOUT, RUN
+from tests.vm.guest import runs
 
 GUESTS = os.environ.get("VM_GUESTS", ",".join(image.SUITES)).split(",")
 INVENTORY = CHECKOUT / "extensions" / "molecule" / "vm" / "inventory"
@@ -76,17 +78,33 @@ class Guests:
         return run([*inside, *command], timeout=BOOT_SECONDS).stdout
 
     def reboot(self) -> None:
-        booted = self.each("cat /proc/sys/kernel/random/boot_id")
+        boot_id = "cat /proc/sys/kernel/random/boot_id"
+        booted = self.each(boot_id)
         for guest in GUESTS:
+            # The guest may close the connection before it says that it obeys.
             self.ssh(guest, "systemctl reboot", check=False)
             access.close(guest)
         deadline = time.monotonic() + BOOT_SECONDS
         for guest in GUESTS:
-            while self.ssh(guest, "cat /proc/sys/kernel/random/boot_id", check=False) in ("", booted[guest]):
-                assert time.monotonic() < deadline, f"{guest} does not come up again"
+            while (found := run(["ssh", "-F", access.CONFIG, guest, boot_id])).stdout.strip() in ("", booted[guest]):
+                assert runs(guest), f"{guest}: QEMU has ended; {logs.last_lines(guest)}"
+                assert time.monotonic() < deadline, (
+                    f"{guest} has not come up again for {BOOT_SECONDS} s "
+                    f"({found.stderr.strip() or 'it answers and has not gone down'}); {logs.last_lines(guest)}"
+                )
                 time.sleep(1)
             # "degraded" is the business of the tests.
             self.ssh(guest, "systemctl is-system-running --wait", check=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
+    """Save the guests' journals when a test fails: molecule removes the guests."""
+    report = yield
+    if report.failed:
+        for guest in GUESTS:
+            logs.keep_journal(guest, item.name)
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm import access, image, network, qemu
+from tests.vm import access, image, logs, network, qemu
 from tests.vm.common import CHECKOUT, RUN, VmError, run, write
 
 CPUS, MEMORY = 4, "1536M"
@@ -137,7 +137,7 @@ def _boot(directory: Path, boot: Path, initrd: Path, accelerator: tuple[str, ...
     pidfile = directory / "qemu.pid"
     command = [*network.inside(directory / "net", network.FABRIC), *qemu.command(), *accelerator]
     command += ["-name", directory.name, "-machine", "q35", "-smp", str(CPUS), "-m", MEMORY]
-    command += ["-nodefaults", "-display", "none", "-serial", f"file:{directory / 'console.log'}"]
+    command += ["-nodefaults", "-display", "none", "-serial", f"file:{logs.console(directory.name)}"]
     command += ["-kernel", str(boot / "vmlinuz"), "-initrd", str(initrd)]
     # A one-shot timer that an emulated processor on a busy machine misses never comes again; a periodic one does.
     timers = "nohz=off highres=off"
@@ -166,6 +166,7 @@ def _start_echo(directory: Path, peer: network.Peer) -> None:
 def _start(name: str, accelerator: tuple[str, ...]) -> None:
     directory = _directory(name)
     directory.mkdir(mode=0o700)
+    logs.clear(name)
     boot = image.ensure(name)
     network.up(directory / "net")
     for peer in network.PEERS:
@@ -180,21 +181,23 @@ def _remove(name: str) -> None:
     for pidfile in directory.glob("*.pid"):
         _end(pidfile)
     network.down(directory / "net")
+    logs.keep_console(name)
     shutil.rmtree(directory)
 
 
+def runs(name: str) -> bool:
+    """Whether the guest's QEMU is there."""
+    return bool(_process(_directory(name) / "qemu.pid"))
+
+
 def _wait(name: str) -> None:
-    directory = _directory(name)
     deadline = time.monotonic() + BOOT_SECONDS
     while (answer := run("ssh", "-F", access.CONFIG, name, "true", check=False)).returncode:
-        console = directory / "console.log"
-        if not _process(directory / "qemu.pid"):
-            raise VmError(f"{name}: QEMU has ended; the guest's last words are in {console}")
+        if not runs(name):
+            raise VmError(f"{name}: QEMU has ended; {logs.last_lines(name)}")
         if time.monotonic() > deadline:
-            raise VmError(
-                f"{name} has not answered over SSH for {BOOT_SECONDS} s ({answer.stderr.strip()}); its last words are "
-                f"in {console}"
-            )
+            silent = f"{name} has not answered over SSH for {BOOT_SECONDS} s ({answer.stderr.strip()})"
+            raise VmError(f"{silent}; {logs.last_lines(name)}")
         time.sleep(1)
 
 
@@ -204,7 +207,7 @@ def start(names: list[str]) -> bool:
     # Mitogen ties what it starts to one CPU, and what that starts stays there.
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     with _locked():
-        missing = [name for name in names if not _process(_directory(name) / "qemu.pid")]
+        missing = [name for name in names if not runs(name)]
         if missing:
             access.make_key(access.KEY)
             accelerator = qemu.accelerator(image.ensure(missing[0]))
