@@ -206,6 +206,8 @@ def start(names: list[str]) -> bool:
         raise VmError("the guests' networks are namespaces and taps: run this as root")
     # Mitogen ties what it starts to one CPU, and what that starts stays there.
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    # Users of the guests read what is written here, whatever the caller's umask is.
+    os.umask(0o022)
     with _locked():
         missing = [name for name in names if not runs(name)]
         if missing:
