@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--mirror")
     parser.add_argument("--security-mirror")
     arguments = parser.parse_args()
+    # Users of the hosts read what is written here, whatever the caller's umask is.
+    os.umask(0o022)
     lab = Lab(arguments.directory) if arguments.directory else None
     if arguments.command == "check":
         changed = check()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_pins_are_seen_by_this_process_and_its_children_only():
         thread.join()
         assert seen == [True]
         assert subprocess.run(["test", "-d", PIN], check=False).returncode == 0
-        assert not Path("/proc/1/root", *PIN.parts[1:]).exists()
+        assert not Path(f"/proc/{os.getppid()}/root", *PIN.parts[1:]).exists()
     finally:
         PIN.rmdir()
 

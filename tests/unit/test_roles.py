@@ -79,3 +79,11 @@ def test_settings_with_secrets_are_given_to_the_module_that_shows_none(role, fil
     assert all({"path", "content"} <= entry.keys() for entry in task["lbops.xdp.units"]["settings"])
     assert not any("set_fact" in str(other) for other in tasks(role, file))
     assert units.SETTINGS["content"]["no_log"] is True
+
+
+@pytest.mark.parametrize("path", sorted(ROLES.glob("*/*/*.service*")), ids=lambda path: path.name)
+def test_a_unit_that_hangs_holds_up_neither_boot_nor_shutdown(path: Path):
+    """systemd gives a oneshot service forever to start, and a service 90 seconds to stop."""
+    text = path.read_text()
+    limit = "TimeoutStartSec" if "\nType=oneshot\n" in text else "TimeoutStopSec"
+    assert f"\n{limit}=" in text

@@ -50,7 +50,8 @@ def write_config(guests: dict[str, Path]) -> None:
         "  IdentitiesOnly yes",
         f'  UserKnownHostsFile "{KNOWN_HOSTS}"',
         "  StrictHostKeyChecking yes",
-        "  ConnectTimeout 5",
+        # Emulated machines on a busy one take their time for the handshake.
+        "  ConnectTimeout 30",
         "  ServerAliveInterval 10",
         # A new connection to an emulated machine costs seconds.
         "  ControlMaster auto",

@@ -23,7 +23,8 @@ class VmError(Exception):
 def run(*command: object, check: bool = True, **options) -> subprocess.CompletedProcess[str]:
     words = [str(word) for word in command]
     try:
-        result = subprocess.run(words, capture_output=True, text=True, check=False, **options)
+        # Images have the same modes whatever the caller's umask is.
+        result = subprocess.run(words, capture_output=True, text=True, check=False, umask=0o022, **options)
     except FileNotFoundError:
         raise VmError(f"{words[0]} is missing; install the packages of tests/vm/debian-packages.txt") from None
     if check and result.returncode:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.vm import access, image, logs, network, qemu
@@ -28,7 +28,9 @@ from tests.vm.common import CHECKOUT, RUN, VmError, run, write
 CPUS, MEMORY = 4, "1536M"
 # As in the guests' /etc/systemd/network/*.link; all guests have the same, they never meet.
 MAC = "52:54:00:00:00:0{}"
-BOOT_SECONDS = 300
+BOOT_SECONDS = 900
+# Without a line on the console.
+SILENT_SECONDS = 300
 STOP_SECONDS = 10
 ECHO = CHECKOUT / "playbooks" / "lab" / "echo.py"
 
@@ -190,15 +192,27 @@ def runs(name: str) -> bool:
     return bool(_process(_directory(name) / "qemu.pid"))
 
 
-def _wait(name: str) -> None:
-    deadline = time.monotonic() + BOOT_SECONDS
-    while (answer := run("ssh", "-F", access.CONFIG, name, "true", check=False)).returncode:
+def wait_for(name: str, problem: Callable[[], str]) -> None:
+    """Wait until there is no problem any more: an emulated guest on a busy machine is slow, but goes on printing."""
+    started = heard = time.monotonic()
+    printed = 0
+    while found := problem():
+        now = time.monotonic()
+        if printed != (printed := logs.console(name).stat().st_size):
+            heard = now
         if not runs(name):
             raise VmError(f"{name}: QEMU has ended; {logs.last_lines(name)}")
-        if time.monotonic() > deadline:
-            silent = f"{name} has not answered over SSH for {BOOT_SECONDS} s ({answer.stderr.strip()})"
-            raise VmError(f"{silent}; {logs.last_lines(name)}")
+        if now - heard > SILENT_SECONDS or now - started > BOOT_SECONDS:
+            raise VmError(f"{name} has not come up in {now - started:.0f} s ({found}); {logs.last_lines(name)}")
         time.sleep(1)
+
+
+def _wait(name: str) -> None:
+    def problem() -> str:
+        answer = run("ssh", "-F", access.CONFIG, name, "true", check=False)
+        return answer.stderr.strip() or "ssh fails" if answer.returncode else ""
+
+    wait_for(name, problem)
 
 
 def start(names: list[str]) -> bool:
@@ -206,6 +220,8 @@ def start(names: list[str]) -> bool:
         raise VmError("the guests' networks are namespaces and taps: run this as root")
     # Mitogen ties what it starts to one CPU, and what that starts stays there.
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    # Users of the guests read what is written here, whatever the caller's umask is.
+    os.umask(0o022)
     with _locked():
         missing = [name for name in names if not runs(name)]
         if missing:
