@@ -28,7 +28,7 @@ from ..kernel.xdp_features import xdp_features
 from ..outcome import Outcome
 from ..tables import filter_table
 from ..tables.layout import BACKEND, Sizes
-from . import compiled, compiler, counters, drift, live, maps, notes, observed, plan, state, writing
+from . import compiled, compiler, counters, drift, fill, live, maps, notes, observed, plan, state, writing
 from .departed import Departed
 from .hooks import PROGRAM_NAME, Hooks, describe_program
 from .native import NativeHook, examine, finish
@@ -148,7 +148,8 @@ class Balancer:
             else:
                 after, details = self._put_program(current, request, build, digest, native)
             details["prepared"] = native.prepared
-            return Outcome(True, before, after, details, native.warnings, _with_prepared(before, after, native))
+            warnings = [*native.warnings, *fill.problems()]
+            return Outcome(True, before, after, details, warnings, _with_prepared(before, after, native))
 
     def _examine(self, request: ProgramRequest, features: frozenset[str], current: state.State | None) -> NativeHook:
         """Raises EngineError if the native hook is the only one asked for, and is known not to take the program."""
@@ -547,6 +548,7 @@ class Balancer:
                 self._save_intent(current, planned, counters.departed(current, planned, live_maps))
                 warnings = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
                 written = writing.write(planned, live_maps, current.tables, packed)
+                warnings += fill.problems()
                 details["write_seconds"] = round(live_maps.write_seconds, 6)
                 # Until here packets may have been counted for what is removed.
                 departed = counters.departed(current, planned, live_maps)
