@@ -66,6 +66,7 @@ options:
       - C(dnat), C(full_nat), C(dsr), C(ipip), C(redirect) are the modes of forwarding; C(round_robin), C(flow_table),
         C(any_port), C(ipv6) and C(filters) what services and filters may ask for.
       - C(multi_buffer) accepts frames that are longer than a page, where the driver has them (kernel 5.18).
+      - C(table_size) is for services with that option; looking for their tables takes all services some nanoseconds.
       - C(latency) measures how long the program takes, for one packet in 256.
       - What live services and filters use stays compiled in until they are gone, even if it is not listed.
     type: list
@@ -83,6 +84,7 @@ options:
       - filters
       - multi_buffer
       - latency
+      - table_size
     default: [dnat, dsr, round_robin]
   max_services:
     description: How many services the maps hold, 65536 at the most.
@@ -252,6 +254,7 @@ FEATURES = [
     "filters",
     "multi_buffer",
     "latency",
+    "table_size",
 ]
 SIZES = {
     "max_services": 1024,

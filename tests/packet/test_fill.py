@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.fill import Fastest, KernelFill
+from ansible_collections.lbops.xdp.plugins.module_utils.config.vocabulary import DEFAULT_TABLE_SIZE
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import lookup
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PRIMES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, RING_SIZE, 131071)
+PRIMES = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, DEFAULT_TABLE_SIZE, 131071)
 
 
-def members(weights: list[int], size: int = RING_SIZE, seed: int = 1) -> lookup.Members:
+def members(weights: list[int], size: int = DEFAULT_TABLE_SIZE, seed: int = 1) -> lookup.Members:
     """Backends with random addresses and ids."""
     generator = random.Random(seed)
     names = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:80" for number in range(len(weights))]
@@ -52,7 +52,7 @@ def test_tables_of_all_sizes_are_the_same(in_kernel, weights, size, seed):
     assert in_kernel(found) == lookup.fill(found)
 
 
-@pytest.mark.parametrize("count", [1, 2, 1000, RING_SIZE - 1, RING_SIZE, 70_000])
+@pytest.mark.parametrize("count", [1, 2, 1000, DEFAULT_TABLE_SIZE - 1, DEFAULT_TABLE_SIZE, 70_000])
 def test_tables_of_many_backends_are_the_same(in_kernel, count):
     found = members([1] * count)
     assert in_kernel(found) == lookup.fill(found)

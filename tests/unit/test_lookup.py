@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import gcd
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE
+from ansible_collections.lbops.xdp.plugins.module_utils.config.vocabulary import DEFAULT_TABLE_SIZE
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import fill, members, round_robin
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ def named_table(weights: dict[str, int]) -> list[str]:
 def moved(before: list[str], after: list[str], changed: str) -> float:
     """The part of the table that went from one backend to another, neither of which is the one that changed."""
     pairs = zip(before, after, strict=True)
-    return sum(old != new and changed not in (old, new) for old, new in pairs) / RING_SIZE
+    return sum(old != new and changed not in (old, new) for old, new in pairs) / DEFAULT_TABLE_SIZE
 
 
 # --- maglev
@@ -58,7 +58,7 @@ def moved(before: list[str], after: list[str], changed: str) -> float:
 @given(weights_by_name())
 def test_every_slot_is_filled(weights):
     table = maglev(list(weights), list(weights.values()))
-    assert len(table) == RING_SIZE
+    assert len(table) == DEFAULT_TABLE_SIZE
     assert set(table) <= set(range(len(weights)))
 
 
@@ -67,13 +67,13 @@ def test_every_slot_is_filled(weights):
 def test_shares_follow_the_weights(weights):
     """After r rounds a backend had 1 + floor((r - 1) * w / largest) turns; the last round may not be finished.
 
-    With W the sum of the n weights, the rounds are at most RING_SIZE * largest / W + 1, since turns are rounded up,
-    and at least (RING_SIZE - n) * largest / W, since less than n of them were won by rounding.
+    With W the sum of the n weights, the rounds are at most DEFAULT_TABLE_SIZE * largest / W + 1, since turns are
+    rounded up, and at least (DEFAULT_TABLE_SIZE - n) * largest / W, since less than n of them were won by rounding.
     """
     shares = Counter(named_table(weights))
     total = sum(weights.values())
     for name, weight in weights.items():
-        fair = RING_SIZE * weight / total
+        fair = DEFAULT_TABLE_SIZE * weight / total
         assert fair - 1 - len(weights) * weight / total < shares[name] < fair + 2
         assert shares[name]
 
@@ -140,14 +140,14 @@ def test_a_thousand_backends():
 
 def test_more_backends_than_slots():
     """The first ones by name have a slot each."""
-    names = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:80" for number in range(RING_SIZE + 1000)]
+    names = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:80" for number in range(DEFAULT_TABLE_SIZE + 1000)]
     table = maglev(names, [1] * len(names))
-    assert {names[position] for position in table} == set(sorted(names)[:RING_SIZE])
+    assert {names[position] for position in table} == set(sorted(names)[:DEFAULT_TABLE_SIZE])
 
 
 def test_more_weight_than_slots():
     shares = Counter(maglev(["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], [65535, 65535, 1]))
-    assert shares[0] + shares[1] + shares[2] == RING_SIZE
+    assert shares[0] + shares[1] + shares[2] == DEFAULT_TABLE_SIZE
     assert abs(shares[0] - shares[1]) <= 1
 
 
@@ -219,13 +219,13 @@ def test_weights_that_do_not_fit_are_scaled(weights):
     divisor = gcd(*weights)
     total = sum(weights) // divisor
     cycle = round_robin(weights)
-    assert len(cycle) <= RING_SIZE
-    if total <= RING_SIZE:
+    assert len(cycle) <= DEFAULT_TABLE_SIZE
+    if total <= DEFAULT_TABLE_SIZE:
         assert len(cycle) == total
         return
     counts = Counter(cycle)
     for position, weight in enumerate(weights):
-        fair = weight // divisor * (RING_SIZE - len(weights)) / total
+        fair = weight // divisor * (DEFAULT_TABLE_SIZE - len(weights)) / total
         assert fair < counts[position] <= fair + 1
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from math import gcd
 
-from .layout import RING_SIZE
+from ..config.vocabulary import DEFAULT_TABLE_SIZE
 
 # Slots of the plain hash table.
 HASH_SLOTS = 512
@@ -40,7 +40,7 @@ class Members:
 Fill = Callable[[Members], array]
 
 
-def members(names: list[str], weights: list[int], ids: list[int], size: int = RING_SIZE) -> Members:
+def members(names: list[str], weights: list[int], ids: list[int], size: int = DEFAULT_TABLE_SIZE) -> Members:
     """What a Maglev table is filled from (Eisenbud et al., NSDI 2016, section 3.4).
 
     Names give the order of preference, so balancers that agree on names, weights and size agree on the table.
@@ -104,7 +104,7 @@ def hashed(weights: list[int]) -> list[int]:
     return (cycle * -(-slots // len(cycle)))[:slots]
 
 
-def round_robin(weights: list[int], longest: int = RING_SIZE) -> list[int]:
+def round_robin(weights: list[int], longest: int = DEFAULT_TABLE_SIZE) -> list[int]:
     """One cycle in which each backend occurs as often as its weight, spread as evenly as can be.
 
     Positions in the list of weights. Weights are positive; those that do not fit into `longest` are scaled down, none

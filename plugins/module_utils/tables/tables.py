@@ -31,13 +31,14 @@ from .layout import (
     ICMP,
     IPIP,
     IPV6_IN_IP,
+    LOOKUP_TABLE,
     POOL,
-    RING_HEADER,
-    RING_SIZE,
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
     Sizes,
+    table_bytes,
+    table_room,
     ticks,
 )
 
@@ -282,7 +283,7 @@ def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup
     weights = [backend.share for backend in active]
     if service.scheduler == "maglev":
         names = [f"{backend.target}:{backend.port or service.port}" for backend in active]
-        return fill(lookup.members(names, weights, ids))
+        return fill(lookup.members(names, weights, ids, service.table_size))
     cycle = lookup.round_robin(weights) if service.scheduler == "round_robin" else lookup.hashed(weights)
     return array("I", map(ids.__getitem__, cycle))
 
@@ -294,9 +295,9 @@ def pack_ring(
     out: Container[BackendKey] = (),
     fill: lookup.Fill = lookup.fill,
 ) -> bytes | None:
-    """struct ring, or None for a service without a backend that takes packets.
+    """struct lookup_table with its slots, or None for a service without a backend that takes packets.
 
-    One that remembers flows has a ring for as long as it has backends, drained ones included. `fill` fills a Maglev
+    One that remembers flows has a table for as long as it has backends, drained ones included. `fill` fills a Maglev
     table.
     """
     backends = list(backends)
@@ -305,7 +306,7 @@ def pack_ring(
         return None
     ids = [backend_ids[backend.key] for backend in active]
     slots = _slots(service, active, ids, fill) if active else array("I")
-    header = RING_HEADER.pack(
+    header = LOOKUP_TABLE.pack(
         SCHEDULERS[service.scheduler], len(slots), service_flags(service), ticks(service.idle_timeout)
     )
-    return header + slots.tobytes().ljust(RING_SIZE * 4 + 4, b"\0")
+    return (header + slots.tobytes()).ljust(table_bytes(table_room(service.table_size)), b"\0")
