@@ -21,7 +21,9 @@ struct choice {
 	__u32 id;
 	__u32 number; /* of the session, full_nat */
 	struct session *session;
-	const struct ring *ring;
+	const struct lookup_table *rules; /* of the service; NULL: not asked for */
+	struct lookup_table copy;
+	__u32 service;
 	__u64 hash;
 };
 
@@ -84,14 +86,14 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 {
 	int is_allowed;
 
-	if (take(choice, scheduled(service, choice->ring, choice->hash)) != CHOSEN)
+	if (take(choice, scheduled(service, choice->rules, choice->hash)) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = spend(&spent->flows, MAX_NEW_FLOWS);
 	*number = is_allowed ? choice->id : 0;
 #ifdef FEATURE_FULL_NAT
-	if (choice->ring->flags & SERVICE_SESSIONS) {
+	if (choice->rules->flags & SERVICE_SESSIONS) {
 		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
-							 choice->ring->idle_timeout, now) :
+							 choice->rules->idle_timeout, now) :
 					   -1;
 
 		if (session < 0)
@@ -126,9 +128,9 @@ static __always_inline int open_memory(__u32 service, const struct choice *choic
 	memory->now = clock_ticks();
 	memory->bucket = flow_bucket(bpf_get_smp_processor_id(), memory->signature);
 	memory->spent = budget(memory->now);
-	memory->with_session = choice->ring->flags & SERVICE_SESSIONS;
+	memory->with_session = choice->rules->flags & SERVICE_SESSIONS;
 	/* A session keeps its own time, for replies count as well. */
-	memory->idle_timeout = memory->with_session ? MAX_FLOW_AGE : choice->ring->idle_timeout;
+	memory->idle_timeout = memory->with_session ? MAX_FLOW_AGE : choice->rules->idle_timeout;
 	return memory->bucket && memory->spent;
 }
 
@@ -159,7 +161,7 @@ static __always_inline int choose_remembered(const int family, const struct pack
 		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
 			/* A client that uses its port again soon after has another connection. */
 			if (is_first && choice->session)
-				choice->session->timeout = choice->ring->idle_timeout;
+				choice->session->timeout = choice->rules->idle_timeout;
 			return CHOSEN;
 		}
 		/* Seen just now, it would be the youngest of all that a search finds. */
@@ -204,17 +206,16 @@ static __always_inline int not_chosen(int reason)
 	return count_reason(reason, reason == PASS_TTL_EXPIRED ? PASS : DROP);
 }
 
-/* CHOSEN if the service has a ring and the packet may go on, with the flow's hash. */
-static __always_inline int open_ring(const int family, const struct packet *packet, __u32 service,
-				     const struct flow *flow, struct choice *choice)
+/* CHOSEN if the service has a lookup table and the packet may go on, with the flow's hash. */
+static __always_inline int open_rules(const int family, const struct packet *packet, __u32 service,
+				      const struct flow *flow, struct choice *choice)
 {
-	void *rings = lookup(MAP_RINGS, service);
-
-	choice->ring = rings ? lookup(rings, 0) : NULL;
 	choice->session = NULL;
-	if (!choice->ring)
+	choice->service = service;
+	choice->rules = service_rules(service, &choice->copy);
+	if (!choice->rules)
 		return DROP_NO_BACKEND;
-	if (*hop_limit(family, packet) <= 1 && !(choice->ring->flags & SERVICE_KEEPS_TTL))
+	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
 	choice->hash = flow_hash(family, flow);
 	return CHOSEN;
@@ -224,36 +225,36 @@ static __always_inline int open_ring(const int family, const struct packet *pack
 static __always_inline int choose(const int family, const struct packet *packet, __u32 service,
 				  const struct flow *flow, struct choice *choice)
 {
-	int reason = open_ring(family, packet, service, flow, choice);
+	int reason = open_rules(family, packet, service, flow, choice);
 
 	if (reason != CHOSEN)
 		return reason;
 #ifdef FLOWS_ARE_REMEMBERED
-	if (choice->ring->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
+	if (choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
 		return choose_remembered(family, packet, service, flow, choice);
 #endif
-	return take(choice, scheduled(service, choice->ring, choice->hash));
+	return take(choice, scheduled(service, choice->rules, choice->hash));
 }
 
 /* The same for an ICMP error about the flow, which takes no turn and is not remembered. */
 static __always_inline int choose_for_error(const int family, const struct packet *packet, __u32 service,
 					    const struct flow *flow, struct choice *choice)
 {
-	int reason = open_ring(family, packet, service, flow, choice);
+	int reason = open_rules(family, packet, service, flow, choice);
 
 	if (reason != CHOSEN)
 		return reason;
 #ifdef FLOWS_ARE_REMEMBERED
-	if (choice->ring->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)) {
+	if (choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)) {
 		if (recall_for_error(family, service, flow, choice) == CHOSEN)
 			return CHOSEN;
 		/* Without a session there is nobody to tell. */
-		if (choice->ring->flags & SERVICE_SESSIONS)
+		if (choice->rules->flags & SERVICE_SESSIONS)
 			return DROP_NO_BACKEND;
 		choice->session = NULL;
 	}
 #endif
-	return take(choice, backend_in_slot(choice->ring, hashed_slot(choice->ring, choice->hash)));
+	return take(choice, hashed(service, choice->rules, choice->hash));
 }
 
 #endif

@@ -244,7 +244,7 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 #ifdef FEATURE_REDIRECT
 #define LINKS_TRIED 32
 
-/* An interface is in the device map while its link is up; without it, the ring's next slots say who stands in. */
+/* An interface is in the device map while its link is up; without it, other slots of the table say who stands in. */
 static __always_inline int forward_redirect(hook_context *ctx, const struct packet *packet,
 					    const struct choice *choice)
 {
@@ -262,10 +262,10 @@ static __always_inline int forward_redirect(hook_context *ctx, const struct pack
 			return verdict;
 		}
 		/* A later fragment has no ports that would say where else to go. */
-		if (!choice->ring)
+		if (!choice->rules)
 			break;
 		hash = hash * ENDPOINT_MULTIPLIER + 1;
-		backend = lookup(MAP_BACKENDS, backend_in_slot(choice->ring, hashed_slot(choice->ring, hash)));
+		backend = lookup(MAP_BACKENDS, hashed(choice->service, choice->rules, hash));
 		if (!backend)
 			break;
 	}

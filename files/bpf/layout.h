@@ -17,8 +17,6 @@
 /* Of a balancer. */
 #define MAX_INTERFACES 16
 
-/* Slots of a ring. A prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4). */
-#define RING_SIZE 65537
 /* Slots looked at before a key counts as absent; the engine places no key farther from its home. */
 #define ENDPOINT_PROBES 16
 /* Odd 64-bit constant of Fibonacci hashing: 2^64 divided by the golden ratio (Knuth, TAOCP vol. 3, 6.4). */
@@ -35,7 +33,7 @@
 
 /* What an endpoint is, the last byte of its key. */
 enum endpoint_kind {
-	ENDPOINT_SERVICE = 1, /* destination VIP:port, port 0 for any; id is the service's ring */
+	ENDPOINT_SERVICE = 1, /* destination VIP:port, port 0 for any; id is the service's lookup table */
 	ENDPOINT_BACKEND = 2, /* source of a dnat backend's replies, port 0 for any; id is the backend */
 	ENDPOINT_VIP = 3,     /* an address that answers echo; port 0, protocol ICMP, no id */
 	ENDPOINT_SOURCE = 4,  /* an address of full_nat; port 0, protocol 0, id is the pool */
@@ -88,14 +86,15 @@ enum service_flags {
 	SERVICE_KEEPS_TTL = 4, /* dsr, redirect: frames are moved as they are, whatever their TTL */
 };
 
-/* What holds for a service, and its backends in the order its scheduler wants; swapped whole as well. */
-struct ring {
+/*
+ * What holds for a service; ids of backends follow, one for each slot. Tables are swapped whole as well. The map of a
+ * table has room for as many slots as its place in maps.h says.
+ */
+struct lookup_table {
 	__u32 scheduler;
 	__u32 length; /* slots in use */
 	__u32 flags;
 	__u32 idle_timeout; /* ticks, see clock.h */
-	__u32 slots[RING_SIZE];
-	__u32 unused;
 };
 
 enum forwarding {
@@ -107,7 +106,7 @@ enum forwarding {
 };
 
 /*
- * Written once, before a ring or endpoint table points at it; a changed backend gets a new id.
+ * Written once, before a lookup table or endpoint table points at it; a changed backend gets a new id.
  * The deltas are what a rewrite of VIP and port adds to the complement of a checksum (RFC 1624, equation 3),
  * folded to 16 bits; those of the IPv4 header include the decremented TTL.
  */
@@ -126,7 +125,7 @@ struct backend {
 	__sum16 reply_ip_delta;
 	__sum16 reply_l4_delta;
 	__u16 source_port; /* full_nat: the first of the pool */
-	__u32 service;      /* whose ring it is in */
+	__u32 service;      /* whose lookup table it is in */
 	__u32 service_counters;
 	__u32 backend_counters;
 	__u32 interface;    /* redirect */

@@ -11,7 +11,7 @@
 
 #define MAP_CONTROL MAP(0)           /* array of 1 struct control, see CONTROL */
 #define MAP_ENDPOINTS MAP(1)         /* array of 1 array of 1 struct endpoint_table */
-#define MAP_RINGS MAP(2)             /* array of max_services arrays of 1 struct ring */
+#define MAP_LOOKUP_65537 MAP(2)      /* array of max_services arrays of 1 struct lookup_table with 65537 slots */
 #define MAP_BACKENDS MAP(3)          /* array of max_backends struct backend */
 #define MAP_SERVICE_COUNTERS MAP(4)  /* per-CPU array of max_services struct counters */
 #define MAP_BACKEND_COUNTERS MAP(5)  /* per-CPU array of max_backends struct backend_counters */
@@ -30,6 +30,10 @@
 #define MAP_FILTER_COUNTERS MAP(18)  /* per-CPU array of max_filters struct filter_counters */
 #define MAP_FILTER_LIMITS MAP(19)    /* array of max_filters __u64, see filter.h */
 #define MAP_LATENCY MAP(20)          /* per-CPU array of 1 struct latency */
+#define MAP_LOOKUP_1021 MAP(21)      /* the same with fewer slots ... */
+#define MAP_LOOKUP_4093 MAP(22)
+#define MAP_LOOKUP_16381 MAP(23)
+#define MAP_LOOKUP_131071 MAP(24)    /* ... and with more */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

@@ -4,6 +4,7 @@
 #define LBOPS_SEARCH_H
 
 #include "flow_table.h"
+#include "select.h"
 #include "sessions.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
@@ -59,6 +60,45 @@ SUBPROGRAM __u64 find_free_session(__u64 pool, __u64 first, __u64 ports, __u64 n
 			return first + port;
 	}
 	return MAX_SESSIONS;
+}
+#endif
+
+#ifdef FEATURE_TABLE_SIZE
+#define EACH_SIZE(use)                  \
+	do {                            \
+		use(MAP_LOOKUP_65537, 65537);   \
+		use(MAP_LOOKUP_16381, 16381);   \
+		use(MAP_LOOKUP_4093, 4093);     \
+		use(MAP_LOOKUP_1021, 1021);     \
+		use(MAP_LOOKUP_131071, 131071); \
+	} while (0)
+
+SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3)
+{
+	const struct lookup_table *table;
+
+	asm volatile("" : : "r"(unused), "r"(unused2), "r"(unused3));
+#define RULES(map, size)                \
+	table = table_in(map, service); \
+	if (table)                      \
+		return (__u64)table->idle_timeout << 32 | table->scheduler << 16 | table->flags
+	EACH_SIZE(RULES);
+#undef RULES
+	return 0;
+}
+
+SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2)
+{
+	const struct lookup_table *table;
+
+	asm volatile("" : : "r"(unused), "r"(unused2));
+#define HASHED(map, size)               \
+	table = table_in(map, service); \
+	if (table)                      \
+		return backend_in_slot(table, hashed_slot(table, hash), size)
+	EACH_SIZE(HASHED);
+#undef HASHED
+	return 0;
 }
 #endif
 

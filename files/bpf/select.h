@@ -38,6 +38,67 @@ static __always_inline __u64 flow_hash(const int family, const struct flow *flow
 	return hash;
 }
 
+/*
+ * A service has its table in one of the maps of maps.h, by size. While its size changes it may have one in two of them;
+ * the first one counts. Inlined lookups need tables of one size in a map; lookups in arrays of any number of lines
+ * (BPF_F_INNER_MAP) are calls, 4.6 ns more for every service. With FEATURE_TABLE_SIZE the maps are looked through in
+ * subprograms, which the verifier follows once.
+ */
+#define DEFAULT_SIZE 65537
+
+static __always_inline const struct lookup_table *table_in(void *tables, __u32 service)
+{
+	void *table = lookup(tables, service);
+
+	return table ? lookup(table, 0) : NULL;
+}
+
+#ifdef FEATURE_TABLE_SIZE
+SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3);
+SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2);
+#endif
+
+/* What holds for a service, without its slots; NULL if the service has no table. `copy` is room for it. */
+static __always_inline const struct lookup_table *service_rules(__u32 service, struct lookup_table *copy)
+{
+#ifdef FEATURE_TABLE_SIZE
+	__u64 rules = rules_in_any_size(service, 0, 0, 0);
+
+	if (!rules)
+		return NULL;
+	copy->flags = rules & 0xffff;
+	copy->scheduler = rules >> 16 & 0xffff;
+	copy->idle_timeout = rules >> 32;
+	/* Read again wherever it is needed: the verifier would follow every value that a register remembers. */
+	asm volatile("" : : "r"(copy) : "memory");
+	return copy;
+#else
+	return table_in(MAP_LOOKUP_65537, service);
+#endif
+}
+
+/* The id of a backend; 0 is nobody: a table without backends has no slots in use. */
+static __always_inline __u32 backend_in_slot(const struct lookup_table *table, __u32 slot, __u32 size)
+{
+	return slot < size ? ((const __u32 *)(table + 1))[slot] : 0;
+}
+
+/* Multiplying maps 32 bits evenly onto the table without a division. */
+static __always_inline __u32 hashed_slot(const struct lookup_table *table, __u64 hash)
+{
+	return (hash >> 32) * table->length >> 32;
+}
+
+/* The backend of a hash, whatever the scheduler. */
+static __always_inline __u32 hashed(__u32 service, const struct lookup_table *rules, __u64 hash)
+{
+#ifdef FEATURE_TABLE_SIZE
+	return hashed_in_any_size(service, hash, 0, 0);
+#else
+	return backend_in_slot(rules, hashed_slot(rules, hash), DEFAULT_SIZE);
+#endif
+}
+
 #ifdef FEATURE_ROUND_ROBIN
 static __always_inline __u32 next_slot(__u32 service, __u32 length)
 {
@@ -47,33 +108,32 @@ static __always_inline __u32 next_slot(__u32 service, __u32 length)
 	if (!position)
 		return 0;
 	slot = *position;
-	/* A new ring may be shorter than the position reached in the old one. */
+	/* A new table may be shorter than the position reached in the old one. */
 	if (slot >= length)
 		slot = 0;
 	*position = slot + 1;
 	return slot;
 }
+
+/* Tables of other sizes are for Maglev. */
+static __always_inline __u32 next_in_turn(__u32 service, const struct lookup_table *rules, __u64 hash)
+{
+#ifdef FEATURE_TABLE_SIZE
+	rules = table_in(MAP_LOOKUP_65537, service);
+	if (!rules)
+		return hashed_in_any_size(service, hash, 0, 0);
+#endif
+	return backend_in_slot(rules, next_slot(service, rules->length), DEFAULT_SIZE);
+}
 #endif
 
-/* Multiplying maps 32 bits evenly onto the ring without a division. */
-static __always_inline __u32 hashed_slot(const struct ring *ring, __u64 hash)
-{
-	return (hash >> 32) * ring->length >> 32;
-}
-
-/* The id of a backend; 0 is nobody: a ring without backends is all zeroes. */
-static __always_inline __u32 backend_in_slot(const struct ring *ring, __u32 slot)
-{
-	return slot < RING_SIZE ? ring->slots[slot] : 0;
-}
-
-static __always_inline __u32 scheduled(__u32 service, const struct ring *ring, __u64 hash)
+static __always_inline __u32 scheduled(__u32 service, const struct lookup_table *rules, __u64 hash)
 {
 #ifdef FEATURE_ROUND_ROBIN
-	if (ring->scheduler == SCHEDULER_ROUND_ROBIN)
-		return backend_in_slot(ring, next_slot(service, ring->length));
+	if (rules->scheduler == SCHEDULER_ROUND_ROBIN)
+		return next_in_turn(service, rules, hash);
 #endif
-	return backend_in_slot(ring, hashed_slot(ring, hash));
+	return hashed(service, rules, hash);
 }
 
 #endif

@@ -102,6 +102,14 @@ options:
           - For C(full_nat), a range; V(10000-32767) if it is left out. Services with the same source share it.
           - Keep it apart from C(net.ipv4.ip_local_port_range).
         type: str
+      table_size:
+        description:
+          - Slots of the lookup table of C(maglev), a prime number from 251 to 131071; 65537 if it is left out.
+          - With few slots a service takes less memory of the kernel; with 100 slots or more for each backend, shares
+            follow the weights to 1 percent. A service has no more backends than slots.
+          - Another size moves most flows of the service, but for those in the flow table. All balancers need the same.
+          - Another size than the default needs the feature C(table_size) of M(lbops.xdp.xdp_program).
+        type: int
   purge:
     description: Remove services that are not in the list, together with their backends.
     type: bool
@@ -197,6 +205,7 @@ def main():
                     "idle_timeout": {"type": "int"},
                     "source": {"type": "str"},
                     "source_ports": {"type": "str"},
+                    "table_size": {"type": "int"},
                 },
             },
             "purge": {"type": "bool", "default": True},

@@ -133,7 +133,7 @@ def test_a_refused_hook_leaves_the_other_one_as_it_was(lab):
 
 TAMPERING = {
     "a ring is deleted": "bpf.map_delete(live['rings'], layout.index(current.allocation.rings['udp']))",
-    "a ring is another's": "live.write_rings({current.allocation.rings['udp']: bytes(layout.RING.size)}, {})",
+    "a ring is another's": "live.write_rings({current.allocation.rings['udp']: bytes(layout.table_bytes(65537))}, {})",
     "a backend is overwritten": (
         "live.write_backends({min(current.allocation.backends.values()): bytes(layout.BACKEND.size)})"
     ),

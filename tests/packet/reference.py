@@ -52,7 +52,7 @@ def pack_checksum(total: int) -> bytes:
 # --- which backend
 
 
-def maglev(weights: dict[str, int]) -> list[str]:
+def maglev(weights: dict[str, int], slots: int = RING) -> list[str]:
     """Rounds in the order of the names; until round r a backend had 1 + floor((r - 1) * weight / largest weight) turns.
 
     In a turn it takes the first free place of its permutation: offset, offset + skip, offset + 2 * skip, ...
@@ -61,8 +61,8 @@ def maglev(weights: dict[str, int]) -> list[str]:
     def preferences(name: str) -> Iterator[int]:
         digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
         first, second = struct.unpack("<QQ", digest)
-        offset, skip = first % RING, 1 + second % (RING - 1)
-        return ((offset + step * skip) % RING for step in range(RING))
+        offset, skip = first % slots, 1 + second % (slots - 1)
+        return ((offset + step * skip) % slots for step in range(slots))
 
     ring: dict[int, str] = {}
     largest = max(weights.values())
@@ -76,8 +76,8 @@ def maglev(weights: dict[str, int]) -> list[str]:
             if round_number > 1 and earlier == now:
                 continue
             ring[next(place for place in permutation if place not in ring)] = name
-            if len(ring) == RING:
-                return [ring[place] for place in range(RING)]
+            if len(ring) == slots:
+                return [ring[place] for place in range(slots)]
 
 
 def round_robin(weights: list[int]) -> list[int]:
@@ -467,7 +467,7 @@ class Balancer:
             cycle = round_robin(list(weights.values()))
             service.ring = [in_order[cycle[slot % len(cycle)]] for slot in range(HASH_RING)]
         else:
-            service.ring = [by_name[name] for name in maglev(weights)]
+            service.ring = [by_name[name] for name in maglev(weights, declared.get("table_size", RING))]
 
     @property
     def tick(self) -> int:

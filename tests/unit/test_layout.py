@@ -28,7 +28,7 @@ STRUCTURES = {
     "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
     "endpoint6": (layout.ENDPOINT6, ["address", "key key key", "id"]),
     "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
-    "ring": (layout.RING, ["scheduler", "length", "flags", "idle_timeout", "slots", "unused"]),
+    "lookup_table": (layout.LOOKUP_TABLE, ["scheduler", "length", "flags", "idle_timeout"]),
     "backend": (layout.BACKEND, layout.BACKEND_FIELDS),
     "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes", "new_flows"]),
     "flow_bucket": (layout.FLOW_BUCKET, ["flows"]),
@@ -174,9 +174,24 @@ def test_size_of_a_filter_line(compiled):
     assert layout.FILTER_HEADER.size == 3 * layout.FILTER_LINE
 
 
-def test_ring_header_is_the_start_of_a_ring(compiled):
-    assert layout.RING_HEADER.size == compiled["offset ring.slots"]
-    assert layout.RING.format.startswith(layout.RING_HEADER.format)
+def test_slots_of_a_lookup_table_follow_its_header(compiled):
+    assert compiled["sizeof lookup_table"] == layout.LOOKUP_TABLE.size
+    assert layout.table_bytes(65537) == 16 + 4 * 65537
+
+
+def test_program_and_engine_agree_on_the_rooms_of_lookup_tables():
+    """The order too, since of two tables of a service the first one counts."""
+    select = without_comments("search.h")
+    used = re.findall(r"use\(MAP_LOOKUP_(\d+), (\d+)\)", select)
+    assert [(int(name), int(size)) for name, size in used] == [(room, room) for room in layout.TABLE_ROOMS]
+    assert max(layout.TABLE_ROOMS) == vocabulary.MAX_TABLE_SIZE
+
+
+@pytest.mark.parametrize(
+    "slots, room", [(251, 1021), (1021, 1021), (1031, 4093), (16381, 16381), (16411, 65537), (65539, 131071)]
+)
+def test_room_of_a_table(slots, room):
+    assert layout.table_room(slots) == room
 
 
 def test_endpoint_key_is_composed_as_the_packet_lies():
@@ -250,7 +265,7 @@ def test_values_of_maps(compiled):
     sizes = {
         "control": compiled["sizeof control"],
         "endpoints": compiled["sizeof endpoint_table"],
-        "rings": compiled["sizeof ring"],
+        "lookup_65537": 16 + 4 * 65537,
         "backends": compiled["sizeof backend"],
         "service_counters": compiled["sizeof counters"],
         "backend_counters": compiled["sizeof backend_counters"],
@@ -269,6 +284,10 @@ def test_values_of_maps(compiled):
         "filter_counters": compiled["sizeof filter_counters"],
         "filter_limits": 8,
         "latency": compiled["sizeof latency"],
+        "lookup_1021": 16 + 4 * 1021,
+        "lookup_4093": 16 + 4 * 4093,
+        "lookup_16381": 16 + 4 * 16381,
+        "lookup_131071": 16 + 4 * 131071,
     }
     assert {spec.name: spec.value_size for spec in map_specs.map_specs(SIZES)} == sizes
 
@@ -277,7 +296,7 @@ def test_entries_of_maps(compiled):
     entries = {
         "control": 1,
         "endpoints": 1,
-        "rings": 64,
+        "lookup_65537": 64,
         "backends": 1024,
         "service_counters": 64,
         "backend_counters": 1024,
@@ -296,6 +315,10 @@ def test_entries_of_maps(compiled):
         "filter_counters": SIZES.max_filters,
         "filter_limits": SIZES.max_filters,
         "latency": 1,
+        "lookup_1021": 64,
+        "lookup_4093": 64,
+        "lookup_16381": 64,
+        "lookup_131071": 64,
     }
     assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 

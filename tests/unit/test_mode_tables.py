@@ -11,7 +11,7 @@ import struct
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE, ticks
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import ticks
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import hashed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,9 +42,9 @@ def ring(service: dict, backends: list[dict]) -> tuple[tuple[int, int, int, int]
     packed = tables.pack_ring(built.services["web"], built.backends.values(), ids)
     if packed is None:
         return None
-    assert len(packed) == 16 + 4 * RING_SIZE + 4
+    assert len(packed) == 16 + 4 * 65537
     scheduler, length, flags, idle = struct.unpack_from("<4I", packed)
-    slots = struct.unpack_from(f"<{RING_SIZE + 1}I", packed, 16)
+    slots = struct.unpack_from("<65537I", packed, 16)
     assert not any(slots[length:])
     return (scheduler, length, flags, idle), list(slots[:length])
 

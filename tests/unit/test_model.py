@@ -478,3 +478,47 @@ def test_no_value_of_a_backend_crashes(raw):
         model.parse_backends([raw])
     except EngineError as error:
         assert str(error).startswith("backends[0]")
+
+
+# --- sizes of lookup tables
+
+
+def test_table_size_is_there_only_if_it_is_not_the_default():
+    sizes = {"a": None, "b": 65537, "c": 251, "d": "131071"}
+    raw = [
+        {"name": name, "address": "192.0.2.1", "protocol": "tcp", "port": 80 + position, "table_size": size}
+        for position, (name, size) in enumerate(sizes.items())
+    ]
+    parsed = model.parse_services(raw)
+    assert [service.table_size for service in parsed.values()] == [65537, 65537, 251, 131071]
+    assert [service.as_dict().get("table_size") for service in parsed.values()] == [None, None, 251, 131071]
+    assert model.parse_services([service.as_dict() for service in parsed.values()]) == parsed
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        ({"table_size": 241}, "table_size 241 is not between 251 and 131071"),
+        ({"table_size": 131101}, "table_size 131101 is not between 251 and 131071"),
+        ({"table_size": 65536}, "table_size 65536 is not a prime number; the next one is 65537"),
+        ({"table_size": "many"}, "table_size 'many' is not a whole number"),
+        ({"table_size": 251, "scheduler": "hash"}, "table_size is for scheduler maglev, not for hash"),
+    ],
+)
+def test_bad_table_size(more, problem):
+    with pytest.raises(EngineError) as caught:
+        model.parse_services([{"name": "web", "address": "192.0.2.1", "protocol": "udp", "port": 80, **more}])
+    assert str(caught.value) == f"services[0] (web 192.0.2.1): {problem}"
+
+
+@pytest.mark.parametrize("count, fits", [(251, True), (252, False)])
+def test_a_table_has_a_slot_for_each_backend(count, fits):
+    services = [{"name": "web", "address": "192.0.2.1", "protocol": "udp", "port": 80, "table_size": 251}]
+    backends = [{"service": "web", "address": f"10.0.{number >> 8}.{number & 255}"} for number in range(1, count + 1)]
+    built = model.Config(model.parse_services(services), model.parse_backends(backends))
+    if fits:
+        model.check(built)
+        return
+    with pytest.raises(EngineError) as caught:
+        model.check(built)
+    assert str(caught.value) == ("service web: its table has 251 slots for 252 backends; set table_size to 257 or more")

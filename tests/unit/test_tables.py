@@ -18,8 +18,6 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import (
     ENDPOINT_BACKEND,
     ENDPOINT_SERVICE,
     ENDPOINT_VIP,
-    RING,
-    RING_SIZE,
     Sizes,
 )
 from hypothesis import assume, example, given, settings
@@ -390,6 +388,23 @@ def packed_ring(service: dict, backends: list[dict]) -> bytes | None:
     return tables.pack_ring(built.services["web"], built.backends.values(), ids)
 
 
+def unpacked(packed: bytes | None, room: int = 65537) -> tuple[tuple[int, ...], list[int]]:
+    """The header, and all slots."""
+    assert packed is not None and len(packed) == 16 + 4 * room
+    words = struct.unpack(f"<{4 + room}I", packed)
+    return words[:4], list(words[4:])
+
+
+@pytest.mark.parametrize("size, room", [(251, 1021), (1021, 1021), (8191, 16381), (65521, 65537), (131071, 131071)])
+def test_maglev_table_of_another_size(size, room):
+    packed = packed_ring({**WEB, "table_size": size}, [{"address": "10.0.0.1"}, {"address": "10.0.0.2", "weight": 3}])
+    (scheduler, length, *_rest), slots = unpacked(packed, room)
+    ids = {"10.0.0.1:80": 1, "10.0.0.2:80": 2}
+    assert (scheduler, length) == (1, size)
+    assert slots[:size] == [ids[name] for name in reference.maglev({"10.0.0.1:80": 1, "10.0.0.2:80": 3}, size)]
+    assert not any(slots[size:])
+
+
 ROUND_ROBIN = {**WEB, "protocol": "udp", "scheduler": "round_robin"}
 NOBODY = [
     [],
@@ -408,9 +423,8 @@ def test_no_ring_without_a_backend_that_takes_packets(service, backends):
 def test_maglev_ring():
     weights = {"10.0.0.1": 1, "10.0.0.2": 3}
     packed = packed_ring(WEB, [{"address": address, "weight": weight} for address, weight in weights.items()])
-    assert packed is not None and len(packed) == RING.size
-    scheduler, length, _flags, _idle, *slots, unused = RING.unpack(packed)
-    assert (scheduler, length, unused) == (1, RING_SIZE, 0)
+    (scheduler, length, *_rest), slots = unpacked(packed)
+    assert (scheduler, length) == (1, 65537)
     ids = {"10.0.0.1:80": 1, "10.0.0.2:80": 2}
     wanted = reference.maglev({"10.0.0.1:80": 1, "10.0.0.2:80": 3})
     assert slots == [ids[name] for name in wanted]
@@ -424,14 +438,12 @@ def test_maglev_ring_does_not_tell_a_port_kept_from_the_same_port_set():
 
 def test_maglev_ring_tells_ports_apart():
     packed = packed_ring(WEB, [{"address": "10.0.0.1", "port": 8080}, {"address": "10.0.0.1", "port": 8081}])
-    assert packed is not None
-    assert set(RING.unpack(packed)[4:-1]) == {1, 2}
+    assert set(unpacked(packed)[1]) == {1, 2}
 
 
 def test_ring_leaves_drained_backends_out():
     packed = packed_ring(WEB, [{"address": "10.0.0.1", "state": "drained"}, {"address": "10.0.0.2"}])
-    assert packed is not None
-    assert set(RING.unpack(packed)[4:-1]) == {2}
+    assert set(unpacked(packed)[1]) == {2}
 
 
 def test_round_robin_ring():
@@ -441,16 +453,14 @@ def test_round_robin_ring():
         {"address": "10.0.0.3", "weight": 2},
     ]
     packed = packed_ring(ROUND_ROBIN, backends)
-    assert packed is not None and len(packed) == RING.size
-    scheduler, length, _flags, _idle, *slots, unused = RING.unpack(packed)
+    (scheduler, length, *_rest), slots = unpacked(packed)
     assert (scheduler, length, slots[:3]) == (2, 3, [3, 1, 3])
-    assert not any(slots[3:]) and unused == 0
+    assert not any(slots[3:])
 
 
 def test_round_robin_ring_of_heavy_weights_fits():
     packed = packed_ring(ROUND_ROBIN, [{"address": f"10.0.0.{host}", "weight": 65536 - host} for host in range(1, 9)])
-    assert packed is not None and len(packed) == RING.size
-    _scheduler, length, _flags, _idle, *slots, _unused = RING.unpack(packed)
-    assert length <= RING_SIZE
+    (_scheduler, length, *_rest), slots = unpacked(packed)
+    assert length <= 65537
     assert set(slots[:length]) == set(range(1, 9))
     assert not any(slots[length:])

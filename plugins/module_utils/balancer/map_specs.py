@@ -29,9 +29,10 @@ from ..tables.layout import (
     POOL,
     REASON,
     REASONS,
-    RING,
     SESSION,
+    TABLE_ROOMS,
     Sizes,
+    table_bytes,
 )
 
 
@@ -50,6 +51,11 @@ class MapSpec:
     @property
     def holds_maps(self) -> bool:
         return self.type == bpf.MAP_TYPE_ARRAY_OF_MAPS
+
+
+def lookup_map(room: int) -> str:
+    """The name of the map of lookup tables with room for so many slots."""
+    return f"lookup_{room}"
 
 
 def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
@@ -73,10 +79,13 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
             inner_flags=inner_flags,
         )
 
+    def lookup(room: int) -> MapSpec:
+        return tables(lookup_map(room), table_bytes(room), sizes.max_services)
+
     return (
         array("control", CONTROL.size, 1),
         tables("endpoints", sizes.endpoint_table_bytes),
-        tables("rings", RING.size, sizes.max_services),
+        lookup(TABLE_ROOMS[0]),
         array("backends", BACKEND.size, sizes.max_backends),
         per_cpu("service_counters", COUNTERS.size, sizes.max_services),
         per_cpu("backend_counters", BACKEND_COUNTERS.size, sizes.max_backends),
@@ -102,4 +111,5 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         per_cpu("filter_counters", FILTER_COUNTERS.size, sizes.max_filters),
         array("filter_limits", LIMIT.size, sizes.max_filters),
         per_cpu("latency", LATENCY.size, 1),
+        *map(lookup, sorted(TABLE_ROOMS[1:])),
     )

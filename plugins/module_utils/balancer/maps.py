@@ -31,12 +31,14 @@ from ..tables.layout import (
     SESSION,
     SESSION_WORD_SEEN,
     SESSION_WORD_TIMEOUT,
+    TABLE_ROOMS,
     Sizes,
     index,
+    table_bytes,
     ticks_now,
 )
 from ..tables.tables import retired
-from .map_specs import MapSpec, map_specs
+from .map_specs import MapSpec, lookup_map, map_specs
 
 # Maps that packets write to.
 SHARED = frozenset(
@@ -117,33 +119,65 @@ class Maps:
             pass
 
     def write_rings(self, rings: dict[int, bytes | None], table_ids: dict[int, int]) -> None:
-        """Replace each of these rings in one step, or leave its service without one, and note the tables' ids."""
+        """Replace each of these lookup tables in one step, or leave its service without one, and note their ids."""
         with self._writing():
-            spec = self.spec("rings")
-            packed = {ring: _table(spec, data) for ring, data in rings.items() if data is not None}
-            try:
-                bpf.map_update_batch(
-                    self["rings"],
-                    b"".join(map(index, packed)),
-                    # User space writes an array of maps with descriptors and reads ids from it.
-                    b"".join(index(descriptor) for descriptor, _number in packed.values()),
-                    len(packed),
-                )
-            finally:
-                for descriptor, _number in packed.values():
-                    os.close(descriptor)
-            table_ids.update({ring: number for ring, (_descriptor, number) in packed.items()})
-            for ring in rings.keys() - packed.keys():
+            for room in TABLE_ROOMS:
+                fitting = {ring: data for ring, data in rings.items() if data and len(data) == table_bytes(room)}
+                if fitting:
+                    table_ids.update(self._swap_lookup_tables(lookup_map(room), fitting))
+                    self._leave_other_rooms(lookup_map(room), fitting)
+            for ring in (ring for ring, data in rings.items() if data is None):
                 table_ids.pop(ring, None)
-                self._remove("rings", ring)
+                for room in TABLE_ROOMS:
+                    self._remove(lookup_map(room), ring)
+
+    def _swap_lookup_tables(self, name: str, packed: dict[int, bytes]) -> dict[int, int]:
+        """The ids of the new ones."""
+        spec = self.spec(name)
+        made = {ring: _table(spec, data) for ring, data in packed.items()}
+        try:
+            # User space writes an array of maps with descriptors and reads ids from it.
+            descriptors = b"".join(index(descriptor) for descriptor, _number in made.values())
+            bpf.map_update_batch(self[name], b"".join(map(index, made)), descriptors, len(made))
+        finally:
+            for descriptor, _number in made.values():
+                os.close(descriptor)
+        return {ring: number for ring, (_descriptor, number) in made.items()}
+
+    def _leave_other_rooms(self, name: str, rings: Collection[int]) -> None:
+        """Remove the tables of another size that these services had until now."""
+        others = [lookup_map(room) for room in TABLE_ROOMS if lookup_map(room) != name]
+        left = [(other, ring) for ring in rings for other in others if self._holds_table(other, ring)]
+        if not left:
+            return
+        # A packet that looked here before the new table was here has to find the old one. A write of one entry returns
+        # when no such packet is under way (maybe_wait_bpf_programs() in the kernel); a batch does not wait.
+        last = left[-1][1]
+        descriptor = bpf.map_fd(int.from_bytes(bpf.map_lookup(self[name], index(last), 4), "little"))
+        try:
+            bpf.map_update(self[name], index(last), index(descriptor))
+        finally:
+            os.close(descriptor)
+        for other, ring in left:
+            self._remove(other, ring)
+
+    def _holds_table(self, name: str, ring: int) -> bool:
+        try:
+            bpf.map_lookup(self[name], index(ring), 4)
+        except FileNotFoundError:
+            return False
+        return True
 
     def table_id(self, name: str) -> int:
         """The live table's id, 0 if there is none."""
         return next(iter(self._table_ids(name, 1).values()), 0)
 
     def ring_ids(self) -> dict[int, int]:
-        """The live rings' ids by service."""
-        return self._table_ids("rings", self.sizes.max_services)
+        """The ids of the live lookup tables by service; of two, the one that the program finds first."""
+        found: dict[int, int] = {}
+        for room in reversed(TABLE_ROOMS):
+            found.update(self._table_ids(lookup_map(room), self.sizes.max_services))
+        return found
 
     def _table_ids(self, name: str, count: int) -> dict[int, int]:
         keys, values = bpf.map_lookup_batch(self[name], count, 4)

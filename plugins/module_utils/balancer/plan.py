@@ -156,12 +156,13 @@ def _same_entries(old: Service | None, new: Service) -> bool:
 
 
 def _same_rules(old: Service, new: Service) -> bool:
-    """Whether the ring's header stays."""
-    return (old.scheduler, old.forwarding, old.flow_table, old.idle_timeout) == (
+    """Whether the lookup table's header and size stay."""
+    return (old.scheduler, old.forwarding, old.flow_table, old.idle_timeout, old.table_size) == (
         new.scheduler,
         new.forwarding,
         new.flow_table,
         new.idle_timeout,
+        new.table_size,
     )
 
 

@@ -14,7 +14,7 @@ from ..config import model
 from ..kernel import link
 from ..tables import tables
 from ..tables.layout import Sizes
-from . import maps, plan, state
+from . import fill, maps, plan, state
 from .drift import backends_digest
 from .observed import Observed
 from .turns import Turns
@@ -180,6 +180,8 @@ def _pack_rings(
     """Those of the services with these names, by place."""
     allocation, services = planned.allocation, planned.desired.services
     return {
-        allocation.rings[name]: tables.pack_ring(services[name], members[name], allocation.backends, planned.out)
+        allocation.rings[name]: tables.pack_ring(
+            services[name], members[name], allocation.backends, planned.out, fill.FASTEST
+        )
         for name in names
     }

@@ -9,13 +9,22 @@ Addresses are strings as inet_ntop(3) writes them, ports and weights are numbers
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 from ..errors import EngineError, Problems
 from .addresses import Address, Prefix, parse_address, parse_prefix
-from .vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
+from .primes import next_prime
+from .vocabulary import (
+    DEFAULT_TABLE_SIZE,
+    FORWARDINGS,
+    MAX_TABLE_SIZE,
+    MIN_TABLE_SIZE,
+    PROTOCOLS,
+    SCHEDULERS,
+)
 
 MAX_WEIGHT = 65535
 STATES = ("enabled", "drained")
@@ -68,6 +77,7 @@ class Service:
     idle_timeout: int = 0  # seconds
     source: str | None = None  # an address, for ipip also a prefix
     source_ports: str | None = None
+    table_size: int = DEFAULT_TABLE_SIZE  # slots of a Maglev table
 
     @property
     def family(self) -> int:
@@ -125,6 +135,8 @@ class Service:
             entry["flow_table"] = True
         if self.remembers_flows:
             entry["idle_timeout"] = self.idle_timeout
+        if self.table_size != DEFAULT_TABLE_SIZE:
+            entry["table_size"] = self.table_size
         return entry
 
 
@@ -288,6 +300,7 @@ SERVICE_KEYS = frozenset(
         "idle_timeout",
         "source",
         "source_ports",
+        "table_size",
     )
 )
 BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
@@ -314,6 +327,7 @@ def _service(entry: Entry) -> Service:
         flow_table=_flow_table(entry, forwarding),
         source=_source(entry, forwarding, Address(address)),
         source_ports=_source_ports(entry, forwarding),
+        table_size=_table_size(entry, scheduler),
     )
     if scheduler == "round_robin" and protocol == "tcp" and not service.remembers_flows and forwarding != "redirect":
         raise entry.error(
@@ -375,6 +389,18 @@ def _source_ports(entry: Entry, forwarding: str) -> str | None:
         return None
     first, last = entry.port_range("source_ports", DEFAULT_SOURCE_PORTS if value is None else value)
     return f"{first}-{last}"
+
+
+def _table_size(entry: Entry, scheduler: str) -> int:
+    value = entry.raw.get("table_size")
+    if value is None:
+        return DEFAULT_TABLE_SIZE
+    if scheduler != "maglev":
+        raise entry.error(f"table_size is for scheduler maglev, not for {scheduler}")
+    size = entry.integer("table_size", MIN_TABLE_SIZE, MAX_TABLE_SIZE, value)
+    if next_prime(size) != size:
+        raise entry.error(f"table_size {value!r} is not a prime number; the next one is {next_prime(size)}")
+    return size
 
 
 def parse_services(raw: Any) -> dict[str, Service]:
@@ -456,7 +482,27 @@ def backend_ports(service: Service, port: int | None) -> range:
 
 def check(config: Config) -> None:
     """What no entry shows alone. Raises EngineError."""
-    raise_all([*_pool_problems(config), *backend_problems(config).values()])
+    raise_all([*_pool_problems(config), *_table_problems(config), *backend_problems(config).values()])
+
+
+def _table_problems(config: Config) -> list[str]:
+    """Tables with less slots than their services have backends, which would leave some without packets."""
+    counts = Counter(backend.service for backend in config.backends.values())
+    problems = []
+    for service in config.services.values():
+        count = counts[service.name]
+        if count <= service.table_size:
+            continue
+        if count > MAX_TABLE_SIZE:
+            remedy = f"a service has {MAX_TABLE_SIZE} at the most"
+        elif service.scheduler == "maglev":
+            remedy = f"set table_size to {next_prime(count)} or more"
+        else:
+            remedy = f"set scheduler to maglev and table_size to {next_prime(count)} or more"
+        problems.append(
+            f"service {service.name}: its table has {service.table_size} slots for {count} backends; {remedy}"
+        )
+    return problems
 
 
 def backend_problems(config: Config) -> dict[BackendKey, str]:

@@ -10,6 +10,9 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 # enum scheduler, enum forwarding
 SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
 FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5}
+# Slots of a Maglev table: a prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4), between these.
+MIN_TABLE_SIZE, MAX_TABLE_SIZE = 251, 131071
+DEFAULT_TABLE_SIZE = 65537
 # enum filter_action; the classes of protocols in the order of enum filter_class
 FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
 FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
@@ -27,4 +30,5 @@ FEATURES = (
     "filters",
     "multi_buffer",
     "latency",
+    "table_size",
 )

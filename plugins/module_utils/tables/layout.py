@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 
 LAYOUT_VERSION = 3
-RING_SIZE = 65537
 ENDPOINT_PROBES = 16
 ENDPOINT_MULTIPLIER = 0x9E3779B97F4A7C15
 CLIENT_NEXT_HOPS = 32768
@@ -44,8 +43,9 @@ SERVICE_KEEPS_TTL = 4
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
 ENDPOINT6 = struct.Struct("<16s2sBBI")  # address, port, protocol, kind, id
 ENDPOINT_TABLE_HEADER = struct.Struct("<IIQQ")  # shift, unused, service_ports, backend_ports
-RING_HEADER = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
-RING = struct.Struct(f"<IIII{RING_SIZE}II")
+LOOKUP_TABLE = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
+# Slots for which the maps of lookup tables have room, in the order in which the program looks at them.
+TABLE_ROOMS = (65537, 16381, 4093, 1021, 131071)
 BACKEND_FIELDS = (
     "address vip port vip_port forwarding family has_mac mac ip_delta l4_delta reply_ip_delta reply_l4_delta "
     "source_port service service_counters backend_counters interface source source_mask header_sum first_session "
@@ -142,6 +142,16 @@ class Sizes:
     def filter_lines(self) -> int:
         """Room for every prefix, the markers of a search for it, and its verdict."""
         return 16 + 16 * _power_of_two(self.max_filters)
+
+
+def table_room(slots: int) -> int:
+    """The least of TABLE_ROOMS in which a table of so many slots fits."""
+    return min(room for room in TABLE_ROOMS if room >= slots)
+
+
+def table_bytes(room: int) -> int:
+    """struct lookup_table with its slots."""
+    return LOOKUP_TABLE.size + 4 * room
 
 
 def index(number: int) -> bytes:

@@ -1,80 +1,114 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rings: which backend serves which slot of a service's lookup table. Pure functions.
+"""Lookup tables: which backend serves which slot of a service. Pure functions.
 
-A ring is a list of RING_SIZE positions in the list of backends it was made for.
+A table is an array of backend ids, one for each slot.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from math import gcd
 
-from .layout import RING_SIZE
+from ..config.vocabulary import DEFAULT_TABLE_SIZE
 
-# Slots of the plain hash ring.
+# Slots of the plain hash table.
 HASH_SLOTS = 512
 
 
-def _permutation(name: str) -> tuple[int, int]:
-    """Where a backend starts on the ring and how far it steps (Maglev, NSDI 2016, section 3.4)."""
-    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    offset = int.from_bytes(digest[:8], "little") % RING_SIZE
-    skip = int.from_bytes(digest[8:], "little") % (RING_SIZE - 1) + 1
-    return offset, skip
+@dataclass(frozen=True)
+class Members:
+    """The backends of a Maglev table of `size` slots in the order of their turns; column by column.
+
+    No id is 0, since that stands for an empty slot.
+    """
+
+    size: int
+    ids: array
+    weights: array
+    largest: int  # weight
+    offsets: array  # the first slot that a backend wants
+    skips: array  # and how far it is to the next one
 
 
-def maglev(names: list[str], weights: list[int]) -> array:
+# Fills the slots of a Maglev table: an array of ids. All implementations agree with fill().
+Fill = Callable[[Members], array]
+
+
+def members(names: list[str], weights: list[int], ids: list[int], size: int = DEFAULT_TABLE_SIZE) -> Members:
+    """What a Maglev table is filled from (Eisenbud et al., NSDI 2016, section 3.4).
+
+    Names give the order of preference, so balancers that agree on names, weights and size agree on the table.
+    Weights are positive.
+    """
+    # The turns a backend takes must not depend on the order in which an inventory lists it.
+    # Everybody takes a turn in the first round, and nobody more than one.
+    order = sorted(range(len(names)), key=names.__getitem__)[:size]
+    halves = array("Q")
+    for position in order:
+        halves.frombytes(hashlib.blake2b(names[position].encode(), digest_size=16).digest())
+    return Members(
+        size,
+        array("I", map(ids.__getitem__, order)),
+        array("I", map(weights.__getitem__, order)),
+        max(weights),
+        array("I", [half % size for half in halves[::2]]),
+        array("I", [half % (size - 1) + 1 for half in halves[1::2]]),
+    )
+
+
+def fill(found: Members) -> array:
     """Share the slots by weight so that a change of one backend moves few slots of the others.
 
-    Names give the order of preference, so balancers that agree on names and weights agree on the ring.
-    Weights are positive; a backend takes its turn in a round when its accumulated weight reaches the largest.
+    A backend takes its turn in a round when its accumulated weight reaches the largest.
     """
-    ring = array("i", [-1]) * RING_SIZE
-    # The turns a backend takes must not depend on the order in which an inventory lists it.
-    order = sorted(range(len(names)), key=names.__getitem__)
-    largest = max(weights)
-    steps = [(position, weights[position], *_permutation(names[position])) for position in order]
-    places = [offset for _position, _weight, offset, _skip in steps]
-    # Everybody takes a turn in the first round, so that no weight is too small for a slot.
-    credits = [largest - weight for _position, weight, _offset, _skip in steps]
+    size, largest, ids = found.size, found.largest, found.ids
+    table = array("I", bytes(4 * size))
+    slots = list(found.offsets)
+    steps = list(zip(found.weights, found.skips))
+    # So that no weight is too small for a turn in the first round.
+    credits = [largest - weight for weight in found.weights]
     filled = 0
     while True:
-        for turn, (position, weight, _offset, skip) in enumerate(steps):
+        for turn, (weight, skip) in enumerate(steps):
             credit = credits[turn] + weight
             if credit < largest:
                 credits[turn] = credit
                 continue
             credits[turn] = credit - largest
-            place = places[turn]
-            while ring[place] >= 0:
-                place += skip
-                if place >= RING_SIZE:
-                    place -= RING_SIZE
-            ring[place] = position
-            place += skip
-            places[turn] = place if place < RING_SIZE else place - RING_SIZE
+            slot = slots[turn]
+            while table[slot]:
+                slot += skip
+                if slot >= size:
+                    slot -= size
+            table[slot] = ids[turn]
+            slot += skip
+            slots[turn] = slot if slot < size else slot - size
             filled += 1
-            if filled == RING_SIZE:
-                return ring
+            if filled == size:
+                return table
 
 
 def hashed(weights: list[int]) -> list[int]:
-    """The plain ring: HASH_SLOTS slots that repeat the weighted cycle, so with equal weights slot modulo backends.
+    """The plain table: HASH_SLOTS slots that repeat the weighted cycle, so with equal weights slot modulo backends.
 
-    More backends than slots fill a slot each.
+    Positions in the list of weights. More backends than slots fill a slot each.
     """
-    cycle = round_robin(weights, max(HASH_SLOTS, len(weights)))
-    return [cycle[slot % len(cycle)] for slot in range(max(HASH_SLOTS, len(weights)))]
+    slots = max(HASH_SLOTS, len(weights))
+    cycle = round_robin(weights, slots)
+    return (cycle * -(-slots // len(cycle)))[:slots]
 
 
-def round_robin(weights: list[int], longest: int = RING_SIZE) -> list[int]:
+def round_robin(weights: list[int], longest: int = DEFAULT_TABLE_SIZE) -> list[int]:
     """One cycle in which each backend occurs as often as its weight, spread as evenly as can be.
 
-    Weights are positive; those that do not fit into `longest` are scaled down, none to nothing.
+    Positions in the list of weights. Weights are positive; those that do not fit into `longest` are scaled down, none
+    to nothing.
     """
     divisor = reduce(gcd, weights)
     weights = [weight // divisor for weight in weights]
@@ -83,11 +117,10 @@ def round_robin(weights: list[int], longest: int = RING_SIZE) -> list[int]:
         total = sum(weights)
         weights = [1 + weight * room // total for weight in weights]
     total = sum(weights)
+    if total == len(weights):
+        return list(range(total))
     # Occurrence k of a backend belongs at (k + 1/2) / weight of the cycle; sorting those spreads all of them.
-    places = [
-        ((2 * occurrence + 1) * total / weight, position)
-        for position, weight in enumerate(weights)
-        for occurrence in range(weight)
-    ]
-    places.sort()
-    return [position for _place, position in places]
+    # Where two belong at the same point, the sort leaves them in the order of the backends.
+    points = [odd * total / weight for weight in weights for odd in range(1, 2 * weight, 2)]
+    owners = [position for position, weight in enumerate(weights) for _occurrence in range(weight)]
+    return [owners[occurrence] for occurrence in sorted(range(total), key=points.__getitem__)]

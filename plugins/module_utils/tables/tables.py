@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from array import array
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from ..config.addresses import Address
 from ..config.model import Backend, BackendKey, Config, Pool, Service, backend_ports, ring_members
 from ..config.vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
 from ..errors import EngineError
+from . import lookup
 from .layout import (
     BACKEND,
     BACKEND_FORWARDING_BYTE,
@@ -29,16 +31,16 @@ from .layout import (
     ICMP,
     IPIP,
     IPV6_IN_IP,
+    LOOKUP_TABLE,
     POOL,
-    RING_HEADER,
-    RING_SIZE,
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
     Sizes,
+    table_bytes,
+    table_room,
     ticks,
 )
-from .lookup import hashed, maglev, round_robin
 
 # Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
 Endpoints = dict[bytes, int]
@@ -276,13 +278,14 @@ def service_flags(service: Service) -> int:
     return flags
 
 
-def _positions(service: Service, active: list[Backend]) -> Iterable[int]:
+def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array:
+    """The ids of backends, slot by slot."""
     weights = [backend.share for backend in active]
-    if service.scheduler == "round_robin":
-        return round_robin(weights)
-    if service.scheduler == "hash":
-        return hashed(weights)
-    return maglev([f"{backend.target}:{backend.port or service.port}" for backend in active], weights)
+    if service.scheduler == "maglev":
+        names = [f"{backend.target}:{backend.port or service.port}" for backend in active]
+        return fill(lookup.members(names, weights, ids, service.table_size))
+    cycle = lookup.round_robin(weights) if service.scheduler == "round_robin" else lookup.hashed(weights)
+    return array("I", map(ids.__getitem__, cycle))
 
 
 def pack_ring(
@@ -290,20 +293,20 @@ def pack_ring(
     backends: Iterable[Backend],
     backend_ids: dict[BackendKey, int],
     out: Container[BackendKey] = (),
+    fill: lookup.Fill = lookup.fill,
 ) -> bytes | None:
-    """struct ring, or None for a service without a backend that takes packets.
+    """struct lookup_table with its slots, or None for a service without a backend that takes packets.
 
-    One that remembers flows has a ring for as long as it has backends, drained ones included.
+    One that remembers flows has a table for as long as it has backends, drained ones included. `fill` fills a Maglev
+    table.
     """
     backends = list(backends)
     active = ring_members(backends, out)
     if not active and not (backends and service.remembers_flows):
         return None
-    slots = b""
-    if active:
-        ids = [backend_ids[backend.key].to_bytes(4, "little") for backend in active]
-        slots = b"".join(map(ids.__getitem__, _positions(service, active)))
-    header = RING_HEADER.pack(
-        SCHEDULERS[service.scheduler], len(slots) // 4, service_flags(service), ticks(service.idle_timeout)
+    ids = [backend_ids[backend.key] for backend in active]
+    slots = _slots(service, active, ids, fill) if active else array("I")
+    header = LOOKUP_TABLE.pack(
+        SCHEDULERS[service.scheduler], len(slots), service_flags(service), ticks(service.idle_timeout)
     )
-    return header + slots.ljust(RING_SIZE * 4 + 4, b"\0")
+    return (header + slots.tobytes()).ljust(table_bytes(table_room(service.table_size)), b"\0")

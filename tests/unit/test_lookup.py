@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rings: shares follow the weights, changes move little, and balancers agree for ever."""
+"""Lookup tables: shares follow the weights, changes move little, and balancers agree for ever."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from functools import lru_cache
 from math import gcd
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import RING_SIZE
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import maglev, round_robin
+from ansible_collections.lbops.xdp.plugins.module_utils.config.vocabulary import DEFAULT_TABLE_SIZE
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import fill, members, round_robin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,25 +25,30 @@ def weights_by_name(most: int = 30, heaviest: int = 100) -> st.SearchStrategy[di
     return st.dictionaries(ADDRESSES, st.integers(1, heaviest), min_size=2, max_size=most)
 
 
-# A ring takes some 30 ms.
+def maglev(names: list[str], weights: list[int]) -> list[int]:
+    """The table, with positions in the list of names."""
+    return [number - 1 for number in fill(members(names, weights, list(range(1, len(names) + 1))))]
+
+
+# A table takes some 30 ms.
 few = settings(max_examples=25, deadline=None)
 
 
 @lru_cache(maxsize=4)
-def _named_ring(items: tuple[tuple[str, int], ...]) -> list[str]:
+def _named_table(items: tuple[tuple[str, int], ...]) -> list[str]:
     names = [name for name, _weight in items]
     return [names[position] for position in maglev(names, [weight for _name, weight in items])]
 
 
-def named_ring(weights: dict[str, int]) -> list[str]:
-    """The ring, with names in place of positions."""
-    return _named_ring(tuple(weights.items()))
+def named_table(weights: dict[str, int]) -> list[str]:
+    """The table, with names in place of positions."""
+    return _named_table(tuple(weights.items()))
 
 
 def moved(before: list[str], after: list[str], changed: str) -> float:
-    """The part of the ring that went from one backend to another, neither of which is the one that changed."""
+    """The part of the table that went from one backend to another, neither of which is the one that changed."""
     pairs = zip(before, after, strict=True)
-    return sum(old != new and changed not in (old, new) for old, new in pairs) / RING_SIZE
+    return sum(old != new and changed not in (old, new) for old, new in pairs) / DEFAULT_TABLE_SIZE
 
 
 # --- maglev
@@ -52,9 +57,9 @@ def moved(before: list[str], after: list[str], changed: str) -> float:
 @few
 @given(weights_by_name())
 def test_every_slot_is_filled(weights):
-    ring = maglev(list(weights), list(weights.values()))
-    assert len(ring) == RING_SIZE
-    assert set(ring) <= set(range(len(weights)))
+    table = maglev(list(weights), list(weights.values()))
+    assert len(table) == DEFAULT_TABLE_SIZE
+    assert set(table) <= set(range(len(weights)))
 
 
 @few
@@ -62,13 +67,13 @@ def test_every_slot_is_filled(weights):
 def test_shares_follow_the_weights(weights):
     """After r rounds a backend had 1 + floor((r - 1) * w / largest) turns; the last round may not be finished.
 
-    With W the sum of the n weights, the rounds are at most RING_SIZE * largest / W + 1, since turns are rounded up,
-    and at least (RING_SIZE - n) * largest / W, since less than n of them were won by rounding.
+    With W the sum of the n weights, the rounds are at most DEFAULT_TABLE_SIZE * largest / W + 1, since turns are
+    rounded up, and at least (DEFAULT_TABLE_SIZE - n) * largest / W, since less than n of them were won by rounding.
     """
-    shares = Counter(named_ring(weights))
+    shares = Counter(named_table(weights))
     total = sum(weights.values())
     for name, weight in weights.items():
-        fair = RING_SIZE * weight / total
+        fair = DEFAULT_TABLE_SIZE * weight / total
         assert fair - 1 - len(weights) * weight / total < shares[name] < fair + 2
         assert shares[name]
 
@@ -76,7 +81,7 @@ def test_shares_follow_the_weights(weights):
 @few
 @given(st.lists(ADDRESSES, min_size=1, max_size=60, unique=True))
 def test_equal_weights_differ_by_one_slot_at_most(names):
-    shares = Counter(named_ring(dict.fromkeys(names, 7)))
+    shares = Counter(named_table(dict.fromkeys(names, 7)))
     assert set(shares) == set(names)
     assert max(shares.values()) - min(shares.values()) <= 1
 
@@ -86,19 +91,19 @@ def test_equal_weights_differ_by_one_slot_at_most(names):
 def test_order_of_the_inventory_does_not_matter(weights, generator):
     shuffled = list(weights.items())
     generator.shuffle(shuffled)
-    assert named_ring(dict(shuffled)) == named_ring(weights)
+    assert named_table(dict(shuffled)) == named_table(weights)
 
 
 @few
 @given(weights_by_name(), st.integers(2, 9))
 def test_only_the_proportion_of_weights_matters(weights, factor):
-    assert named_ring({name: weight * factor for name, weight in weights.items()}) == named_ring(weights)
+    assert named_table({name: weight * factor for name, weight in weights.items()}) == named_table(weights)
 
 
 @few
 @given(weights_by_name())
 def test_same_as_the_rule_in_other_words(weights):
-    assert named_ring(weights) == reference.maglev(weights)
+    assert named_table(weights) == reference.maglev(weights)
 
 
 @few
@@ -106,20 +111,20 @@ def test_same_as_the_rule_in_other_words(weights):
 def test_removing_or_adding_one_moves_few_others(weights, data):
     changed = data.draw(st.sampled_from(sorted(weights)))
     without = {name: weight for name, weight in weights.items() if name != changed}
-    assert moved(named_ring(weights), named_ring(without), changed) < 0.03
+    assert moved(named_table(weights), named_table(without), changed) < 0.03
 
 
 @few
 @given(weights_by_name(), st.integers(1, 100), st.data())
 def test_another_weight_moves_few_others(weights, weight, data):
     changed = data.draw(st.sampled_from(sorted(weights)))
-    assert moved(named_ring(weights), named_ring({**weights, changed: weight}), changed) < 0.03
+    assert moved(named_table(weights), named_table({**weights, changed: weight}), changed) < 0.03
 
 
 def test_removing_one_of_a_hundred_moves_less_than_1_percent_of_the_others():
     weights = {f"10.0.0.{host}:80": 1 for host in range(1, 101)}
     without = {name: weight for name, weight in weights.items() if name != "10.0.0.50:80"}
-    assert moved(named_ring(weights), named_ring(without), "10.0.0.50:80") < 0.01
+    assert moved(named_table(weights), named_table(without), "10.0.0.50:80") < 0.01
 
 
 def test_one_backend_has_all_slots():
@@ -133,9 +138,16 @@ def test_a_thousand_backends():
     assert set(shares.values()) == {65, 66}
 
 
+def test_more_backends_than_slots():
+    """The first ones by name have a slot each."""
+    names = [f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:80" for number in range(DEFAULT_TABLE_SIZE + 1000)]
+    table = maglev(names, [1] * len(names))
+    assert {names[position] for position in table} == set(sorted(names)[:DEFAULT_TABLE_SIZE])
+
+
 def test_more_weight_than_slots():
     shares = Counter(maglev(["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], [65535, 65535, 1]))
-    assert shares[0] + shares[1] + shares[2] == RING_SIZE
+    assert shares[0] + shares[1] + shares[2] == DEFAULT_TABLE_SIZE
     assert abs(shares[0] - shares[1]) <= 1
 
 
@@ -149,8 +161,8 @@ def test_more_weight_than_slots():
 )
 def test_balancers_of_all_releases_agree(weights, digest):
     """A changed digest means that two balancers send a flow to different backends while they are upgraded."""
-    ring = maglev([f"192.0.2.{host}:80" for host in range(1, 21)], weights)
-    content = b"".join(position.to_bytes(4, "little") for position in ring)
+    table = maglev([f"192.0.2.{host}:80" for host in range(1, 21)], weights)
+    content = b"".join(position.to_bytes(4, "little") for position in table)
     assert hashlib.sha256(content).hexdigest() == digest
 
 
@@ -207,13 +219,13 @@ def test_weights_that_do_not_fit_are_scaled(weights):
     divisor = gcd(*weights)
     total = sum(weights) // divisor
     cycle = round_robin(weights)
-    assert len(cycle) <= RING_SIZE
-    if total <= RING_SIZE:
+    assert len(cycle) <= DEFAULT_TABLE_SIZE
+    if total <= DEFAULT_TABLE_SIZE:
         assert len(cycle) == total
         return
     counts = Counter(cycle)
     for position, weight in enumerate(weights):
-        fair = weight // divisor * (RING_SIZE - len(weights)) / total
+        fair = weight // divisor * (DEFAULT_TABLE_SIZE - len(weights)) / total
         assert fair < counts[position] <= fair + 1
 
 
