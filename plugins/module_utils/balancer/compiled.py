@@ -65,6 +65,7 @@ def _read(path: Path) -> tuple[Record, bytes] | None:
 def _write(path: Path, record: Record, code: bytes) -> None:
     content = json.dumps(asdict(record)).encode() + b"\n" + code
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write(path, hashlib.sha256(content).digest() + content)
     except OSError:
         # Without the file the next boot takes longer.
