@@ -130,7 +130,15 @@ def test_another_programs_file_is_never_loaded(build, directory, compilations):
 
 def test_where_nothing_can_be_kept_it_is_compiled_each_time(build, directory, compilations):
     directory.rmdir()
+    directory.touch()
     assert compiled.program(build, directory) == compiled.program(build, directory) == (CODE, True)
+
+
+def test_the_directory_is_made_when_something_is_kept(build, directory, compilations):
+    directory.rmdir()
+    assert compiled.program(build, directory) == (CODE, True)
+    assert compiled.program(build, directory) == (CODE, False)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_without_source_there_is_no_program(build, directory, compilations):

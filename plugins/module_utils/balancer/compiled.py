@@ -31,7 +31,7 @@ class Record:
     digest: str
     other_hook: str  # digest of the same build for the other kind of hook
     release: str  # of the kernel
-    compiler: str
+    compiled_with: str
     cpus: int
 
     @classmethod
@@ -65,6 +65,7 @@ def _read(path: Path) -> tuple[Record, bytes] | None:
 def _write(path: Path, record: Record, code: bytes) -> None:
     content = json.dumps(asdict(record)).encode() + b"\n" + code
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write(path, hashlib.sha256(content).digest() + content)
     except OSError:
         # Without the file the next boot takes longer.
@@ -130,7 +131,7 @@ def _refused(record: Record, refusal: bpf.VerifierError) -> str:
     log = "\n".join(refusal.log.strip().splitlines()[-LOG_LINES:])
     return (
         f"the verifier of kernel {platform.release()} refuses the program that was compiled under kernel "
-        f"{record.release} with {record.compiler}: {refusal.strerror}; its last words:\n{log or '(none)'}"
+        f"{record.release} with {record.compiled_with}: {refusal.strerror}; its last words:\n{log or '(none)'}"
     )
 
 
