@@ -18,6 +18,7 @@ from ..errors import EngineError
 from ..kernel import files, link, neighbours
 from ..outcome import Outcome
 from . import (
+    fill,
     health_view,
     history,
     host_settings,
@@ -146,7 +147,8 @@ class Balancer:
             program=reader.program_facts(self.places, after_state) if not check else before,
         )
         old = current.document if current else None
-        return Outcome(change.changed or bool(settings), old, document, details, change.warnings)
+        warnings = [*change.warnings, *fill.problems()]
+        return Outcome(change.changed or bool(settings), old, document, details, warnings)
 
     def _set_host(self, document: Document | None, check: bool, again: bool = False) -> list[str]:
         """Kernel settings that all balancers of the host need, this one with `document`; returns what differs."""

@@ -154,7 +154,7 @@ class KernelFill:
         while self._descriptors:
             os.close(self._descriptors.pop())
 
-    def __call__(self, found: lookup.Members) -> array:
+    def __call__(self, found: lookup.Members) -> array[int]:
         with self._lock:
             self._start(found)
             while self._state()[_FREE_SLOTS // 4]:
@@ -192,7 +192,7 @@ class Fastest:
         self._kernel: KernelFill | None = None
         self.problem = ""
 
-    def __call__(self, found: lookup.Members) -> array:
+    def __call__(self, found: lookup.Members) -> array[int]:
         if not self.problem:
             try:
                 # Kept open, since the verifier takes some milliseconds.
