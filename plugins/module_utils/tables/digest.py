@@ -11,7 +11,6 @@ from collections.abc import Container
 from typing import Any
 
 from ..config.model import Backend, BackendKey, Config, Service, ring_members
-from .layout import RING_SIZE
 
 
 def tables_digest(config: Config, out: Container[BackendKey] = ()) -> str:
@@ -34,6 +33,6 @@ def _service(service: Service, backends: list[Backend], out: Container[BackendKe
         service.last_port,
         service.scheduler,
         service.forwarding,
-        RING_SIZE,
+        service.table_size,
         active,
     ]
