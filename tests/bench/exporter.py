@@ -22,8 +22,7 @@ from pathlib import Path
 
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
-from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Settings
 
 from tests.bench import report
 from tests.support import host_packages as host
@@ -76,13 +75,13 @@ def configuration(backends: int) -> tuple[list[dict], list[dict]]:
 
 @contextmanager
 def balancer(paths: state.Paths) -> Iterator[Balancer]:
-    made = Balancer(INTERFACE, paths)
+    made = Balancer("main", paths)
     try:
-        request = ProgramRequest("native", frozenset(("dnat",)), Sizes(), report.ROOT / "files" / "bpf")
-        made.apply_program(request, check=False)
+        settings = Settings((INTERFACE,), mode="native", source=str(report.ROOT / "files" / "bpf"))
+        made.apply_program(settings, check=False)
         yield made
     finally:
-        made.remove_program(check=False)
+        made.remove(check=False)
 
 
 def ask(packed: bool) -> tuple[float, bytes]:

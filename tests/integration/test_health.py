@@ -251,7 +251,7 @@ def test_the_way_over_ipv6(lab, checked, over_ipv6, check):
         f"services = parse_services([{{'name': 'six', 'address': '{over_ipv6['vip']}', 'protocol': '{protocol}', "
         "'port': 8080, 'forwarding': 'dsr'}])\n"
         f"[backend] = parse_backends([{{'service': 'six', 'address': '{over_ipv6['address']}'}}]).values()\n"
-        f"target = Target(parse_one('six', {options!r}), services['six'], backend, '{INTERFACE}')\n"
+        f"target = Target(parse_one('six', {options!r}), services['six'], backend, ('{INTERFACE}',))\n"
         "print(asyncio.run(problem_of(target)))"
     )
     assert lab.engine(code) == ""

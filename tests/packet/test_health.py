@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import observed, state, writing
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.places import remove_tree
 from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import neighbours
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
@@ -30,11 +31,11 @@ from tests.packet import test_engine as engine
 from tests.packet.frames import CLIENT, tcp
 from tests.packet.reference import DROP, TX
 from tests.packet.test_engine import VIP, WEB, declare, live_maps, run, web
+from tests.support.balancer import settings
 
 balancer = engine.balancer
 STICKY = {**WEB, "flow_table": True}
 NAT = {**WEB, "forwarding": "full_nat", "source": "10.0.0.250"}
-FEATURES = engine.FEATURES | {"flow_table"}
 
 
 def seen(*down: int, up: tuple[int, ...] = (), drop: bool = False) -> observed.Observed:
@@ -106,7 +107,7 @@ def test_health_checks_need_not_wait_for_a_new_backend_that_does_not_answer(bala
     with ThreadPoolExecutor() as threads:
         adding = threads.submit(balancer.apply_backends, web(1, 2, 230), True, False)
         assert waiting.wait(60)
-        threads.submit(Balancer(balancer.interface, balancer.paths).observe, seen(2)).result(60)
+        threads.submit(Balancer(balancer.name, balancer.paths).observe, seen(2)).result(60)
         seen_down.set()
     [warning] = adding.result().warnings
     assert warning == "backend 10.0.0.230: neighbour 10.0.0.230 does not answer ARP or neighbour discovery"
@@ -127,7 +128,6 @@ def test_in_check_mode_no_neighbour_is_asked(balancer, net, monkeypatch):
 @pytest.mark.parametrize("drop", [False, True], ids=["keep", "drop"])
 @pytest.mark.parametrize("service", [WEB, STICKY], ids=["hash", "flow table"])
 def test_all_down(balancer, net, service, drop):
-    engine.attach(balancer, features=FEATURES)
     declare(balancer, [service], web(1, 2))
     before = backends_of(balancer, net)
     balancer.observe(seen(1, 2, drop=drop))
@@ -151,7 +151,6 @@ def test_the_last_backend_that_was_up_is_removed(balancer, net):
 
 def test_remembered_flows_leave_a_backend_that_is_down_and_others_stay(balancer, net):
     """Unlike those of a drained one."""
-    engine.attach(balancer, features=FEATURES)
     declare(balancer, [STICKY], web(1, 2, 3))
     before = backends_of(balancer, net)
     balancer.apply_backends([*web(1, 3), *web(2, state="drained")], True, False)
@@ -180,9 +179,7 @@ def test_sessions_of_a_backend_that_is_down_begin_anew(balancer, net):
 def test_a_restore_after_a_reboot_knows_who_was_down(balancer, net):
     declare(balancer, [WEB], web(1, 2, 3))
     balancer.observe(seen(2))
-    for pin in (*balancer.maps_directory.iterdir(), balancer.program_pin):
-        pin.unlink()
-    balancer.maps_directory.rmdir()
+    remove_tree(balancer.places.pins)
     engine.ip(f"link set {engine.FRONT} xdp off")
     balancer.restore()
     assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.3"}
@@ -329,7 +326,6 @@ def test_one_that_comes_back_while_it_leaves(balancer, net):
 
 def test_one_that_leaves_while_it_comes_back(balancer, net):
     """Its remembered flows are chosen anew, also where the ring had not been written yet."""
-    engine.attach(balancer, features=FEATURES)
     declare(balancer, [{**service, "flow_table": True} for service in MANY], in_many(1, 2, 3))
     assert all("10.0.0.2" in hosts_in(balancer, net, number) for number in range(len(MANY)))
     down = seen_in_many(2)
@@ -348,7 +344,6 @@ def test_one_that_leaves_while_it_comes_back(balancer, net):
 
 @pytest.mark.parametrize("flags", ["S", "A"], ids=["new", "remembered"])
 def test_killed_between_two_services(balancer, net, computing, flags):
-    engine.attach(balancer, features=FEATURES)
     sticky = [{**service, "flow_table": True} for service in MANY]
     declare(balancer, sticky, in_many(1, 2, 3))
     before = [hosts_in(balancer, net, number) for number in range(20)]
@@ -376,12 +371,10 @@ def small_disk(net) -> Iterator[Balancer]:
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "lbops-test", directory], check=True)
         try:
-            made = Balancer(
-                engine.FRONT, state.Paths(Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}", Path(directory))
-            )
+            made = Balancer("main", state.Paths(Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}", Path(directory)))
             engine.attach(made)
             yield made
-            made.remove_program(check=False)
+            made.remove(check=False)
         finally:
             subprocess.run(["umount", directory], check=True)
 
@@ -423,7 +416,7 @@ def test_killed_on_a_full_disk(small_disk, net):
     declare(small_disk, [WEB], web(1, 2, 3))
     with full(small_disk):
         small_disk.observe(seen(2))
-    again = Balancer(engine.FRONT, small_disk.paths)
+    again = Balancer("main", small_disk.paths)
     assert not again.observe(seen(2, up=(1, 3))).refusal
     assert set(backends_of(again, net)) == {"10.0.0.1", "10.0.0.3"}
     assert again.apply_services([WEB], True, False).details["repaired"]
@@ -435,7 +428,7 @@ def test_a_module_that_comes_between_is_right(small_disk, net):
     declare(small_disk, [WEB], web(1, 2, 3))
     with full(small_disk):
         small_disk.observe(seen(2))
-    other = Balancer(engine.FRONT, small_disk.paths)
+    other = Balancer("main", small_disk.paths)
     assert other.apply_backends(web(1, 2, 3, 4), True, False).changed
     assert not small_disk.observe(seen(2)).refusal
     assert set(backends_of(small_disk, net)) == {"10.0.0.1", "10.0.0.3", "10.0.0.4"}
@@ -461,9 +454,7 @@ def test_a_thousand_backends(balancer, net):
     hosts = [
         {"service": "web", "address": f"10.1.{n // 250}.{n % 250 + 1}", "mac": "02:00:00:00:00:07"} for n in range(1000)
     ]
-    engine.attach(balancer)
-    request = engine.ProgramRequest("native", engine.FEATURES, replace(engine.SIZES, max_backends=2048), engine.SOURCE)
-    balancer.apply_program(request, check=False)
+    balancer.apply_program(settings(engine.FRONT, sizes=replace(engine.SIZES, max_backends=2048)), check=False)
     declare(balancer, [WEB], hosts)
     keys = list(state.load(balancer.state_file).config.backends)
     started = time.monotonic()

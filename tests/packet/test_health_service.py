@@ -88,14 +88,14 @@ def running(balancer, monkeypatch, tmp_path, capsys):
     """Start it as systemd would."""
     declare(balancer, SERVICES, backends())
     checks = [health.parse_one(service["name"], CHECK).as_dict() for service in SERVICES]
-    (tmp_path / f"health-{balancer.interface}.json").write_text(json.dumps(checks))
+    (tmp_path / f"health-{balancer.name}.json").write_text(json.dumps(checks))
     paths = Paths(balancer.paths.pins, balancer.paths.state)
-    monkeypatch.setattr(program, "Balancer", lambda interface: Balancer(interface, paths))
-    monkeypatch.setattr(program, "read_checks", lambda interface: config.read_checks(interface, tmp_path))
+    monkeypatch.setattr(program, "Balancer", lambda name: Balancer(name, paths))
+    monkeypatch.setattr(program, "read_checks", lambda name: config.read_checks(name, tmp_path))
 
     @asynccontextmanager
     async def start() -> AsyncIterator[Running]:
-        service = program.Service(balancer.interface)
+        service = program.Service(balancer.name)
         task = asyncio.ensure_future(service.run())
         made = Running(balancer, service, capsys)
         try:
@@ -125,7 +125,7 @@ def test_a_server_stops_and_comes_back(running):
                     assert await service.until(lambda: not service.out()) < BOUND
                 assert len(service.events("down")) == len(service.events("up")) == 2
                 assert not service.events("all_down") and not service.events("not_applied")
-                assert all(re.match(r"health interface=front event=\w+( |$)", line) for line in service.lines)
+                assert all(re.match(r"health balancer=main event=\w+( |$)", line) for line in service.lines)
 
     asyncio.run(run())
 

@@ -32,7 +32,7 @@ from engine.config.model import Backend, Service  # noqa: E402
 
 from roles.health.files import end_to_end, listeners, way  # noqa: E402
 from roles.health.files.checks import problem_of  # noqa: E402
-from roles.health.files.common import Target  # noqa: E402
+from roles.health.files.common import CannotCheck, Target  # noqa: E402
 
 SOURCE = {4: "192.0.2.1", 6: "2001:db8::1"}
 VIP = {4: "192.0.2.10", 6: "2001:db8::10"}
@@ -91,14 +91,14 @@ def repeat(channel: socket.socket) -> None:
         channel.sendto(datagram, peer)
 
 
-def target(version: int, check: str, vip: str = "", **options: object) -> Target:
+def target(version: int, check: str, vip: str = "", interfaces: tuple[str, ...] = ("lo",), **options: object) -> Target:
     protocol = "tcp" if check == "tcp" else "udp"
     given = {"check": check, "end_to_end": True, "timeout": 1, "source": SOURCE[version], **options}
     if check == "udp":
         given.setdefault("request", "?")
     service = Service("web", vip or VIP[version], protocol, PORT, PORT, "maglev", "dsr")
     backend = Backend("web", SOURCE[version], None, 1, "enabled", "00:00:00:00:00:00", None)
-    return Target(health.parse_one("web", given), service, backend, "lo")
+    return Target(health.parse_one("web", given), service, backend, interfaces)
 
 
 def packet_sockets() -> list[str]:
@@ -115,6 +115,16 @@ def test_what_answers_and_what_does_not(servers, version, check):
         if check != "icmp":
             closed = target(version, check, port=PORT + 1, timeout=0.2)
             assert await problem_of(closed) == {"tcp": "Connection refused", "udp": "timed out"}[check]
+
+    asyncio.run(checks())
+
+
+def test_a_probe_leaves_by_the_first_interface_whose_link_is_up(servers):
+    async def checks() -> None:
+        subprocess.run("ip link add down0 type veth peer name down1".split(), check=True)
+        assert await problem_of(target(4, "udp", interfaces=("gone0", "down0", "lo"))) == ""
+        with pytest.raises(CannotCheck, match="no link of the balancer is up: gone0, down0"):
+            await problem_of(target(4, "udp", interfaces=("gone0", "down0")))
 
     asyncio.run(checks())
 

@@ -321,7 +321,7 @@ def test_a_check_without_the_source_it_needs_says_nothing_of_the_backend():
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 0}'])
 def test_a_damaged_health_file_is_as_good_as_none(tmp_path, content):
-    path = tmp_path / "health-eth0.json"
+    path = tmp_path / "health-main.json"
     path.write_text(content)
     assert observed.load(path) == observed.Observed()
 
@@ -337,7 +337,7 @@ def test_the_name_of_a_certificate(host, name):
     [backend] = parse_backends([{"service": "web", "address": "fd00::2"}]).values()
     for given, expected in ((host, name), (None, "fd00::2")):
         options = {"check": "https", **({"host": given} if given else {})}
-        target = Target(health.parse_one("web", options), services["web"], backend, "eth0")
+        target = Target(health.parse_one("web", options), services["web"], backend, ("eth0",))
         assert web.server_name(target) == expected
 
 
@@ -424,8 +424,8 @@ def test_an_echo_to_the_vip(version):
 
 def test_a_line_of_the_log():
     fields = {"service": "web", "reason": 'connection "refused"', "name": None}
-    assert log.line("eth0", "down", fields) == (
-        'health interface=eth0 event=down service=web reason="connection \\"refused\\""'
+    assert log.line("main", "down", fields) == (
+        'health balancer=main event=down service=web reason="connection \\"refused\\""'
     )
 
 
@@ -486,7 +486,7 @@ def target(weight: int = 1, host: int = 1, **service: Any) -> Target:
     backend = {"service": "web", "address": f"198.51.100.{host}", "weight": weight}
     [member] = parse_backends([backend]).values()
     # The first check comes at once, or nearly so.
-    return Target(check(check="tcp", interval=0.1, fall=1), parsed, member, "eth0")
+    return Target(check(check="tcp", interval=0.1, fall=1), parsed, member, ("eth0",))
 
 
 def by_key(*targets: Target) -> dict:

@@ -49,7 +49,7 @@ def target(version: int, port: int, protocol: str = "tcp", **options: object) ->
     # Nor a source.
     source = options.pop("source", None)
     parsed = health.parse_one("web", {"timeout": TIMEOUT, **options})
-    return Target(replace(parsed, source=source), services["web"], backend, "lo")
+    return Target(replace(parsed, source=source), services["web"], backend, ("lo",))
 
 
 def problem(version: int, port: int, protocol: str = "tcp", **options: object) -> str:

@@ -77,10 +77,3 @@ def test_anything_else_is_refused_with_the_remedy(tmp_path, content, words):
     path.write_text(content)
     with pytest.raises(EngineError, match=f"{words}.*restore it from a backup"):
         state.load(path)
-
-
-def test_the_digests_of_all_interfaces_programs_are_used(tmp_path, full):
-    paths = state.Paths(tmp_path / "pins", tmp_path)
-    state.save(paths.state_file("eth0"), full)
-    paths.state_file("eth1").write_text("damaged")
-    assert state.used_programs(paths) == {full.program.digest}

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check the backends of an interface's balancer: python3 -m health <interface> [--forget].
+"""Check the backends of a balancer: python3 -m health <balancer> [--forget].
 
 Killed at any time it leaves the data plane as it is, and goes on from what it wrote down last.
 """
@@ -33,10 +33,10 @@ LOOK_INTERVAL = 0.5
 class Service:
     """The backends, what is known of them, and what comes of it."""
 
-    def __init__(self, interface: str) -> None:
-        self._log = Log(interface)
-        self._checks = read_checks(interface)
-        self._balancer = Balancer(interface)
+    def __init__(self, balancer: str) -> None:
+        self._log = Log(balancer)
+        self._checks = read_checks(balancer)
+        self._balancer = Balancer(balancer)
         self._targets = Targets(self._balancer, self._checks)
         self._statuses: dict[BackendKey, Status] = {}
         self._standing = Standing()
@@ -119,14 +119,14 @@ class Service:
 
 
 def main() -> int:
-    interface, *options = sys.argv[1:]
+    balancer, *options = sys.argv[1:]
     try:
         if options == ["--forget"]:
-            Balancer(interface).forget_health()
+            Balancer(balancer).forget_health()
         else:
-            asyncio.run(Service(interface).run())
+            asyncio.run(Service(balancer).run())
     except (EngineError, OSError) as error:
-        Log(interface)("failed", reason=error)
+        Log(balancer)("failed", reason=error)
         return 1
     return 0
 

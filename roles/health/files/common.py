@@ -49,8 +49,8 @@ class Target:
     health: Health
     service: Service
     backend: Backend
-    # Whose program forwards to it; checks of the way that packets take leave by it.
-    interface: str
+    # Those of the balancer; end-to-end checks of a backend whose Ethernet address is declared leave by one of them.
+    interfaces: tuple[str, ...]
 
     @property
     def address(self) -> str:
@@ -68,7 +68,7 @@ class Target:
             self.health,
             (service.address, service.protocol, service.first_port, service.forwarding, service.source),
             (backend.target, backend.port, backend.mac),
-            self.interface,
+            self.interfaces,
         )
 
     @property

@@ -20,9 +20,9 @@ from .common import Target
 DIRECTORY = Path("/etc/lbops")
 
 
-def read_checks(interface: str, directory: Path = DIRECTORY) -> dict[str, Health]:
+def read_checks(balancer: str, directory: Path = DIRECTORY) -> dict[str, Health]:
     """By the name of the service."""
-    path = directory / f"health-{interface}.json"
+    path = directory / f"health-{balancer}.json"
     try:
         return load(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -49,7 +49,7 @@ class Targets:
             return {}
         services = current.config.services
         return {
-            key: Target(self._checks[key.service], services[key.service], backend, self._balancer.interface)
+            key: Target(self._checks[key.service], services[key.service], backend, current.document.interfaces)
             for key, backend in current.config.backends.items()
             if key.service in self._checks and backend.address
         }

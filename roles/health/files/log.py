@@ -13,8 +13,8 @@ from typing import Any
 PLAIN_PATTERN = re.compile(r"[^\s\"=]+")
 
 
-def line(interface: str, event: str, fields: dict[str, Any]) -> str:
-    pairs = {"interface": interface, "event": event, **fields}
+def line(balancer: str, event: str, fields: dict[str, Any]) -> str:
+    pairs = {"balancer": balancer, "event": event, **fields}
     return "health " + " ".join(f"{key}={_text(value)}" for key, value in pairs.items() if value is not None)
 
 
@@ -24,9 +24,9 @@ def _text(value: Any) -> str:
 
 
 class Log:
-    def __init__(self, interface: str) -> None:
-        self._interface = interface
+    def __init__(self, balancer: str) -> None:
+        self._balancer = balancer
 
     def __call__(self, event: str, **fields: Any) -> None:
-        sys.stdout.write(line(self._interface, event, fields) + "\n")
+        sys.stdout.write(line(self._balancer, event, fields) + "\n")
         sys.stdout.flush()

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from functools import cache
+from typing import Generic, TypeVar
 
 from engine.config.addresses import Address
+from engine.kernel.device import links
 from engine.kernel.link import import_pyroute2, route_socket
 from engine.kernel.neighbours import resolved
 
@@ -20,38 +23,43 @@ from .frames import ETHERTYPES, Flow, ip_packet
 IPIP, IPV6_IN_IP = 4, 41
 # include/uapi/linux/in6.h
 IPV6_HDRINCL = 36
-# Seconds that the kernel's neighbours are remembered, for all checks together.
-NEIGHBOURS_AGE = 1.0
+# Seconds that what the kernel says is kept, for all checks together.
+MAX_AGE = 1.0
+T = TypeVar("T")
 
 
-class Neighbours:
-    """Where addresses are in the Ethernet segment: lbops-watch@ has the kernel verify them."""
+class Shared(Generic[T]):
+    """What is read off the thread that checks, once for all checks that need it."""
 
-    def __init__(self) -> None:
-        self._reading: asyncio.Future[dict[str, tuple[int, str]]] | None = None
+    def __init__(self, read: Callable[[], T]) -> None:
+        self._read = read
+        self._reading: asyncio.Future[T] | None = None
         self._until = 0.0
 
-    async def find(self, address: str) -> tuple[int, str]:
-        """Interface and Ethernet address."""
+    async def get(self) -> T:
         if self._reading is None or time.monotonic() > self._until:
-            self._until = time.monotonic() + NEIGHBOURS_AGE
+            self._until = time.monotonic() + MAX_AGE
             self._reading = asyncio.get_running_loop().run_in_executor(None, self._read)
         # A check whose time is up must not end what others wait for.
-        known = await asyncio.shield(self._reading)
-        if address not in known:
-            raise Failed("no neighbour with its address")
-        return known[address]
-
-    @staticmethod
-    def _read() -> dict[str, tuple[int, str]]:
-        with route_socket() as route:
-            try:
-                return {entry.address: (entry.interface, mac) for entry, mac in resolved(route).items()}
-            except import_pyroute2().NetlinkError as error:
-                raise CannotCheck(f"the kernel's neighbours are not to be had: {error.args[-1]}") from None
+        return await asyncio.shield(self._reading)
 
 
-NEIGHBOURS = Neighbours()
+def _read_neighbours() -> dict[str, tuple[int, str]]:
+    """Interface and Ethernet address by IP address: lbops-watch@ has the kernel verify them."""
+    with route_socket() as route:
+        try:
+            return {entry.address: (entry.interface, mac) for entry, mac in resolved(route).items()}
+        except import_pyroute2().NetlinkError as error:
+            raise CannotCheck(f"cannot read the kernel's neighbour table: {error.args[-1]}") from None
+
+
+def _read_links() -> set[str]:
+    """The interfaces that frames can leave by."""
+    return {found.name for found in links() if found.enabled and found.usable}
+
+
+NEIGHBOURS = Shared(_read_neighbours)
+LINKS = Shared(_read_links)
 
 
 def source_of(target: Target) -> Address:
@@ -73,12 +81,24 @@ async def send(target: Target, flow: Flow, packet: bytes) -> None:
 
 
 async def _send_to_neighbour(target: Target, flow: Flow, packet: bytes) -> None:
-    interface = target.interface
-    mac = target.backend.mac
-    if not mac:
-        index, mac = await NEIGHBOURS.find(target.address)
-        interface = socket.if_indextoname(index)
+    interface, mac = await _next_hop(target)
     _frames_out().sendto(packet, (interface, ETHERTYPES[flow.version], 0, 0, bytes.fromhex(mac.replace(":", ""))))
+
+
+async def _next_hop(target: Target) -> tuple[str, str]:
+    """Interface and Ethernet address."""
+    if not target.backend.mac:
+        known = await NEIGHBOURS.get()
+        if target.address not in known:
+            raise Failed("no neighbour with its address")
+        index, mac = known[target.address]
+        return socket.if_indextoname(index), mac
+    # The program sends such a packet out of the interface that it came in on. The backend is on the segment of each.
+    up = await LINKS.get()
+    for interface in target.interfaces:
+        if interface in up:
+            return interface, target.backend.mac
+    raise CannotCheck(f"no link of the balancer is up: {', '.join(target.interfaces)}")
 
 
 @cache
