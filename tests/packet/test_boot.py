@@ -15,22 +15,19 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer.program_request import ProgramRequest
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
 
 from tests.packet.frames import CLIENT, tcp
 from tests.packet.network import FRONT, mac, neighbour_mac
-from tests.support.program import SIZES
+from tests.support import balancer as support
+from tests.support.balancer import declared, settings
 
-SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
 VIP = "203.0.113.10"
 WEB = {"name": "web", "address": VIP, "protocol": "tcp", "port": 80}
 BACKEND = {"service": "web", "address": "10.0.0.7"}
@@ -40,12 +37,12 @@ ETH_P_ALL = 0x0003
 RESTORE = """
 import functools, sys
 from pathlib import Path
-pins, directory, interface, compiler = sys.argv[1:]
+pins, directory, name, compiler = sys.argv[1:]
 if compiler == "without":
     sys.modules["bcc"] = None
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import restore, state
 restore.Balancer = functools.partial(restore.Balancer, paths=state.Paths(Path(pins), Path(directory)))
-sys.argv = ["restore", interface]
+sys.argv = ["restore", name]
 raise SystemExit(restore.main())
 """
 OTHER_RELEASE = subprocess.run(
@@ -63,7 +60,7 @@ def boot(balancer: Balancer, *prefix: str, compiler: str = "without") -> subproc
     if tc.attached(FRONT):
         tc.detach(FRONT)
     shutil.rmtree(balancer.paths.pins, ignore_errors=True)
-    arguments = [str(balancer.paths.pins), str(balancer.paths.state), FRONT, compiler]
+    arguments = [str(balancer.paths.pins), str(balancer.paths.state), balancer.name, compiler]
     return subprocess.run(
         [*prefix, sys.executable, "-c", RESTORE, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -97,25 +94,21 @@ def programs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def balancer(net, programs) -> Iterator[Balancer]:
-    with tempfile.TemporaryDirectory() as directory:
-        shutil.copytree(programs, directory, dirs_exist_ok=True)
-        made = Balancer(FRONT, state.Paths(Path("/sys/fs/bpf") / f"lbops-test-{os.getpid()}", Path(directory)))
+    with support.balancer() as made:
+        made.places.compiled.mkdir(parents=True)
+        shutil.copytree(programs, made.places.compiled, dirs_exist_ok=True)
         apply(made, "native")
         for path in kept(made):
             shutil.copy(path, programs)
         yield made
-        made.remove_program(check=False)
 
 
-def apply(balancer: Balancer, mode: str) -> None:
-    request = ProgramRequest(mode, frozenset(("dnat", "dsr")), SIZES, SOURCE)
-    balancer.apply_program(request, check=False)
-    balancer.apply_services([WEB], purge=True, check=False)
-    balancer.apply_backends([BACKEND], purge=True, check=False)
+def apply(balancer: Balancer, mode: str) -> bool:
+    return balancer.apply(declared(settings(FRONT, mode=mode), [WEB], [BACKEND]), check=False).changed
 
 
 def kept(balancer: Balancer) -> list[Path]:
-    return sorted(balancer.paths.state.rglob("*.program"))
+    return sorted(balancer.places.compiled.glob("*.program"))
 
 
 def answer(frame: bytes, receiver: str, address: str) -> bytes | None:
@@ -155,12 +148,11 @@ def test_another_release_boots_from_what_was_kept(balancer, far_end):
     before = [(path, path.read_bytes()) for path in kept(balancer)]
     done = boot_another_release(balancer)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "result=restored hook=native" in done.stdout
+    assert f"result=restored interface={FRONT} hook=native" in done.stdout
     assert is_balanced() and is_forwarded()
     assert [(path, path.read_bytes()) for path in kept(balancer)] == before
     # Applying the same again, under this release, is no change.
-    request = ProgramRequest("native", frozenset(("dnat", "dsr")), SIZES, SOURCE)
-    assert not balancer.apply_program(request, check=False).changed
+    assert not apply(balancer, "native")
 
 
 def refused_by_the_verifier(path: Path) -> None:
@@ -180,7 +172,7 @@ def refused_by_the_verifier(path: Path) -> None:
 
 def assert_nothing_is_half_done(balancer: Balancer, state_before: str) -> None:
     assert link.attached(FRONT) is None and tc.attached(FRONT) is None
-    assert not balancer.pins.exists()
+    assert not balancer.places.pins.exists()
     assert balancer.state_file.read_text() == state_before
     assert is_forwarded() and not is_balanced()
 
@@ -192,7 +184,7 @@ def test_a_boot_whose_program_is_refused_says_so_and_leaves_traffic_alone(balanc
     done = boot_another_release(balancer)
     assert done.returncode == 1
     for words in (
-        f"restore interface={FRONT} result=failed: ",
+        "restore balancer=main result=failed: ",
         f"verifier of kernel {OTHER_RELEASE} refuses the program that was compiled under kernel {platform.release()} ",
         "R0 invalid mem access",
         "It cannot be compiled again: BCC is missing",
@@ -225,16 +217,16 @@ def set_mtu(mtu: int) -> None:
 
 
 def test_the_hook_of_tc_after_xdps_was_refused_needs_no_compiler_either(balancer):
-    balancer.remove_program(check=False)
+    balancer.remove(check=False)
     # More than veth's driver takes for a program of frames in one buffer.
     set_mtu(9000)
     try:
         apply(balancer, "auto")
-        assert balancer.program_facts(state.load(balancer.state_file))["hook"] == "tc"
+        assert balancer.info()["program"]["interfaces"][0]["hook"] == "tc"
         done = boot_another_release(balancer)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "result=restored hook=tc" in done.stdout
+        assert f"result=restored interface={FRONT} hook=tc" in done.stdout
         assert is_balanced()
     finally:
-        balancer.remove_program(check=False)
+        balancer.remove(check=False)
         set_mtu(1500)

@@ -59,13 +59,13 @@ class Transaction:
         remove_tree(places.new_maps)
         if before and places.state_file.exists():
             state.save(places.state_file, before)
-        if places.state_file.exists() or places.maps.exists():
+        if not places.maps.exists():
+            remove_tree(places.pins)
+            remove_if_empty(places.paths.pins)
+        if places.state_file.exists():
             self._discard_compiled(frozenset(before.program.features if before else ()))
-            return
-        remove_tree(places.pins)
-        remove_if_empty(places.paths.pins)
         # What a driver could not be given back is written down there.
-        if not list(places.state_directory.glob("preparing-*")):
+        elif not list(places.state_directory.glob("preparing-*")):
             remove_tree(places.state_directory)
 
     def _discard_compiled(self, features: frozenset[str]) -> None:
