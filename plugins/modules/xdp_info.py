@@ -47,6 +47,13 @@ program:
   returned: success
   type: dict
   sample: {"attached": true, "interfaces": [{"interface": "eth0", "hook": "native"}], "program_id": 42}
+history:
+  description:
+    - The last ten documents that were applied, the newest first, each with C(generation), C(applied_at) in seconds
+      since 1970 and C(applied_by). One whose file is damaged has C(damaged) instead.
+  returned: success
+  type: list
+  elements: dict
 services:
   description:
     - The services with C(packets), C(bytes), C(reply_packets), C(reply_bytes) and C(new_flows).

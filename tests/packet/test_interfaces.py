@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
@@ -21,7 +22,19 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, icmp, tcp, udp
-from tests.packet.network import BACK, BACK_MAC, FRONT, FRONT_MAC, ROUTER_MAC, ip, neighbour_mac, write_setting
+from tests.packet.network import (
+    BACK,
+    BACK_MAC,
+    FRONT,
+    FRONT_ADDRESS,
+    FRONT_MAC,
+    PROHIBITED,
+    ROUTER,
+    ROUTER_MAC,
+    ip,
+    neighbour_mac,
+    write_setting,
+)
 from tests.support import balancer as support
 from tests.support.balancer import declared, settings
 
@@ -282,3 +295,57 @@ def test_another_generation_is_refused(single):
         with pytest.raises(EngineError, match="generation 0 is not the current one, which is 1"):
             single.apply(declared(settings(FRONT), [], []), check, support.Conditions(generation=0))
     assert len(single.info()["services"]) == 1
+
+
+def test_a_packet_that_is_too_big_is_told_the_mtu_of_the_interface_it_came_by(single):
+    """A backend whose Ethernet address is given is reached over the interface that the packet came by."""
+    tunnel = {"name": "tunnel", "address": VIP, "protocol": "udp", "port": 77, "forwarding": "ipip", "source": SOURCE}
+    # The kernel has no route to it.
+    backend = {"service": "tunnel", "address": PROHIBITED, "mac": "02:00:00:00:00:99"}
+    ip(f"link set {FRONT} mtu 1400", f"link set {FRONT_PEER} mtu 1400")
+    try:
+        single.apply(declared(settings(FRONT, BACK), [tunnel], [backend]), False)
+        frames = {
+            FRONT_PEER: udp(CLIENT, CLIENT_PORT, VIP, 77, bytes(1390 - 28), flags="DF"),
+            BACK_PEER: udp(CLIENT, CLIENT_PORT, VIP, 77, bytes(1390 - 28), flags="DF", macs=(BACKEND_MAC, BACK_MAC)),
+        }
+        (answer,) = exchange(frames[FRONT_PEER], FRONT_PEER, FRONT_PEER)
+        assert (answer[ICMP].type, answer[ICMP].code, answer[ICMP].nexthopmtu) == (3, 4, 1400 - 20)
+        (packet,) = exchange(frames[BACK_PEER], BACK_PEER, BACK_PEER)
+        assert (packet.dst, packet[IP].dst, packet[IP].len) == (backend["mac"], backend["address"], 1390 + 20)
+    finally:
+        ip(f"link set {FRONT} mtu 1500", f"link set {FRONT_PEER} mtu 1500")
+        ip(f"route replace default via {ROUTER} dev {FRONT}")
+
+
+def test_a_backend_with_an_ethernet_address_that_one_interface_reaches_is_refused(single):
+    wrong = [{**BACKENDS[0], "mac": BACKEND_MAC}]
+    words = f"backend {BACKEND} of service dnat: with mac {BACKEND_MAC} .* the kernel reaches it over {BACK} only"
+    for check in (True, False):
+        with pytest.raises(EngineError, match=words):
+            single.apply(declared(settings(FRONT, BACK), SERVICES[:1], wrong), check)
+    single.apply(declared(settings(BACK), SERVICES[:1], wrong), False)
+
+
+def test_a_vip_of_this_host_and_what_it_shadows_is_warned_of(single):
+    taken = {**SERVICES[0], "name": "ssh", "address": FRONT_ADDRESS, "port": 2222}
+    with socket.create_server((FRONT_ADDRESS, 2222)):
+        warnings = single.apply(declared(settings(FRONT), [taken], [{**BACKENDS[0], "service": "ssh"}]), True).warnings
+    owner = Path("/proc/self/comm").read_text().strip()
+    words = f"service ssh: the VIP {FRONT_ADDRESS} is an address of this host; {owner} on port 2222 of this host will"
+    assert [warning for warning in warnings if warning.startswith(words)]
+    (empty,) = single.apply(declared(settings(FRONT), SERVICES[:1], []), True).warnings
+    assert empty == "service dnat has no backends: its packets are dropped as no_backend"
+
+
+def test_the_history_says_who_applied_what_and_when(single):
+    before = time.time()
+    for number in range(1, 13):
+        weight = [{**BACKENDS[0], "weight": number}]
+        conditions = support.Conditions(applied_by=f"ops{number}")
+        single.apply(declared(settings(FRONT), SERVICES[:1], weight), False, conditions)
+    (single.places.history / "7.json").write_text("half a docu")
+    found = single.info()["history"]
+    assert [entry["generation"] for entry in found] == list(range(12, 2, -1))
+    assert found[0]["applied_by"] == "ops12" and before <= found[0]["applied_at"] <= time.time()
+    assert found[5] == {"generation": 7, "damaged": True}

@@ -313,7 +313,8 @@ class Balancer:
         """Everything live: program, services and backends with their counters, packets by reason."""
         self.places.check_host()
         # No lock: the state file is replaced as a whole, and a reader must not wait for a long apply.
-        return self.read(state.load(self.state_file)).info()
+        found = self.read(state.load(self.state_file)).info()
+        return {**found, "history": history.entries(self.places.history)}
 
     def read(self, current: state.State | None) -> live.Reading:
         """What is live of what the state file says. Asks for nothing but reading."""

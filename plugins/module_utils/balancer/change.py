@@ -16,7 +16,7 @@ from ..errors import EngineError
 from ..kernel import link
 from ..tables.filter_table import pack_filter_table
 from ..tables.layout import BACKEND
-from . import compiler, drift, host_check, maps, observed, plan, programs, state, writing
+from . import compiler, consequences, drift, host_check, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
 from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
@@ -62,6 +62,9 @@ class Change:
             self._plan_program(live_maps)
         created = [document.config.backends[key] for key in self.planned.backends.created]
         host_check.refuse_lost_next_hops(created, self.expected_hooks())
+        host_check.refuse_wrong_arms(list(document.config.backends.values()), document.interfaces)
+        if self.changed:
+            self.warnings += host_check.warnings(document) + consequences.resets(self.before, document)
 
     def _refuse_foreign(self) -> None:
         for interface, hooks in self.hooks.items():

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError
 from ..kernel import files
 
 KEPT = 10
 SUFFIX = ".json"
+HEAD_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,18 @@ def save(directory: Path, entry: Entry) -> None:
         files.remove(directory / f"{generation}{SUFFIX}")
 
 
-def load(directory: Path, generation: int) -> Entry:
-    """Raises EngineError for one that is not kept or damaged."""
-    path = directory / f"{generation}{SUFFIX}"
-    try:
-        return Entry(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        kept = ", ".join(map(str, generations(directory))) or "none"
-        raise EngineError(f"generation {generation} is not kept; kept are {kept}") from None
-    except (TypeError, ValueError) as error:
-        raise EngineError(f"{path} is damaged ({error}); use another generation, or remove the file") from None
+def entries(directory: Path) -> list[dict[str, Any]]:
+    """Generation, time and author of each document that is kept, the newest first; `damaged` where they are lost."""
+    found = []
+    for generation in reversed(generations(directory)):
+        try:
+            # What stands before the document, which may be long.
+            with open(directory / f"{generation}{SUFFIX}", encoding="utf-8") as file:
+                head, separator, _rest = file.read(HEAD_CHARACTERS).partition(',"document":')
+            found.append(json.loads(f"{head}}}") if separator else {"generation": generation, "damaged": True})
+        except (OSError, ValueError):
+            found.append({"generation": generation, "damaged": True})
+    return found
 
 
 def applied_by() -> str:

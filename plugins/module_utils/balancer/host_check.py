@@ -8,13 +8,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
+from ..config.addresses import Address
 from ..config.model import Backend
 from ..errors import EngineError
-from ..kernel import link, neighbours
+from ..kernel import link, neighbours, sockets
 from ..kernel.device import Link, links
 from ..kernel.xdp_features import xdp_features
 from . import state
-from .document import addresses_of_kernel
+from .document import Document, addresses_of_kernel
 from .places import Places
 
 # Devices on top of another one, which IFLA_LINK names. A veth's is its other end.
@@ -84,3 +85,40 @@ def refuse_lost_next_hops(created: list[Backend], hooks: dict[str, str]) -> None
                 f"packets from native XDP on {from_others[0]} (its driver has no ndo_xdp_xmit, or not now); attach "
                 f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
             )
+
+
+def refuse_wrong_arms(backends: list[Backend], interfaces: Collection[str]) -> None:
+    """Raises EngineError for a backend with an Ethernet address of its own that only one of several interfaces reaches.
+
+    Its packets leave by the interface that they arrive on.
+    """
+    given = {backend.address: backend for backend in backends if backend.mac and backend.address}
+    if len(interfaces) < 2 or not given:
+        return
+    indexes = {link.interface_index(interface): interface for interface in interfaces}
+    for neighbour, address in neighbours.ways(sorted(given)).neighbours.items():
+        if neighbour.interface in indexes:
+            backend = given[address]
+            raise EngineError(
+                f"backend {address} of service {backend.service}: with mac {backend.mac} its packets leave by the "
+                f"interface that they arrive on, but the kernel reaches it over {indexes[neighbour.interface]} only; "
+                "leave mac out"
+            )
+
+
+def warnings(document: Document) -> list[str]:
+    """What an operator should know: VIPs that are addresses of this host, services without backends."""
+    found = []
+    members = document.config.backends_of()
+    local = neighbours.local_addresses()
+    for service in document.config.services.values():
+        if not members[service.name]:
+            found.append(f"service {service.name} has no backends: its packets are dropped as no_backend")
+        if service.address in local:
+            last = service.last_port if service.first_port else 65535
+            shadowed = sockets.listeners(
+                Address(service.address).packed, service.protocol, service.first_port, last
+            )
+            words = f"; {', '.join(shadowed)} of this host will get no packets for it" if shadowed else ""
+            found.append(f"service {service.name}: the VIP {service.address} is an address of this host{words}")
+    return found

@@ -12,6 +12,7 @@ from ..config.filters import parse_filters
 from ..config.model import Backend, BackendKey, Config, check, parse_backends, parse_services
 from ..errors import EngineError
 from ..outcome import Outcome
+from .consequences import resets
 from .document import Document, Settings, public
 
 
@@ -98,6 +99,8 @@ def document_outcome(outcome: Outcome) -> Outcome:
 
     def difference() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         before, after = document_lines(outcome.before), document_lines(outcome.after)
+        if outcome.before and outcome.after:
+            after += [{"effect": words} for words in resets(outcome.before, outcome.after)]
         for entry in prepared:
             for lines, key in ((before, "before"), (after, "after")):
                 lines += [{f"{entry['interface']} {name}": value} for name, value in entry[key].items()]

@@ -94,3 +94,9 @@ def resolve(found: Ways, timeout: float) -> dict[str, str]:
         address = found.neighbours[neighbour]
         problems[address] = f"neighbour {neighbour.address} does not answer ARP or neighbour discovery"
     return problems
+
+
+def local_addresses() -> set[str]:
+    """The addresses of this host, as inet_ntop(3) writes them."""
+    with import_pyroute2().IPRoute() as route:
+        return {entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS") for entry in route.get_addr()}

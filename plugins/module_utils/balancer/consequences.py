@@ -1,0 +1,49 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change does to connections that are open. Pure functions."""
+
+from __future__ import annotations
+
+from ..config.model import Backend, Service
+from .document import Document
+
+
+def resets(before: Document, after: Document) -> list[str]:
+    """One sentence for each service whose open TCP connections the change resets, with the number of backends."""
+    found = []
+    was_of, is_of = before.config.backends_of(), after.config.backends_of()
+    for name, service in after.config.services.items():
+        old = before.config.services.get(name)
+        if old is None or service.protocol != "tcp":
+            continue
+        if (old.address, old.first_port, old.last_port) != (service.address, service.first_port, service.last_port):
+            found.append(f"service {name}: its VIP or port changes, so its open connections end")
+        elif old.forwarding != service.forwarding:
+            found.append(
+                f"service {name}: forwarding changes from {old.forwarding} to {service.forwarding}, which resets the "
+                f"open connections of its {_count(was_of[name])}"
+            )
+        else:
+            found += _lost_shares(service, was_of[name], is_of[name])
+    return found
+
+
+def _lost_shares(service: Service, before: list[Backend], after: list[Backend]) -> list[str]:
+    """Without a flow table a connection follows the lookup table, whatever becomes of its backend."""
+    shares = {backend.key: backend.share for backend in after}
+    removed = [backend for backend in before if backend.share and backend.key not in shares]
+    drained = [backend for backend in before if backend.share and shares.get(backend.key) == 0]
+    found = []
+    if removed:
+        found.append(f"service {service.name}: {_count(removed)} removed, whose open connections are reset")
+    if drained and not service.remembers_flows:
+        found.append(
+            f"service {service.name}: {_count(drained)} drained, whose open connections are reset, because the service "
+            "has no flow table; set flow_table: true before draining to keep them"
+        )
+    return found
+
+
+def _count(backends: list[Backend]) -> str:
+    return f"{len(backends)} backend{'' if len(backends) == 1 else 's'}"
