@@ -276,7 +276,7 @@ def test_what_comes_again_goes_on_counting_where_it_was(balancer, net):
     declare(balancer, [], [])
     declare(balancer, [WEB], web(1, 2))
     assert counted(balancer) == {**before, "backend 10.0.0.2": 0}
-    assert not state.load(balancer.state_file).departed.backends
+    assert not state.load(balancer.state_file).retained.backends
 
 
 def test_new_maps_go_on_counting_where_the_old_ones_were(balancer, net):

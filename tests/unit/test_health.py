@@ -28,10 +28,10 @@ engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
 from roles.health.files import applier, dns, frames, icmp, log, rounds, web  # noqa: E402
+from roles.health.files.check_errors import CheckErrors  # noqa: E402
 from roles.health.files.checks import problem_of  # noqa: E402
 from roles.health.files.common import CannotCheck, Failed, Target  # noqa: E402
-from roles.health.files.hindrances import Hindrances  # noqa: E402
-from roles.health.files.standing import Standing  # noqa: E402
+from roles.health.files.healthy_counts import HealthyCounts  # noqa: E402
 from roles.health.files.states import Status  # noqa: E402
 
 SERVICE = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80, "backends": "servers"}
@@ -84,8 +84,8 @@ def test_who_is_left():
     targets = by_key(made(1), made(2), made(3, state="drained"), made(4, weight=0))
     statuses = {key: Status(1, 1) for key in targets}
     one, two, drained, idle = targets.values()
-    standing = Standing()
-    standing.set(targets, statuses)
+    counts = HealthyCounts()
+    counts.set(targets, statuses)
     # Before, after, and whether nobody is left by that.
     for each, before, healthy, nobody in (
         (one, None, False, False),
@@ -96,10 +96,10 @@ def test_who_is_left():
         (one, False, True, False),
         (one, True, False, True),
     ):
-        assert standing.note(each, before, healthy) == nobody
+        assert counts.note(each, before, healthy) == nobody
     statuses[BackendKey("web", "198.51.100.1", None)].healthy = False
-    standing.set(targets, statuses)
-    assert standing.note(two, True, False)
+    counts.set(targets, statuses)
+    assert counts.note(two, True, False)
 
 
 # --- options
@@ -434,7 +434,7 @@ def test_a_hindrance_is_told_when_it_begins_and_when_it_ends():
 
     told = []
     one, two = (BackendKey("web", address, None) for address in ("one", "two"))
-    noted = Hindrances(lambda event, **fields: told.append((event, fields["service"], fields["reason"])))
+    noted = CheckErrors(lambda event, **fields: told.append((event, fields["service"], fields["reason"])))
     for key, reason in ((one, "a"), (two, "a"), (one, "a"), (one, "b"), (one, ""), (one, "")):
         noted.note(key, reason)
     assert told == [("cannot_check", "web", "a"), ("cannot_check", "web", "b"), ("can_check", "web", "b")]

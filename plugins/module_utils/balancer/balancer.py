@@ -19,6 +19,7 @@ from ..kernel import files, link, neighbours
 from ..outcome import Outcome
 from . import (
     fill,
+    health_store,
     health_view,
     history,
     host_settings,
@@ -26,7 +27,6 @@ from . import (
     live,
     lock,
     maps,
-    notes,
     observed,
     programs,
     reader,
@@ -65,7 +65,7 @@ class Balancer:
         self.places = Places(name, paths)
         self.name, self.paths = name, paths
         self.state_file, self.health_file = self.places.state_file, self.places.health_file
-        self._notes = notes.Notes(self.state_file, self.health_file)
+        self._health = health_store.HealthStore(self.state_file, self.health_file)
 
     # --- changing it
 
@@ -271,29 +271,29 @@ class Balancer:
         def newer() -> observed.Observed | None:
             found = news()
             if found is not None:
-                self._notes.save_seen(found)
+                self._health.save_seen(found)
             return found
 
         # No directory is made: where there is none, there is no balancer either.
         with lock.locked(self.paths.state, create=False):
-            current = self._live(self._notes.load())
-            self._notes.save_seen(seen)
+            current = self._live(self._health.load())
+            self._health.save_seen(seen)
             with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
-                followed = health_view.follow(current, live_maps, seen, self._notes.save, newer)
-        return health_view.Followed(followed.tables.out, self._notes.refusal)
+                followed = health_view.follow(current, live_maps, seen, self._health.save, newer)
+        return health_view.Followed(followed.tables.out, self._health.refusal)
 
     def _live(self, current: state.State | None) -> state.State:
         if current is None or not self.places.maps.exists():
             raise EngineError(f"balancer {self.name} is not loaded on this host; apply it, or restore it")
         return current
 
-    def configured(self) -> notes.Version | None:
+    def configured(self) -> health_store.Version | None:
         """Another one when a module has written the state since, but not when observe() has."""
-        return self._notes.configured()
+        return self._health.configured()
 
     def forgotten(self) -> bool:
         """Whether somebody else changed or removed what observe() wrote down."""
-        return self._notes.forgotten()
+        return self._health.forgotten()
 
     def forget_health(self) -> None:
         """Nothing is checked any more: what is desired is all there is to go by."""

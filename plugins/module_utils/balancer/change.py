@@ -152,9 +152,7 @@ class Change:
         same = live_maps is not None and current is not None and current.program.digest == self.digest
         self.reusable = same
         self.due = [
-            interface
-            for interface in document.interfaces
-            if not same or not self._is_right(interface, live_maps)
+            interface for interface in document.interfaces if not same or not self._is_right(interface, live_maps)
         ]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
         self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]

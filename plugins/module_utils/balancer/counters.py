@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.filters import FilterKey
 from . import maps, plan, state
-from .departed import Departed
+from .retained import Retained
 
 
 def carry(
@@ -38,13 +38,13 @@ def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> No
     for name, gone, before, after in (
         (
             "service_counters",
-            current.departed.services,
+            current.retained.services,
             current.allocation.service_counters,
             planned.allocation.service_counters,
         ),
         (
             "backend_counters",
-            current.departed.backends,
+            current.retained.backends,
             current.allocation.backend_counters,
             planned.allocation.backend_counters,
         ),
@@ -54,14 +54,14 @@ def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> No
         )
 
 
-def departed(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> Departed:
+def retained(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> Retained:
     """With the counters of what this plan removes."""
 
     def rows(name: str, places: dict[Any, int], removed: list[Any]) -> dict[Any, tuple[int, ...]]:
         counted = live_maps.read_counters(name) if removed else []
         return {key: counted[places[key]] for key in removed}
 
-    return current.departed.after(
+    return current.retained.after(
         rows("service_counters", current.allocation.service_counters, planned.services.removed),
         rows("backend_counters", current.allocation.backend_counters, planned.backends.removed),
         planned.desired.services,

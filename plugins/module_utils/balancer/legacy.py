@@ -20,10 +20,10 @@ from ..errors import EngineError
 from ..kernel import files
 from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
-from .departed import Departed
 from .document import Document, Settings
 from .places import Places, pin_name, remove_tree
 from .plan import Allocation
+from .retained import Retained
 from .state import REMEDY, Hook, Paths, ProgramState, State, load_tables, save
 
 SCHEMAS = (1, 2)
@@ -109,7 +109,7 @@ def _load(raw: dict[str, Any], interface: str) -> State:
         ),
         load_tables({"endpoints6": 0, "filters": 0, **tables}),
         dict(zip(document.filters, filter_ids)),
-        Departed.load(raw.get("departed", {})),
+        Retained.load(raw.get("departed", {})),
         raw.get("generation", 0),
         raw.get("applied_at", 0.0),
         "",

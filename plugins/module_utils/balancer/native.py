@@ -138,8 +138,7 @@ class NativeHook:
                 failed.insert(0, problem)
                 values = ", ".join(f"{name}={value}" for name, value in problem.change.before.items())
                 failures.append(
-                    f"{problem.change.interface}: {values} could not be put back: {error}; the next run "
-                    "tries again"
+                    f"{problem.change.interface}: {values} could not be put back: {error}; the next run tries again"
                 )
         self.changed = failed
         if not failures:

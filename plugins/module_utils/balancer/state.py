@@ -21,9 +21,9 @@ from ..kernel import files
 from ..tables.digest import tables_digest
 from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
-from .departed import Departed
 from .document import Document, Settings
 from .plan import Allocation
+from .retained import Retained
 
 SCHEMA = 3
 
@@ -106,7 +106,7 @@ class State:
     allocation: Allocation = Allocation()
     tables: Tables = Tables()
     filter_ids: dict[FilterKey, int] = field(default_factory=dict)
-    departed: Departed = Departed()
+    retained: Retained = Retained()
     # How often something was changed, and when that was last.
     generation: int = 0
     applied_at: float = 0.0
@@ -149,7 +149,7 @@ class State:
                 "retiring_backends": sorted(allocation.retiring_backends),
             },
             "tables": self.tables.dump(),
-            "departed": self.departed.dump(),
+            "retained": self.retained.dump(),
         }
 
 
@@ -203,7 +203,7 @@ def _load(raw: dict[str, Any]) -> State:
         allocation,
         load_tables(raw["tables"]),
         dict(zip(document.filters, places["filters"])),
-        Departed.load(raw["departed"]),
+        Retained.load(raw["retained"]),
         raw["generation"],
         raw["applied_at"],
         raw["applied_by"],

@@ -160,7 +160,7 @@ class Transaction:
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
         after = replace(current, document=document, program=program)
         if self._change.details["new_maps"]:
-            departed = current.departed.after({}, {}, document.config.services, document.config.backends)
+            retained = current.retained.after({}, {}, document.config.services, document.config.backends)
             settled_allocation = plan.settled(self._change.planned.allocation)
             since = current.counting_since if self._carried else 0.0
             return replace(
@@ -168,7 +168,7 @@ class Transaction:
                 allocation=settled_allocation,
                 tables=self._new_tables,
                 filter_ids=self._change.filter_ids,
-                departed=departed,
+                retained=retained,
                 counting_since=since,
             )
         if self._change.planned.changed:
@@ -176,19 +176,19 @@ class Transaction:
             live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
             live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
             counters.resume(current, self._change.planned, live_maps)
-            departed = counters.departed(current, self._change.planned, live_maps)
-            self._save_intent(after, departed, current.tables.filters)
+            retained = counters.retained(current, self._change.planned, live_maps)
+            self._save_intent(after, retained, current.tables.filters)
             written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
             # Until here packets may have been counted for what is removed.
-            departed = counters.departed(current, self._change.planned, live_maps)
+            retained = counters.retained(current, self._change.planned, live_maps)
             after = replace(
-                after, allocation=plan.settled(self._change.planned.allocation), tables=written, departed=departed
+                after, allocation=plan.settled(self._change.planned.allocation), tables=written, retained=retained
             )
         if self._change.filters or self._change.filters_repaired:
             after = self._write_filters(current, after, live_maps)
         return replace(after, filter_ids=self._change.filter_ids)
 
-    def _save_intent(self, after: state.State, departed: Any, filters: int) -> None:
+    def _save_intent(self, after: state.State, retained: Any, filters: int) -> None:
         """Before the maps are touched: a killed run leaves a state whose indexes are right and whose tables are not."""
         # The filters are written after this; until then the old table is live.
         intent = replace(
@@ -196,7 +196,7 @@ class Transaction:
             allocation=self._change.planned.allocation,
             tables=state.Tables(filters=0 if self._change.filters else filters),
             filter_ids=self._change.filter_ids,
-            departed=departed,
+            retained=retained,
         )
         state.save(self._change.places.state_file, intent)
 
@@ -240,9 +240,7 @@ class Transaction:
         hooks = {
             name: replace(hook, hook=found[name][0], why=found[name][1]) for name, hook in written.program.hooks.items()
         }
-        program = replace(
-            written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks
-        )
+        program = replace(written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks)
         return replace(written, program=program)
 
     def _verify(self, written: state.State) -> None:
@@ -267,9 +265,7 @@ class Transaction:
             counting_since=written.counting_since or now,
         )
         places = self._change.places
-        history.save(
-            places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict())
-        )
+        history.save(places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict()))
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved

@@ -18,12 +18,12 @@ from engine.errors import EngineError
 from engine.kernel.notify import notify
 
 from .applier import Applier
+from .check_errors import CheckErrors
 from .common import Target
 from .config import Targets, read_checks
-from .hindrances import Hindrances
+from .healthy_counts import HealthyCounts
 from .log import Log
 from .rounds import Rounds
-from .standing import Standing
 from .states import Status
 
 # Seconds between two looks at the balancer's state.
@@ -39,8 +39,8 @@ class Service:
         self._balancer = Balancer(balancer)
         self._targets = Targets(self._balancer, self._checks)
         self._statuses: dict[BackendKey, Status] = {}
-        self._standing = Standing()
-        self._hindrances = Hindrances(self._log)
+        self._healthy_counts = HealthyCounts()
+        self._check_errors = CheckErrors(self._log)
         self._remembered = self._balancer.observed().healthy
 
     def seen(self) -> Observed:
@@ -78,19 +78,19 @@ class Service:
         for key, target in targets.items():
             if key not in self._statuses:
                 self._statuses[key] = Status(target.health.rise, target.health.fall, self._remembered.pop(key, None))
-        self._standing.set(targets, self._statuses)
-        self._hindrances.keep(targets.keys())
+        self._healthy_counts.set(targets, self._statuses)
+        self._check_errors.keep(targets.keys())
         self._rounds.set(targets)
         if gone:
             self._applier.at_leisure()
 
     def _cannot(self, target: Target, reason: str) -> None:
         """What is known of the backend stays as it is."""
-        self._hindrances.note(target.backend.key, reason)
+        self._check_errors.note(target.backend.key, reason)
 
     def _note(self, target: Target, problem: str) -> None:
         key = target.backend.key
-        self._hindrances.note(key, "")
+        self._check_errors.note(key, "")
         status = self._statuses[key]
         before = status.healthy
         if not status.note(not problem):
@@ -102,7 +102,7 @@ class Service:
             return
         self._applier.now()
         self._tell("up" if status.healthy else "down", target, reason=problem or None)
-        if self._standing.note(target, before, status.healthy):
+        if self._healthy_counts.note(target, before, status.healthy):
             self._log("all_down", service=target.service.name, choice=target.health.all_down)
 
     def _tell(self, event: str, target: Target, **fields: str | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.balancer import state
 from engine.balancer.balancer import Balancer
-from engine.balancer.notes import Version
+from engine.balancer.health_store import Version
 from engine.config.health import Health, load
 from engine.config.model import BackendKey
 from engine.errors import EngineError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from engine.config.model import BackendKey
 
 
-class Hindrances:
+class CheckErrors:
     def __init__(self, log: Callable[..., None]) -> None:
         self._log = log
         self._reasons: dict[BackendKey, str] = {}

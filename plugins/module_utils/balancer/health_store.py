@@ -1,9 +1,9 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What health checks write down: what they saw, and what the rings are since.
+"""The health store: what health checks save, the health view and the lookup tables that follow it.
 
-A disk that takes nothing must not keep a dead backend in its rings: what it refuses is kept here and offered again.
+A full disk must not keep an unhealthy backend in its lookup table: what cannot be saved is kept and saved later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def version_of(path: Path) -> Version | None:
     return found.st_ino, found.st_mtime_ns
 
 
-class Notes:
+class HealthStore:
     """Of one process, under the engine's lock."""
 
     def __init__(self, state_file: Path, health_file: Path) -> None:

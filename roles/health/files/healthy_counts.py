@@ -14,7 +14,7 @@ from .common import Target
 from .states import Status
 
 
-class Standing:
+class HealthyCounts:
     def __init__(self) -> None:
         self._left: Counter[str] = Counter()
 

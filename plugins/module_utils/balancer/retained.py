@@ -18,8 +18,8 @@ Row = tuple[int, ...]
 LIMIT = 4096
 
 
-def _after(departed: dict[K, Row], removed: dict[K, Row], present: Iterable[K]) -> dict[K, Row]:
-    found = {key: row for key, row in departed.items() if key not in removed}
+def _after(retained: dict[K, Row], removed: dict[K, Row], present: Iterable[K]) -> dict[K, Row]:
+    found = {key: row for key, row in retained.items() if key not in removed}
     found.update((key, row) for key, row in removed.items() if any(row))
     for key in present:
         found.pop(key, None)
@@ -27,7 +27,7 @@ def _after(departed: dict[K, Row], removed: dict[K, Row], present: Iterable[K]) 
 
 
 @dataclass(frozen=True)
-class Departed:
+class Retained:
     services: dict[str, Row] = field(default_factory=dict)
     backends: dict[BackendKey, Row] = field(default_factory=dict)
 
@@ -37,9 +37,9 @@ class Departed:
         removed_backends: dict[BackendKey, Row],
         services: Iterable[str],
         backends: Iterable[BackendKey],
-    ) -> Departed:
+    ) -> Retained:
         """With those that go now, without those that are there."""
-        return Departed(
+        return Retained(
             _after(self.services, removed_services, services), _after(self.backends, removed_backends, backends)
         )
 
@@ -50,8 +50,8 @@ class Departed:
         }
 
     @staticmethod
-    def load(document: dict[str, Any]) -> Departed:
-        return Departed(
+    def load(document: dict[str, Any]) -> Retained:
+        return Retained(
             {name: tuple(row) for name, *row in document.get("services", ())},
             {BackendKey(*entry[:3]): tuple(entry[3:]) for entry in document.get("backends", ())},
         )
