@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.places import remove_tree
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -266,6 +267,31 @@ def test_interfaces_come_and_go_while_the_others_stay(single):
     single.apply(declared(settings(BACK), SERVICES[:1], BACKENDS[:1]), False)
     assert (hook_of(FRONT), hook_of(BACK)) == ("", "native")
     assert single.places.pinned_interfaces() == [BACK]
+
+
+def test_a_boot_serves_the_interfaces_that_are_there(single):
+    """As a repair it is no other generation; a run of a module refuses the interface by name."""
+    ip("link add gone type veth peer name gone-peer", "link set gone up")
+    document = declared(settings(FRONT, "gone", mode="tc"), SERVICES[:1], BACKENDS[:1])
+    single.apply(document, False)
+    before = state.load(single.state_file)
+    ip("link del gone", f"link set {FRONT} up")
+    subprocess.run(["tc", "qdisc", "del", "dev", FRONT, "clsact"], check=True)
+    remove_tree(single.places.pins)
+    assert single.restore().changed
+    assert hook_of(FRONT) == "tc" and single.places.pinned_interfaces() == [FRONT]
+    after = state.load(single.state_file)
+    assert (after.generation, after.applied_at) == (before.generation, before.applied_at)
+    assert after.document == before.document
+    assert [entry["generation"] for entry in single.info()["history"]] == [1]
+    assert single.info()["program"]["problems"][0].startswith("interface gone does not exist")
+    for check in (True, False):
+        with pytest.raises(EngineError, match="interface 'gone' does not exist"):
+            single.apply(document, check)
+    ip("link add gone type veth peer name gone-peer", "link set gone up")
+    assert single.restore().changed and not single.restore().changed
+    assert (hook_of(FRONT), hook_of("gone")) == ("tc", "tc")
+    ip("link del gone")
 
 
 def test_an_interface_belongs_to_one_balancer(single):

@@ -56,6 +56,8 @@ class Conditions:
     applied_by: str = ""
     # Seconds to wait for the lock; None: for ever.
     lock_timeout: float | None = 30.0
+    # Put back what is declared, on the interfaces that are there.
+    repair: bool = False
 
 
 class Balancer:
@@ -119,15 +121,16 @@ class Balancer:
         started: float,
         waited: float,
     ) -> Outcome:
-        change = Change(self.places, current or adopted(self.places, document), document, conditions.force)
+        known, repair = current or adopted(self.places, document), conditions.repair
+        change = Change(self.places, known, document, conditions.force, repair)
         change.work_out()
-        settings = self._set_host(document, check=True)
+        settings = self._set_host(document, True, repair)
         planned = time.monotonic() - started - waited
         before = reader.program_facts(self.places, current)
         after_state = current
         if not check and settings:
             # Before the first packet needs them. Files below /etc are out of reach of the units that apply it again.
-            self._set_host(document, check=False, again=bool(conditions.applied_by))
+            self._set_host(document, False, repair)
         if check:
             change.foresee()
         elif change.changed:
@@ -150,7 +153,7 @@ class Balancer:
         warnings = [*change.warnings, *fill.problems()]
         return Outcome(change.changed or bool(settings), old, document, details, warnings)
 
-    def _set_host(self, document: Document | None, check: bool, again: bool = False) -> list[str]:
+    def _set_host(self, document: Document | None, check: bool, repair: bool = False) -> list[str]:
         """Kernel settings that all balancers of the host need, this one with `document`; returns what differs."""
         if self.paths.sysctl is None:
             return []
@@ -161,9 +164,9 @@ class Balancer:
             documents[self.name] = document
         needs = {name: (entry.interfaces, _has_ipv6(entry)) for name, entry in documents.items()}
         paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
-        if again:
+        if repair and not check:
             return host_settings.restore(needs, paths)
-        return host_settings.apply(needs, check, paths, lenient=others)
+        return host_settings.apply(needs, check, paths, lenient=(*others, self.name) if repair else others)
 
     def _resolve_new_neighbours(self, make: Callable[[Document | None], Document], check: bool) -> dict[str, str]:
         """Have the kernel ask for the neighbours of new backends before a packet needs them, without the lock.
@@ -337,14 +340,14 @@ class Balancer:
             live_maps.update_control(mtus(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
-    def restore(self, applied_by: str = "boot") -> Outcome:
+    def restore(self) -> Outcome:
         """Put back what the state file declares: programs, maps and their content."""
         if state.load(self.state_file) is None:
             raise EngineError(f"{self.state_file} does not exist, so there is nothing to restore of {self.name}")
         # The first packets would be lost. lbops-watch resolves neighbours that do not answer in time.
         neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         # The document is read under the lock, so that a change that comes first is not taken back.
-        return self.change(lambda document: document, False, Conditions(applied_by=applied_by, lock_timeout=None))
+        return self.change(lambda document: document, False, Conditions(lock_timeout=None, repair=True))
 
 
 def _has_ipv6(document: Document) -> bool:

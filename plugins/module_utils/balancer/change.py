@@ -29,9 +29,13 @@ EMPTY = Config({}, {})
 class Change:
     """What there is to do. `current` is what the state file says, None without one. All methods raise EngineError."""
 
-    def __init__(self, places: Places, current: state.State | None, document: Document, force: bool) -> None:
+    def __init__(
+        self, places: Places, current: state.State | None, document: Document, force: bool, repair: bool = False
+    ) -> None:
+        """With `repair` interfaces that are not there are left out, so that the others go on."""
         self.places, self.current, self.document, self.force = places, current, document, force
-        self.hooks = {interface: Hooks(interface) for interface in document.interfaces}
+        self.present = tuple(name for name in document.interfaces if not repair or link.exists(name))
+        self.hooks = {interface: Hooks(interface) for interface in self.present}
         self.warnings: list[str] = []
         self.details: dict[str, Any] = {"compiled": False, "new_maps": False}
 
@@ -40,11 +44,13 @@ class Change:
     def work_out(self) -> None:
         """Refuse what cannot be, in check mode as well, and find what there is to do."""
         document, current = self.document, self.current
-        for interface in document.interfaces:
+        if not self.present:
+            raise EngineError(f"none of the interfaces {', '.join(document.interfaces)} exists")
+        for interface in self.present:
             link.interface_index(interface)
-        host_check.refuse_shared_interfaces(self.places, document.interfaces)
+        host_check.refuse_shared_interfaces(self.places, self.present)
         self._refuse_foreign()
-        self.natives = {interface: self._examine(interface) for interface in document.interfaces}
+        self.natives = {interface: self._examine(interface) for interface in self.present}
         for interface, hooks in self.hooks.items():
             hooks.refuse_impossible(self.wanted(), self.known(interface), self.natives[interface])
         self.seen = observed.load(self.places.health_file)
@@ -62,7 +68,7 @@ class Change:
             self._plan_program(live_maps)
         created = [document.config.backends[key] for key in self.planned.backends.created]
         host_check.refuse_lost_next_hops(created, self.expected_hooks())
-        host_check.refuse_wrong_arms(list(document.config.backends.values()), document.interfaces)
+        host_check.refuse_wrong_arms(list(document.config.backends.values()), self.present)
         if self.changed:
             self.warnings += host_check.warnings(document) + consequences.resets(self.before, document)
 
@@ -152,7 +158,7 @@ class Change:
         same = live_maps is not None and current is not None and current.program.digest == self.digest
         self.reusable = same
         self.due = [
-            interface for interface in document.interfaces if not same or not self._is_right(interface, live_maps)
+            interface for interface in self.present if not same or not self._is_right(interface, live_maps)
         ]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
         self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]

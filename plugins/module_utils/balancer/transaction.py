@@ -79,7 +79,7 @@ class Transaction:
         places, document, current = self._change.places, self._change.document, self._change.current
         known = current.program.hooks if current else {}
         if not self._change.due:
-            hooks = {interface: known[interface] for interface in document.interfaces}
+            hooks = {name: known[name] for name in document.interfaces if name in known}
             return hooks, maps.open_pinned(places.maps, document.sizes)
         new_maps = self._change.details["new_maps"]
         live_maps = self._make_maps() if new_maps else maps.open_pinned(places.maps, document.sizes)
@@ -91,7 +91,7 @@ class Transaction:
                     self._carry_counters(live_maps)
                 if self._change.interim & REMEMBERING_FEATURES:
                     live_maps.create_flow_tables()
-                live_maps.update_control(mtus(document.interfaces))
+                live_maps.update_control(mtus(self._change.present))
                 found = programs.put_all(
                     places,
                     [self._change.attachment(interface) for interface in self._change.due],
@@ -105,8 +105,9 @@ class Transaction:
         now = time.time()
         put = {name: state.Hook(hook, why, now if hook else 0.0) for name, (hook, why) in found.items()}
         # Preparing a driver may have changed an MTU.
-        live_maps.update_control(mtus(document.interfaces))
-        return {name: put.get(name) or known[name] for name in document.interfaces}, live_maps
+        live_maps.update_control(mtus(self._change.present))
+        hooks = {**known, **put}
+        return {name: hooks[name] for name in document.interfaces if name in hooks}, live_maps
 
     def _load(self, loader: programs.Loader) -> None:
         """What the verifier refuses is to be known before anything is touched."""
@@ -247,7 +248,7 @@ class Transaction:
         """The kernel is asked, not what was written down."""
         if not self._change.document.settings.attached:
             return
-        for interface in self._change.document.interfaces:
+        for interface in self._change.present:
             attached = self._change.hooks[interface].attached()
             if not attached or attached.program_id != pinned_id(self._change.places.program(interface)):
                 raise EngineError(
@@ -256,16 +257,13 @@ class Transaction:
                 )
 
     def _save(self, written: state.State, applied_by: str) -> state.State:
-        now = time.time()
-        saved = replace(
-            written,
-            generation=written.generation + 1,
-            applied_at=now,
-            applied_by=applied_by,
-            counting_since=written.counting_since or now,
-        )
-        places = self._change.places
-        history.save(places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict()))
+        """A repair of the same document is no other generation."""
+        now, places, before = time.time(), self._change.places, self._change.current
+        saved = replace(written, counting_since=written.counting_since or now)
+        if before is None or before.document != self._change.document:
+            saved = replace(saved, generation=written.generation + 1, applied_at=now, applied_by=applied_by)
+            entry = history.Entry(saved.generation, now, applied_by, self._change.document.as_dict())
+            history.save(places.history, entry)
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved

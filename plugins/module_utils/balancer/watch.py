@@ -112,7 +112,7 @@ class Interfaces:
 
     def _put_back(self, current: state.State) -> None:
         try:
-            changed = self._lacks_program(current) and self._balancer.restore("watch").changed
+            changed = self._lacks_program(current) and self._balancer.restore().changed
         except (EngineError, OSError) as error:
             # It is tried again: another interface may be missing, or this one may not be ready.
             if str(error) != self._refusal:
