@@ -372,4 +372,4 @@ def _label(key: Any) -> str:
         return key.prefix + (f" {key.protocol}" if key.protocol != "any" else "")
     if isinstance(key, BackendKey):
         return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
-    return key
+    return str(key)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..config import vocabulary
 from ..errors import EngineError, Problems
@@ -96,7 +97,7 @@ class Build:
         return files
 
 
-def _import_bcc():
+def _import_bcc() -> Any:
     try:
         import bcc
     except ImportError as error:

@@ -42,17 +42,15 @@ class Reading:
 
     def info(self) -> dict[str, Any]:
         """What xdp_info returns."""
-        config = self.current.config if self.current else None
+        filters = self.current.filters.values() if self.current else ()
         return {
             "program": self.program,
             "services": self.service_entries(),
             "backends": self.backend_entries(),
             "filters": [
                 {**public(item), **dict(zip(("packets", "dropped"), row))}
-                for item, row in zip(self.current.filters.values(), self.filters)
-            ]
-            if config
-            else [],
+                for item, row in zip(filters, self.filters)
+            ],
             "reasons": [
                 {"reason": reason, "verdict": verdict, "packets": packets}
                 for (reason, verdict), packets in zip(REASONS, self.reasons)

@@ -358,7 +358,8 @@ class Maps:
         bpf.map_update(self["control"], index(0), _control(version, generation % 0xFFFFFFFF + 1, seed, mtus))
 
     def layout_version(self) -> int:
-        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))[0]
+        version: int = CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))[0]
+        return version
 
     def spec(self, name: str) -> MapSpec:
         return next(spec for spec in map_specs(self.sizes) if spec.name == name)

@@ -118,32 +118,41 @@ class NativeHook:
 
     def _change(self, found: list[Problem]) -> None:
         if found:
-            changes = [asdict(problem.change) for problem in self.changed + found]
+            changes = [asdict(_change_of(problem)) for problem in self.changed + found]
             files.write(self._written_down, json.dumps(changes) + "\n")
         for problem in found:
             # First, since it may fail half-way.
             self.changed.append(problem)
             try:
-                _apply(problem.change, problem.change.after)
+                change = _change_of(problem)
+                _apply(change, change.after)
             except (EngineError, OSError) as error:
                 raise link.HookRefused(f"native XDP on {self.interface} could not be prepared: {error}") from None
 
     def _put_back(self) -> list[str]:
         """Returns what failed, in sentences; that stays in `changed` and is written down for the next run."""
-        failures, failed = [], []
+        failures: list[str] = []
+        failed: list[Problem] = []
         for problem in reversed(self.changed):
+            change = _change_of(problem)
             try:
-                _apply(problem.change, problem.change.before)
+                _apply(change, change.before)
             except Exception as error:
                 failed.insert(0, problem)
-                values = ", ".join(f"{name}={value}" for name, value in problem.change.before.items())
+                values = ", ".join(f"{name}={value}" for name, value in change.before.items())
                 failures.append(
-                    f"{problem.change.interface}: {values} could not be put back: {error}; the next run tries again"
+                    f"{change.interface}: {values} could not be put back: {error}; the next run tries again"
                 )
         self.changed = failed
         if not failures:
             files.remove(self._written_down)
         return failures
+
+
+def _change_of(problem: Problem) -> Change:
+    """Of a problem that was chosen because it has one."""
+    assert problem.change is not None
+    return problem.change
 
 
 def finish(interface: str, written_down: Path, attached: bool) -> None:

@@ -214,7 +214,7 @@ def _load(raw: dict[str, Any]) -> State:
 def read(path: Path) -> dict[str, Any] | None:
     """The file's content, None if there is none. Raises EngineError for what is no state of this schema."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

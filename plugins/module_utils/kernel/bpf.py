@@ -66,7 +66,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _ATTRIBUTES_SIZE = 128
 
 
-def _bpf(command: int, attributes: bytes, buffer: ctypes.Array | None = None) -> int:
+def _bpf(command: int, attributes: bytes, buffer: ctypes.Array[ctypes.c_char] | None = None) -> int:
     """One call; `buffer`, when given, is the attribute union that the kernel also writes to."""
     if buffer is None:
         buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES_SIZE)
@@ -74,7 +74,7 @@ def _bpf(command: int, attributes: bytes, buffer: ctypes.Array | None = None) ->
         number = SYSCALL_NUMBERS[platform.machine()]
     except KeyError:
         raise OSError(38, f"bpf(2) is not known for the machine {platform.machine()}") from None
-    result = _libc.syscall(number, command, buffer, _ATTRIBUTES_SIZE)
+    result: int = _libc.syscall(number, command, buffer, _ATTRIBUTES_SIZE)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -87,11 +87,11 @@ def call(command: int, attributes: bytes) -> tuple[int, bytes]:
     return _bpf(command, b"", buffer), buffer.raw
 
 
-def _address(buffer: ctypes.Array) -> int:
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
-def _input(data: bytes) -> ctypes.Array:
+def _input(data: bytes) -> ctypes.Array[ctypes.c_char]:
     return (ctypes.c_char * len(data)).from_buffer_copy(data)
 
 
@@ -233,8 +233,8 @@ def _info(fd: int, size: int, content: bytes = b"") -> bytes:
 
 
 def map_info(fd: int) -> MapInfo:
-    fields = struct.unpack_from("=IIIIII16s", _info(fd, 64))
-    return MapInfo(*fields[:5], name=fields[6].rstrip(b"\0").decode())
+    kind, number, key_size, value_size, max_entries, _flags, name = struct.unpack_from("=IIIIII16s", _info(fd, 64))
+    return MapInfo(kind, number, key_size, value_size, max_entries, name.rstrip(b"\0").decode())
 
 
 def program_info(fd: int) -> ProgramInfo:

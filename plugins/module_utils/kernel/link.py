@@ -191,7 +191,7 @@ def bpf_link(interface: str) -> attachments.BpfLink | None:
         ) from None
 
 
-def _set(interface: str, attributes: list, what: str, expected: int | None, wanted: Attached | None) -> None:
+def _set(interface: str, attributes: list[list[Any]], what: str, expected: int | None, wanted: Attached | None) -> None:
     """`expected` is the id of the program that is to be on the hook before, `wanted` what is to be on it afterwards."""
     pyroute2 = import_pyroute2()
     index = interface_index(interface)
