@@ -41,7 +41,8 @@ def linked(interface: str, program: int, attach_type: int, flags: int = 0) -> It
     descriptor, _attributes = bpf.call(LINK_CREATE, struct.pack("=IIII", program, index, attach_type, flags))
     try:
         with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-            yield next(int(line.split()[1]) for line in file if line.startswith("link_id:"))
+            (number,) = (int(line.split()[1]) for line in file if line.startswith("link_id:"))
+        yield number
     finally:
         os.close(descriptor)
 

@@ -55,7 +55,7 @@ class Programs:
     """Two generations of a program that passes everything, for XDP and for tc."""
 
     def __init__(self) -> None:
-        passes = {kind: verdict for kind, verdict in ((bpf.PROG_TYPE_XDP, 2), (bpf.PROG_TYPE_SCHED_CLS, -1))}
+        passes = {bpf.PROG_TYPE_XDP: 2, bpf.PROG_TYPE_SCHED_CLS: -1}
         self.old = {kind: load(kind, verdict) for kind, verdict in passes.items()}
         self.new = {kind: load(kind, verdict) for kind, verdict in passes.items()}
         self.ids = {id_of(descriptor) for descriptor in self.new.values()}
@@ -164,8 +164,12 @@ def test_the_error_says_that_the_program_is_back(programs, monkeypatch, start, m
 @pytest.mark.parametrize("start, mode", SWITCHES)
 def test_a_driver_that_takes_the_old_program_no_more_leaves_an_error_that_says_so(programs, monkeypatch, start, mode):
     before = begin(programs, start)
+
+    def refuse(*_arguments: object) -> None:
+        raise link.HookRefused("out of queues")
+
     with monkeypatch.context() as patch:
-        patch.setattr(link, "attach", lambda *_arguments: (_ for _ in ()).throw(link.HookRefused("out of queues")))
+        patch.setattr(link, "attach", refuse)
         patch.setattr(put_back, "PAUSE", 0)
         with pytest.raises(EngineError) as caught:
             put(programs.new, mode)

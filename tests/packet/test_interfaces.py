@@ -224,7 +224,8 @@ def hook_of(interface: str) -> str:
     """As ip(8) and tc(8) see it."""
     shown = subprocess.run(["ip", "-j", "link", "show", interface], check=True, capture_output=True).stdout
     mode = {1: "native", 2: "generic"}.get(json.loads(shown)[0].get("xdp", {}).get("mode", 0), "")
-    shown = subprocess.run(["tc", "filter", "show", "dev", interface, "ingress"], capture_output=True, text=True).stdout
+    command = ["tc", "filter", "show", "dev", interface, "ingress"]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     return mode or ("tc" if "lbops_balancer" in shown else "")
 
 

@@ -183,7 +183,7 @@ net/ipv4/conf/eth0/send_redirects = 0
 def test_the_file_of_an_earlier_release_is_replaced_and_the_kernels_defaults_count_as_before(paths: Paths):
     (paths.configuration / "90-lbops.conf").write_text(LEGACY)
     for line in LEGACY.splitlines()[1:]:
-        key, _, number = line.partition(" = ")
+        key, _separator, number = line.partition(" = ")
         (paths.proc / key).write_text(f"{number}\n")
     host_settings.apply({"main": (["eth0"], True)}, paths=paths)
     assert [path.name for path in paths.configuration.iterdir()] == ["90-lbops-main.conf"]

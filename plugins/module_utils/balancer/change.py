@@ -56,10 +56,10 @@ class Change:
         self.seen = observed.load(self.places.health_file)
         with _open(self.places, current, document) as live_maps:
             self.details["new_maps"] = live_maps is None
-            if live_maps is None:
+            if live_maps is None or current is None:
                 self._plan_new_maps()
             else:
-                self._plan_in_place(live_maps)
+                self._plan_in_place(current, live_maps)
             # What does not fit is refused in check mode as well.
             self.packed = writing.endpoint_tables(self.planned, document.sizes)
             self.filter_table = (
@@ -110,10 +110,9 @@ class Change:
         settings = current.document.settings
         return Known(settings.mode, hook.hook, hook.why, settings.prepare)
 
-    def _plan_in_place(self, live_maps: maps.Maps) -> None:
-        assert self.current is not None
+    def _plan_in_place(self, known: state.State, live_maps: maps.Maps) -> None:
         document = self.document
-        current = self.current = settled(self.current, live_maps)
+        current = self.current = settled(known, live_maps)
         self.drift = drift.find(current, live_maps)
         self.planned = plan.make(
             current.config,

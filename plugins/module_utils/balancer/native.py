@@ -151,7 +151,8 @@ class NativeHook:
 
 def _change_of(problem: Problem) -> Change:
     """Of a problem that was chosen because it has one."""
-    assert problem.change is not None
+    if problem.change is None:
+        raise EngineError(f"{problem} cannot be changed")
     return problem.change
 
 
