@@ -4,7 +4,7 @@
 """Runs on a balancer: kill the engine at each step of what it does, and let the next run repair it.
 
 A step is a call of bpf(2) that changes something, a change of the hook, a sync, a rename or a removal of a file. Every
-fourth step is tried, from a random one on. What is found wrong goes to standard output, one line each; the last line
+sixth step is tried, from a random one on. What is found wrong goes to standard output, one line each; the last line
 tells how many runs were killed.
 
 Arguments: the interface of all documents, and another one that some documents have as well.
@@ -34,7 +34,7 @@ from engine.kernel import bpf, link  # noqa: E402
 
 NAME = "spare"
 INTERFACE, OTHER = sys.argv[1:]
-STRIDE = 4
+STRIDE = 6
 READING = (
     bpf.MAP_LOOKUP_ELEM,
     bpf.MAP_LOOKUP_BATCH,
@@ -234,8 +234,9 @@ def leftovers(wanted: Document | None):
         found = {entry.name for entry in path.iterdir()}
         if found != names:
             yield f"in {path} there is {sorted(found)}, not {sorted(names)}"
-    if len(list((directory / "compiled").iterdir())) != 1:
-        yield f"{directory / 'compiled'} does not have one program"
+    # Killed right before it is removed, a program that is not needed any more stays until the next change.
+    if len(list((directory / "compiled").iterdir())) not in (1, 2):
+        yield f"{directory / 'compiled'} has more than the programs before and after"
 
 
 def readable():
