@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.integration.conftest import INTERFACE, SPARE
 from tests.support.batch import Task, run, shell
 
-T0 = {"interface": "t0"}
+ON_SPARE = {"balancer": SPARE}
+T0 = {**ON_SPARE, "interfaces": ["t0"]}
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53}
 WEB = {"name": "web", "address": "192.0.2.10", "protocol": "tcp", "port": 80}
 NODE = {"service": "dns", "address": "198.51.100.1", "port": 5353, "mac": "02:00:00:00:01:01"}
@@ -17,15 +19,15 @@ SIZES = {"max_services": 2, "max_backends": 3, "max_endpoints": 8}
 
 
 def services(*entries: dict) -> Task:
-    return Task("xdp_services", {**T0, "services": list(entries)})
+    return Task("xdp_services", {**ON_SPARE, "services": list(entries)})
 
 
 def backends(*entries: dict, **options) -> Task:
-    return Task("xdp_backends", {**T0, "backends": list(entries), **options})
+    return Task("xdp_backends", {**ON_SPARE, "backends": list(entries), **options})
 
 
 def filters(*entries: dict) -> Task:
-    return Task("xdp_filters", {**T0, "filters": list(entries)})
+    return Task("xdp_filters", {**ON_SPARE, "filters": list(entries)})
 
 
 ENTRIES = {
@@ -110,9 +112,9 @@ ENTRIES = {
         "service web: source_ports 1-9 of 198.51.100.2 are 10000-32767 for service dns; services share an address "
         "with the same ports only",
     ),
-    "mode that is not compiled in": (
-        services({**DNS, "forwarding": "ipip", "source": "198.51.100.2"}),
-        "the program on t0 was compiled without ipip; add it to the features of xdp_program",
+    "service that does not fit its backends": (
+        services({**DNS, "address": "2001:db8::10"}),
+        "backend 198.51.100.1 of service dns: dnat cannot go from IPv6, the VIP's family, to IPv4",
     ),
     "backend of another family": (
         backends({**NODE, "address": "2001:db8::7"}),
@@ -199,20 +201,20 @@ ENTRIES = {
     ),
     "more services than fit": (
         services(DNS, WEB, {**WEB, "name": "tls", "port": 443}),
-        "3 services are more than the maps hold, 2 with max_services 2; raise max_services of xdp_program",
+        "3 services are more than the maps hold, 2 with max_services 2; raise max_services of the balancer",
     ),
     "more backends than fit": (
         backends(*({**NODE, "address": f"198.51.100.{number}"} for number in (1, 2, 3))),
-        "3 backends are more than the maps hold, 2 with max_backends 3; raise max_backends of xdp_program",
+        "3 backends are more than the maps hold, 2 with max_backends 3; raise max_backends of the balancer",
     ),
     "more endpoints than fit": (
         services({**DNS, "port": "50-59"}),
         "the configuration needs 11 endpoints (a port of a service, a port of a dnat backend, a VIP), max_endpoints "
-        "is 8; raise max_endpoints of xdp_program",
+        "is 8; raise max_endpoints of the balancer",
     ),
     "smaller than what is there": (
         Task("xdp_program", {**T0, **SIZES, "max_backends": 1}),
-        "1 backends are more than the maps hold, 0 with max_backends 1; raise max_backends of xdp_program",
+        "1 backends are more than the maps hold, 0 with max_backends 1; raise max_backends of the balancer",
     ),
     "maps of nothing": (
         Task("xdp_program", {**T0, **SIZES, "max_services": 0}),
@@ -223,20 +225,46 @@ ENTRIES = {
         "max_endpoints 1073741824 is not between 1 and 1048576",
     ),
     "unknown interface": (
-        Task("xdp_program", {"interface": "eth9"}),
+        Task("xdp_program", {**ON_SPARE, "interfaces": ["t0", "eth9"]}),
         "interface 'eth9' does not exist; this host has lo, mgmt0, data0, t1, t0",
     ),
     "path for an interface": (
-        Task("xdp_program", {"interface": "../x"}),
-        "interface '../x' is not a name of an interface",
+        Task("xdp_program", {**ON_SPARE, "interfaces": ["../x"]}),
+        "interfaces[0]: '../x' is not a name of an interface",
     ),
-    "services without a program": (
-        Task("xdp_services", {"interface": "t1", "services": []}),
-        "no program of ours is on t1; run xdp_program with interface=t1 first",
+    "no interfaces": (
+        Task("xdp_program", {**ON_SPARE, "interfaces": []}),
+        "interfaces is empty; name the interfaces whose packets are balanced",
     ),
-    "backends without a program": (
-        Task("xdp_backends", {"interface": "t1", "backends": []}),
-        "no program of ours is on t1; run xdp_program with interface=t1 first",
+    "the same interface twice": (
+        Task("xdp_balancer", {**ON_SPARE, "interfaces": ["t0", "t0"]}),
+        "interfaces[1]: t0 is listed twice",
+    ),
+    "interface that does not fit into two balancers": (
+        Task("xdp_balancer", {**ON_SPARE, "interfaces": ["t0", INTERFACE]}),
+        f"interface {INTERFACE} is in balancer main already; an interface is in one only",
+    ),
+    "path for a balancer": (
+        Task("xdp_program", {"balancer": "../x", "interfaces": ["t0"]}),
+        "balancer '../x': a name has letters, digits, _ and -, begins with a letter or digit, and is at most 32 "
+        "characters long",
+    ),
+    "generation that somebody else has changed": (
+        Task("xdp_balancer", {**T0, **SIZES, "generation": 1}),
+        "balancer spare: generation 1 is not the current one, which is 3; somebody else changed it meanwhile, look at "
+        "the difference and run this again",
+    ),
+    "services of an unknown balancer": (
+        Task("xdp_services", {"balancer": "other", "services": []}),
+        "there is no balancer other on this host; declare it with xdp_balancer or xdp_program first",
+    ),
+    "backends of an unknown balancer": (
+        Task("xdp_backends", {"balancer": "other", "backends": []}),
+        "there is no balancer other on this host; declare it with xdp_balancer or xdp_program first",
+    ),
+    "filters of an unknown balancer": (
+        Task("xdp_filters", {"balancer": "other", "filters": []}),
+        "there is no balancer other on this host; declare it with xdp_balancer or xdp_program first",
     ),
     "no source": (
         Task("xdp_program", {**T0, **SIZES, "source": "/nonexistent"}),
@@ -301,10 +329,11 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
 
     def lacking(name: str, module: str = "xdp_program", **arguments) -> Task:
         interpreter = {"ansible_python_interpreter": f"/root/python-{name}"}
-        # Features that are not there yet have to be compiled.
-        return Task(module, {**T0, **arguments}, keywords={"vars": interpreter})
+        # A feature that is not there yet has to be compiled.
+        return Task(module, {**ON_SPARE, **arguments}, keywords={"vars": interpreter})
 
-    other = {**SIZES, "features": ["dnat"]}
+    same = {**T0, **SIZES}
+    other = {**same, "latency": True}
     # Variables, because the inventory's win over a task's own keywords.
     become = {"become": True, "become_user": "nobody", "become_method": "su", "become_flags": "-s /bin/sh"}
     unprivileged = {"vars": {f"ansible_{name}": value for name, value in become.items()}}
@@ -312,17 +341,17 @@ def test_a_host_that_lacks_something_is_told_what(lab, small):
         lab,
         [
             *(shell(INTERPRETER.format(name=name, command=command)) for name, command in MISSING.items()),
-            lacking("bpffs", **SIZES),
+            lacking("bpffs", **same),
             lacking("bpffs", "xdp_info"),
             lacking("pyroute2", **other),
             lacking("headers", **other),
             lacking("iovisor", **other),
             shell(f"mv {PACKAGES}/bcc {PACKAGES}/bcc-hidden"),
-            Task("xdp_program", {**T0, **other}),
+            Task("xdp_program", other),
             shell(f"mv {PACKAGES}/bcc-hidden {PACKAGES}/bcc"),
-            Task("xdp_program", {**T0, **SIZES}, keywords=unprivileged),
-            Task("xdp_services", {**T0, "services": []}, keywords=unprivileged),
-            Task("xdp_info", T0, keywords=unprivileged),
+            Task("xdp_program", same, keywords=unprivileged),
+            Task("xdp_services", {**ON_SPARE, "services": []}, keywords=unprivileged),
+            Task("xdp_info", ON_SPARE, keywords=unprivileged),
             shell("rm -r /root/python-* /tmp/other /tmp/bcc"),
         ],
     )

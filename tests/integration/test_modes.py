@@ -26,11 +26,10 @@ BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 BACKENDS6 = {name: f"fd77:0:0:2::{number}" for number, name in enumerate(BACKENDS, start=11)}
 BALANCER, BALANCER6 = "10.77.2.1", "fd77:0:0:2::1"
 CLIENT, CLIENT6 = "10.77.1.10", "fd77:0:0:1::10"
-ON = {"interface": INTERFACE}
+ON = {"interfaces": [INTERFACE]}
 BCC = "/usr/lib/python3/dist-packages/bcc"
 # The client's kernel gives away none below 32768, so that no flow here is one of earlier.
 UNUSED_PORTS = itertools.count(10000, 60)
-ALL = ["dnat", "full_nat", "dsr", "ipip", "redirect", "ipv6", "round_robin", "flow_table", "any_port", "filters"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,23 +52,17 @@ def both_protocols(lab: Lab, site: dict) -> Iterator[None]:
 
 
 @pytest.fixture
-def configure(lab: Lab, site: dict) -> Iterator[Callable[..., list[dict]]]:
-    """Make these services and backends the whole configuration; the second time nothing changes."""
+def configure(lab: Lab, site: dict) -> Iterator[Callable[..., None]]:
+    """Make these services and backends the whole document; the second time nothing changes."""
 
-    def apply(services: list[dict], backends: list[dict], filters: list[dict] | None = None, **program) -> list[dict]:
-        tasks = [
-            Task("xdp_program", {**ON, "features": ALL, **program}),
-            Task("xdp_filters", {**ON, "filters": filters or []}),
-            Task("xdp_services", {**ON, "services": services}),
-            Task("xdp_backends", {**ON, "backends": backends}),
-        ]
-        results = run(lab, tasks + tasks)
+    def apply(services: list[dict], backends: list[dict], filters: list[dict] | None = None, **program) -> None:
+        document = {**ON, "services": services, "backends": backends, "filters": filters or [], **program}
+        results = run(lab, [Task("xdp_balancer", document), Task("xdp_balancer", document)])
         assert not any(result.get("failed") for result in results), results
-        assert [result["changed"] for result in results[4:]] == [False] * 4
-        return results
+        assert results[1]["changed"] is False, results[1]
 
     yield apply
-    run(lab, [Task("xdp_filters", {**ON, "filters": []}), Task("xdp_program", {**ON, "features": ALL})])
+    run(lab, [Task("xdp_balancer", ON)])
 
 
 def ask(lab: Lab, vip: str, port: int, kind: str, count: int = 60, size: int = 20) -> list[list[str]]:
@@ -131,8 +124,8 @@ TUNNELS = {
 @pytest.mark.parametrize("name", MODES)
 def test_answers_come_from_every_backend(lab, configure, name, hook):
     vip, port, service, addresses, backend, seen = MODES[name]
-    program = {"mode": hook, "features": [feature for feature in ALL if hook == "native" or feature != "redirect"]}
-    configure(*both({"address": vip, "port": port, **service}, addresses, **backend), **program)
+    configure(*both({"address": vip, "port": port, **service}, addresses, **backend), mode=hook)
+    assert [entry["hook"] for entry in info(lab)["program"]["interfaces"]] == [hook]
     # A service keeps its counters over changes.
     before = {row["name"]: row["new_flows"] for row in info(lab)["services"]}
     for kind in ("udp", "tcp"):
@@ -149,9 +142,8 @@ def test_answers_come_from_every_backend(lab, configure, name, hook):
 @pytest.mark.parametrize("name", TUNNELS)
 def test_tunnel(lab, configure, decapsulating, name, hook):
     vip, source, addresses, seen = TUNNELS[name]
-    features = [feature for feature in ALL if hook == "native" or feature != "redirect"]
     service = {"address": vip, "port": 8080, "forwarding": "ipip", "source": source}
-    configure(*both(service, addresses), mode=hook, features=features)
+    configure(*both(service, addresses), mode=hook)
     for kind in ("udp", "tcp"):
         answers = ask(lab, vip, 8080, kind)
         assert set(names(answers)) == set(BACKENDS), answers
@@ -283,19 +275,18 @@ def test_filters_are_created_changed_and_purged(lab, configure):
     configure([], [])
     one = {"prefix": "203.0.113.0/24", "action": "drop"}
     two = {"prefix": "2001:db8:bad::/48", "action": "limit", "rate": 100}
-    created = lab.four_runs("xdp_filters", interface=INTERFACE, filters=[one, two])
+    created = lab.four_runs("xdp_filters", filters=[one, two])
     assert created["created"] == ["203.0.113.0/24", "2001:db8:bad::/48"]
-    changed = lab.four_runs("xdp_filters", interface=INTERFACE, filters=[{**one, "action": "pass"}], purge=False)
+    changed = lab.four_runs("xdp_filters", filters=[{**one, "action": "pass"}], purge=False)
     assert changed["modified"] == ["203.0.113.0/24"] and len(changed["after"]) == 2
-    purged = lab.four_runs("xdp_filters", interface=INTERFACE, filters=[])
+    purged = lab.four_runs("xdp_filters", filters=[])
     assert purged["removed"] == ["203.0.113.0/24", "2001:db8:bad::/48"]
 
 
 def test_a_new_program_and_a_restore_keep_filters_and_sources(lab, configure):
     service = {"address": VIP, "port": 7, "forwarding": "full_nat", "source": BALANCER}
     configure(*both(service, BACKENDS, port=8080), filters=[{"prefix": "203.0.113.0/24", "action": "drop"}])
-    bigger = {**ON, "features": ALL, "max_services": 2048}
-    assert run(lab, [Task("xdp_program", bigger)])[0]["new_maps"]
+    assert run(lab, [Task("xdp_program", {**ON, "max_services": 2048})])[0]["new_maps"]
     assert set(names(ask(lab, VIP, 7, "tcp", 30))) == set(BACKENDS)
     # As a boot does: nobody knows the neighbours. What was compiled is still there, so that nobody needs the compiler.
     watch = "lbops-watch@main"

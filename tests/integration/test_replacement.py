@@ -8,36 +8,51 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.integration.conftest import DIRECTORY
+from tests.integration.conftest import DIRECTORY, SPARE
 from tests.support.batch import Task, run, shell
 
-T0 = {"interface": "t0", "max_services": 16, "max_backends": 64, "max_endpoints": 256}
-BOTH = Task("xdp_program", {**T0, "features": ["dnat", "dsr"]})
+ON_SPARE = {"balancer": SPARE}
+PROGRAM = {**ON_SPARE, "interfaces": ["t0"], "max_services": 16, "max_backends": 64, "max_endpoints": 256}
 DSR = {"name": "d", "address": "192.0.2.10", "protocol": "udp", "port": 7, "forwarding": "dsr"}
-SERVICES = Task("xdp_services", {"interface": "t0", "services": [DSR]})
-INFO = Task("xdp_info", {"interface": "t0"})
-LOST_PIN = shell("rm /sys/fs/bpf/lbops/t0/program")
+DNAT = {"name": "n", "address": "192.0.2.11", "protocol": "udp", "port": 7}
+WIDE = Task("xdp_balancer", {**PROGRAM, "services": [DSR, DNAT]})
+SERVICES = Task("xdp_services", {**ON_SPARE, "services": [DSR, DNAT]})
+ATTACHED = Task("xdp_program", PROGRAM)
+INFO = Task("xdp_info", ON_SPARE)
+LOST_PIN = shell(f"rm /sys/fs/bpf/lbops/{SPARE}/programs/t0")
 
-# Replaces the program by one without dsr, and dies when that one is on the hook and the state file not yet written.
+# Removes the service of dsr, and dies when the program without dsr is on the hook and the state file does not name it.
 KILLED = """
 import os, sys
 sys.path.insert(0, "/usr/lib/lbops/current")
-from pathlib import Path
 from engine.balancer import state
-from engine.balancer import Balancer
-from engine.balancer.program_request import ProgramRequest
-from engine.tables.layout import Sizes
+from engine.balancer.balancer import Balancer
 
 save = state.save
-digest = Balancer("t0").info()["program"]["digest"]
-state.save = lambda path, new: os.kill(os.getpid(), 9) if new.program.digest not in ("", digest) else save(path, new)
-request = ProgramRequest("auto", frozenset(["dnat"]), Sizes(16, 64, 256), Path("/usr/lib/lbops/current/bpf"))
-Balancer("t0").apply_program(request, check=False)
+
+def killing(path, new):
+    if new.program.digest and new.program.features == ["dnat"]:
+        os.kill(os.getpid(), 9)
+    save(path, new)
+
+state.save = killing
+service = {"name": "n", "address": "192.0.2.11", "protocol": "udp", "port": 7}
+Balancer("spare").apply_services([service], purge=True, check=False)
 """
 
 
+def on(result: dict) -> dict:
+    """Where the program is."""
+    return result["program"]["interfaces"][0]
+
+
+def check(task: Task) -> Task:
+    return Task(task.module, task.arguments, check=True)
+
+
 def test_after_a_killed_replacement_the_old_program_is_not_taken_for_granted(lab, spare_interface):
-    _made, before = run(lab, [BOTH, INFO])
+    _made, before = run(lab, [WIDE, INFO])
+    assert before["program"]["features"] == ["dnat", "dsr"]
     killed = subprocess.run(
         ["ssh", "-F", DIRECTORY / "ssh_config", "lb1", "python3 - 2>&1; echo $?"],
         input=KILLED,
@@ -47,25 +62,30 @@ def test_after_a_killed_replacement_the_old_program_is_not_taken_for_granted(lab
         check=True,
     )
     assert killed.stdout.strip().endswith("137"), killed.stdout
-    narrow, refused, real, again, after, accepted = run(lab, [INFO, SERVICES, BOTH, BOTH, INFO, SERVICES])
-    assert narrow["program"]["attached"] and narrow["program"]["tag"] != before["program"]["tag"]
+    narrow, foreseen, real, again, after = run(lab, [INFO, check(SERVICES), SERVICES, SERVICES, INFO])
+    assert narrow["program"]["attached"] and on(narrow)["tag"] != on(before)["tag"]
     # What packets would not get is not promised.
-    assert refused["msg"] == "the program on t0 was compiled without dsr; add it to the features of xdp_program"
-    assert (real["changed"], again["changed"]) == (True, False)
-    assert after["program"]["tag"] == before["program"]["tag"] and accepted["changed"]
+    assert narrow["program"]["features"] == ["dnat"]
+    assert [foreseen["changed"], real["changed"], again["changed"]] == [True, True, False]
+    assert after["program"]["features"] == ["dnat", "dsr"] and on(after)["tag"] == on(before)["tag"]
+    assert lab.program_id(spare_interface) == on(after)["program_id"]
+    assert [service["name"] for service in after["services"]] == ["d", "n"]
 
 
 def test_a_program_whose_pin_is_lost_is_still_ours(lab, spare_interface):
-    made, _services, _lost, refused, real, again, after = run(
-        lab, [BOTH, SERVICES, LOST_PIN, SERVICES, BOTH, BOTH, INFO]
-    )
-    assert refused["msg"] == "no program of ours is on t0; run xdp_program with interface=t0 first"
-    assert (real["changed"], real["new_maps"], again["changed"]) == (True, False, False)
-    assert after["program"]["attached"] and after["program"]["program_id"] != made["after"]["program_id"]
-    assert [service["name"] for service in after["services"]] == ["d"]
+    for task in (ATTACHED, SERVICES, WIDE):
+        made, _lost, info, foreseen, real, again, after = run(
+            lab, [WIDE, LOST_PIN, INFO, check(task), task, task, INFO]
+        )
+        assert not info["program"]["attached"]
+        assert [foreseen["changed"], real["changed"], again["changed"]] == [True, True, False], task.module
+        assert real.get("new_maps", False) is False
+        assert after["program"]["attached"] and on(after)["program_id"] != on(made)["program_id"]
+        assert lab.program_id(spare_interface) == on(after)["program_id"]
+        assert [service["name"] for service in after["services"]] == ["d", "n"]
 
     _lost, removed, link = run(
         lab,
-        [LOST_PIN, Task("xdp_program", {"interface": "t0", "state": "absent"}), shell("ip -j -d link show dev t0")],
+        [LOST_PIN, Task("xdp_program", {**ON_SPARE, "state": "absent"}), shell("ip -j -d link show dev t0")],
     )
     assert removed["changed"] and "xdp" not in json.loads(link["stdout"])[0]
