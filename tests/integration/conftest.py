@@ -74,7 +74,8 @@ class Lab:
         name = name if "." in name else f"lbops.xdp.{name}"
         result = self.ansible(
             "ansible",
-            *(host, "-m", name, "-a", json.dumps(arguments), "--diff"),
+            *(host, "-m", name, "--diff"),
+            *(["-a", json.dumps(arguments)] if arguments else []),
             *(["--check"] if check else []),
             ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
             ANSIBLE_CALLBACK_PLUGINS=str(CHECKOUT / "tests/support/callback"),

@@ -26,14 +26,15 @@ BALANCER_COLLECTORS = {"program", "balancer", "maps"}
 DEVICE_COLLECTORS = {"interface", "driver", "nic"}
 
 
-def success(lab: Lab) -> dict[tuple[str, str], bool]:
-    """By collector and interface."""
-    pattern = re.compile(r'lbops_collector_success\{collector="(.*)",interface="(.*)"\}')
-    return {found.groups(): bool(value) for name, value in lab.metrics().items() if (found := pattern.fullmatch(name))}
+def success(lab: Lab) -> dict[tuple[str, str, str], bool]:
+    """By collector, balancer and interface."""
+    pattern = re.compile(r'lbops_collector_success\{balancer="(.*)",collector="(.*)",interface="(.*)"\}')
+    matches = ((pattern.fullmatch(name), value) for name, value in lab.metrics().items())
+    return {(found[2], found[1], found[3]): bool(value) for found, value in matches if found}
 
 
 def failing(lab: Lab) -> set[str]:
-    return {collector for (collector, _interface), works in success(lab).items() if not works}
+    return {collector for (collector, _balancer, _interface), works in success(lab).items() if not works}
 
 
 def answers(lab: Lab) -> bool:
@@ -68,8 +69,10 @@ def drop_in(lab, site) -> Iterator:
 def test_every_collector_works(lab, site):
     found = success(lab)
     assert all(found.values()), found
-    assert {name for name, interface in found if interface == INTERFACE} == BALANCER_COLLECTORS | DEVICE_COLLECTORS
-    assert {name for name, interface in found if not interface} == HOST_COLLECTORS
+    assert {name for name, *subject in found if subject == ["main", ""]} == BALANCER_COLLECTORS
+    assert {name for name, *subject in found if subject == ["main", INTERFACE]} == DEVICE_COLLECTORS
+    assert {name for name, *subject in found if subject == ["", ""]} == HOST_COLLECTORS
+    assert len(found) == len(BALANCER_COLLECTORS | DEVICE_COLLECTORS | HOST_COLLECTORS)
 
 
 def test_it_runs_as_its_own_user_with_two_capabilities(lab, site):
@@ -97,7 +100,8 @@ def test_without_cap_bpf_the_kernel_tells_less(lab, drop_in):
     """Before Linux 6.5 nothing at all, unless kernel.unprivileged_bpf_disabled is 0."""
     drop_in("AmbientCapabilities=", "AmbientCapabilities=CAP_DAC_READ_SEARCH")
     found = failing(lab) & BALANCER_COLLECTORS
-    assert found == BALANCER_COLLECTORS or lab.metrics()[f'lbops_program_jited_bytes{{interface="{INTERFACE}"}}'] == 0
+    jited_bytes = f'lbops_program_jited_bytes{{balancer="main",interface="{INTERFACE}"}}'
+    assert found == BALANCER_COLLECTORS or lab.metrics()[jited_bytes] == 0
 
 
 def test_without_bpf_it_answers_and_says_so(lab, drop_in):
@@ -114,23 +118,24 @@ def test_a_state_that_cannot_be_read_is_a_metric_and_one_line_in_the_journal(lab
         for _scrape in range(3):
             assert failing(lab) == BALANCER_COLLECTORS
         config = json.loads(lab.ssh("lb1", f"curl -s {URL}/api/v1/config"))
-        assert f"{STATE_FILE} is damaged" in config["errors"][INTERFACE]
+        assert f"{STATE_FILE} is damaged" in config["errors"]["main"]
     finally:
         lab.ssh("lb1", f"mv /root/saved {STATE_FILE}")
     assert not failing(lab)
     lines = lab.ssh("lb1", f"journalctl -u {UNIT} --since=@{marker} -o cat --no-pager").splitlines()
     for collector in BALANCER_COLLECTORS:
-        told = [line for line in lines if f"collector={collector} interface={INTERFACE}" in line]
+        told = [line for line in lines if f"collector={collector} balancer=main" in line]
         assert [line.split()[1] for line in told] == ["event=failed", "event=recovered"], lines
 
 
 def test_an_interface_that_goes_away_leaves_the_others_alone(lab, spare_interface):
-    lab.module("xdp_program", interface=spare_interface, features=["dnat"])
+    made = lab.module("xdp_program", balancer="spare", interfaces=[spare_interface])
+    assert not made.get("failed"), made
     assert all(success(lab).values())
     lab.ssh("lb1", f"ip link del {spare_interface}")
     found = success(lab)
-    assert {name for (name, interface), works in found.items() if not works and interface == spare_interface}
-    assert all(works for (_name, interface), works in found.items() if interface != spare_interface)
+    assert {name for (name, balancer, _interface), works in found.items() if not works and balancer == "spare"}
+    assert all(works for (_name, balancer, _interface), works in found.items() if balancer != "spare")
     lab.ssh("lb1", f"ip link add {spare_interface} type veth peer name t1")
 
 
@@ -165,13 +170,13 @@ def test_the_api_has_the_objects_of_xdp_info(lab, site):
         return json.loads(lab.ssh("lb1", f"curl -sf {URL}/api/v1/{name}"))
 
     info = lab.module("xdp_info")
-    config = api("config")["interfaces"]
-    assert list(config) == [INTERFACE]
+    config = api("config")["balancers"]
+    assert list(config) == ["main"]
     for kind in ("services", "backends"):
         expected = [plain(entry) for entry in info[kind]]
-        assert [plain(entry) for entry in config[INTERFACE][kind]] == expected
-        assert [plain(entry) for entry in api(kind)] == [{**entry, "balancer": INTERFACE} for entry in expected]
-    assert config[INTERFACE]["program"] == info["program"]
+        assert [plain(entry) for entry in config["main"][kind]] == expected
+        assert [plain(entry) for entry in api(kind)] == [{**entry, "balancer": "main"} for entry in expected]
+    assert config["main"]["program"] == info["program"]
 
 
 SENDER = f"""
@@ -213,11 +218,13 @@ def scraped(lab, site) -> Iterator[Callable[[], dict]]:
 def test_counters_never_go_backwards(lab, scraped):
     info = lab.module("xdp_info")
     udp = [plain(entry) for entry in info["backends"] if entry["service"] == "echo-udp"]
-    features = info["program"]["features"]
+    services = [plain(entry) for entry in info["services"]]
+    remembered = [{**service, "flow_table": service["name"] == "echo-udp"} for service in services]
+    program = {"interfaces": [INTERFACE]}
     assert len(udp) > 2
     of_first = (
-        f'lbops_backend_packets_total{{address="{udp[0]["address"]}",backend="{udp[0]["name"]}",direction="to_backend",'
-        f'interface="{INTERFACE}",port="{udp[0]["port"]}",service="echo-udp"}}'
+        f'lbops_backend_packets_total{{address="{udp[0]["address"]}",backend="{udp[0]["name"]}",balancer="main",'
+        f'direction="to_backend",port="{udp[0]["port"]}",service="echo-udp"}}'
     )
     lab.ask(VIP, PORT, 60)
     wait_for(lambda: scraped()["highest"].get(of_first, 0) > 0)
@@ -225,48 +232,49 @@ def test_counters_never_go_backwards(lab, scraped):
     for name, arguments in (
         ("xdp_backends", {"service": "echo-udp", "backends": udp[1:]}),
         ("xdp_backends", {"service": "echo-udp", "backends": udp}),
-        ("xdp_program", {"features": [*features, "latency"]}),
-        ("xdp_program", {"features": [*features, "latency", "flow_table"]}),
-        ("xdp_program", {"features": [*features, "latency"], "max_backends": 20000}),
-        ("xdp_program", {"features": [*features, "latency"]}),
+        ("xdp_program", {**program, "latency": True}),
+        ("xdp_services", {"services": remembered}),
+        ("xdp_services", {"services": services}),
+        ("xdp_program", {**program, "latency": True, "max_backends": 20000}),
+        ("xdp_program", {**program, "latency": True}),
     ):
         before, pages = scraped()["highest"], scraped()["pages"]
-        result = lab.module(name, interface=INTERFACE, **arguments)
+        result = lab.module(name, **arguments)
         assert result.get("changed"), result
         time.sleep(1)
         now = scraped()
         assert now["pages"] > pages + 10
-        service = f'lbops_service_packets_total{{direction="to_backend",interface="{INTERFACE}",service="echo-udp"}}'
+        service = 'lbops_service_packets_total{balancer="main",direction="to_backend",service="echo-udp"}'
         assert now["highest"][service] > before[service] + 500
         assert not now["fallen"]
     now = scraped()["highest"]
     assert now[of_first] >= seen["highest"][of_first]
-    assert now[f'lbops_program_latency_seconds_count{{interface="{INTERFACE}"}}'] > 5
+    assert now['lbops_program_latency_seconds_count{balancer="main"}'] > 5
     assert of_first in lab.metrics()
-    lab.module("xdp_program", interface=INTERFACE, features=features)
+    lab.module("xdp_program", **program)
 
 
 def test_a_change_is_one_generation(lab, site):
     def seen() -> tuple[float, float]:
         found = lab.metrics()
-        names = ("lbops_configuration_generation", "lbops_configuration_applied_timestamp_seconds")
-        return tuple(found[f'{name}{{interface="{INTERFACE}"}}'] for name in names)
+        names = ("lbops_generation", "lbops_applied_timestamp_seconds")
+        return tuple(found[f'{name}{{balancer="main"}}'] for name in names)
 
     info = lab.module("xdp_info")
     tcp = [plain(entry) for entry in info["backends"] if entry["service"] == "echo-tcp"]
     generation, applied = seen()
     now = float(lab.ssh("lb1", "date +%s"))
-    lab.module("xdp_backends", interface=INTERFACE, service="echo-tcp", backends=[{**tcp[0], "weight": 2}, *tcp[1:]])
+    lab.module("xdp_backends", service="echo-tcp", backends=[{**tcp[0], "weight": 2}, *tcp[1:]])
     assert seen()[0] == generation + 1 and seen()[1] >= now >= applied
     weight = [value for name, value in lab.metrics().items() if name.startswith("lbops_backend_weight")]
     assert 2 in weight
     drained = [{**tcp[0], "state": "drained"}, *tcp[1:]]
-    lab.module("xdp_backends", interface=INTERFACE, service="echo-tcp", backends=drained)
+    lab.module("xdp_backends", service="echo-tcp", backends=drained)
     found = lab.metrics()
     for name in ("lbops_backend_enabled", "lbops_backend_weight"):
         values = [v for n, v in found.items() if n.startswith(name + "{") and tcp[0]["address"] in n and "-tcp" in n]
         assert values == [0]
-    lab.module("xdp_backends", interface=INTERFACE, service="echo-tcp", backends=tcp)
+    lab.module("xdp_backends", service="echo-tcp", backends=tcp)
     assert seen()[0] == generation + 3
 
 
@@ -281,7 +289,9 @@ def test_what_the_kernel_says_of_the_program(lab, site):
 
 def test_drift_of_a_tuned_device_is_seen(lab, spare_interface):
     tuning = {"profile": "custom", "overrides": {"features": {"tx_checksum": False}}}
-    name = f'lbops_nic_setting_drifted{{group="features",interface="{spare_interface}",option="tx_checksum"}}'
+    name = (
+        f'lbops_nic_setting_drifted{{balancer="",group="features",interface="{spare_interface}",option="tx_checksum"}}'
+    )
     lab.module("nic_profile", interface=spare_interface, revert_after=0, **tuning)
     confirmed = lab.module("nic_profile", interface=spare_interface, state="confirmed")
     assert not confirmed.get("failed"), confirmed

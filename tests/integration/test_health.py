@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role health, with real servers that stop, and the kernel's own word on who is in a ring."""
+"""The role health, with real servers that stop, and the kernel's own word on who is in a lookup table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAY = {"address": "10.77.0.131"}
 TUNNEL = {"forwarding": "ipip", "source": "10.77.2.1"}
 DSR = {"address": "10.77.0.130", "forwarding": "dsr"}
 RHYTHM = {"interval": 1, "timeout": 0.3, "rise": 2, "fall": 2}
-# Interval times fall, and what it may take to write a ring.
+# Interval times fall, and what it may take to write a lookup table.
 BOUND = 2.5
 SERVERS = Path(__file__).with_name("servers.py")
 
@@ -102,31 +102,33 @@ def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
     return {row["name"]: row["healthy"] for row in rows if row["service"] == name}
 
 
-def in_ring(lab: Lab, name: str) -> set[str]:
-    """The hosts in the live ring, as the kernel has it."""
+def in_table(lab: Lab, name: str) -> set[str]:
+    """The hosts in the live lookup table, as the kernel has it."""
     code = (
-        "from engine.kernel import bpf; from engine.tables import layout; from engine.balancer import maps, state\n"
-        f"from engine.balancer import Balancer\nb = Balancer('{INTERFACE}'); s = state.load(b.state_file)\n"
-        "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
+        "from engine.balancer import maps, state; from engine.balancer.balancer import Balancer\n"
+        "from engine.kernel import bpf; from engine.tables import layout\n"
+        "b = Balancer('main'); s = state.load(b.state_file)\n"
+        "with maps.open_pinned(b.places.maps, s.program.sizes) as live:\n"
         f"    number = live.ring_ids().get(s.allocation.rings['{name}'])\n"
         "    ids = set()\n"
         "    if number:\n"
-        "        ring = bpf.map_lookup(bpf.map_fd(number), layout.index(0), live.spec('rings').value_size)\n"
-        "        length = int.from_bytes(ring[4:8], 'little')\n"
-        "        ids = {int.from_bytes(ring[16 + 4 * n:20 + 4 * n], 'little') for n in range(length)}\n"
+        "        descriptor = bpf.map_fd(number)\n"
+        "        table = bpf.map_lookup(descriptor, layout.index(0), bpf.map_info(descriptor).value_size)\n"
+        "        length, slots = int.from_bytes(table[4:8], 'little'), table[layout.LOOKUP_TABLE.size:]\n"
+        "        ids = {int.from_bytes(slots[4 * n:4 * n + 4], 'little') for n in range(length)}\n"
         "print(*[s.config.backends[key].name for key, place in s.allocation.backends.items() if place in ids])"
     )
     return set(lab.engine(code).split())
 
 
 class Watcher:
-    """When the live ring of a service is replaced, by the clock that all containers share."""
+    """When the live lookup table of a service is replaced, by the clock that all containers share."""
 
     def __init__(self, lab: Lab, name: str) -> None:
         code = (
-            "import time\nfrom engine.balancer import maps, state\nfrom engine.balancer import Balancer\n"
-            f"b = Balancer('{INTERFACE}'); s = state.load(b.state_file); place = s.allocation.rings['{name}']\n"
-            "with maps.open_pinned(b.maps_directory, s.program.sizes) as live:\n"
+            "import time\nfrom engine.balancer import maps, state\nfrom engine.balancer.balancer import Balancer\n"
+            f"b = Balancer('main'); s = state.load(b.state_file); place = s.allocation.rings['{name}']\n"
+            "with maps.open_pinned(b.places.maps, s.program.sizes) as live:\n"
             "    first = live.ring_ids().get(place); end = time.time() + 20; now = begun = time.time()\n"
             "    while live.ring_ids().get(place) == first and now < end: time.sleep(0.01); now = time.time()\n"
             "print(begun, now)"
@@ -138,7 +140,7 @@ class Watcher:
 
     def moment(self) -> float:
         begun, moment = map(float, self._found.result().split())
-        assert moment - begun < 19, "the ring stayed"
+        assert moment - begun < 19, "the lookup table stayed"
         return moment
 
 
@@ -148,7 +150,7 @@ def stop(lab: Lab, host: str, unit: str) -> float:
 
 
 def settle(lab: Lab, name: str) -> None:
-    wait_for(lambda: in_ring(lab, name) == set(BACKENDS) and set(healthy(lab, name).values()) == {True})
+    wait_for(lambda: in_table(lab, name) == set(BACKENDS) and set(healthy(lab, name).values()) == {True})
 
 
 def test_a_second_run_changes_nothing(checked):
@@ -159,7 +161,7 @@ def test_a_second_run_changes_nothing(checked):
 def test_every_kind_of_check_finds_real_servers_well(lab, checked):
     for name in ("tcp", "udp", "http", "https", "dns", "icmp", "way-udp", "way-icmp", "tunnel"):
         wait_for(lambda name=name: set(healthy(lab, name).values()) == {True})
-        assert in_ring(lab, name) == set(BACKENDS)
+        assert in_table(lab, name) == set(BACKENDS)
     assert set(healthy(lab, "unchecked").values()) == {None}
 
 
@@ -172,7 +174,7 @@ def test_a_backend_whose_server_stops_leaves_in_time_and_comes_back(lab, checked
         took = watcher.moment() - stopped
         print(f"\n{name}: out {took:.2f} s after its server was stopped")
         assert took <= BOUND
-        assert in_ring(lab, name) == {"be2", "be3"}
+        assert in_table(lab, name) == {"be2", "be3"}
         assert healthy(lab, name) == {"be1": False, "be2": True, "be3": True}
         if name == "udp":
             assert re.search(r"be1 +10\.77\.2\.11:8080 +[0-9]+ +unhealthy ", lab.playbook("status.yml")[1])
@@ -217,8 +219,8 @@ def test_a_backend_that_lost_the_vip_leaves_only_where_the_way_is_checked(lab, c
     now = lab.ssh("be2", f"python3 -c 'import time; print(time.time())'; ip addr del {WAY['address']}/32 dev lo")
     took = watcher.moment() - float(now)
     print(f"\n{name}: out {took:.2f} s after the VIP was gone")
-    assert took <= BOUND and in_ring(lab, name) == {"be1", "be3"}
-    assert in_ring(lab, "icmp") == in_ring(lab, "tcp") == set(BACKENDS)
+    assert took <= BOUND and in_table(lab, name) == {"be1", "be3"}
+    assert in_table(lab, "icmp") == in_table(lab, "tcp") == set(BACKENDS)
     lab.ssh("be2", f"ip addr add {WAY['address']}/32 dev lo")
     settle(lab, name)
 
@@ -262,8 +264,8 @@ def test_the_way_over_ipv6(lab, checked, over_ipv6, check):
 def test_a_tunnel_that_ends_nowhere_is_noticed(lab, checked):
     settle(lab, "tunnel")
     lab.ssh("be3", f"ip link set {INTERFACE} xdp off")
-    wait_for(lambda: in_ring(lab, "tunnel") == {"be1", "be2"})
-    assert in_ring(lab, "way-udp") == set(BACKENDS)
+    wait_for(lambda: in_table(lab, "tunnel") == {"be1", "be2"})
+    assert in_table(lab, "way-udp") == set(BACKENDS)
 
 
 def test_traffic_goes_to_the_others_and_their_flows_stay(lab, checked):
@@ -274,7 +276,7 @@ def test_traffic_goes_to_the_others_and_their_flows_stay(lab, checked):
         before = client("ask_flows")
         assert set(before) == set(BACKENDS)
         stop(lab, "be1", "lab-echo")
-        wait_for(lambda: in_ring(lab, "udp") == {"be2", "be3"})
+        wait_for(lambda: in_table(lab, "udp") == {"be2", "be3"})
         after = client("ask_flows")
         assert set(after) == {"be2", "be3"}
         others = [(old, new) for old, new in zip(before, after) if old != "be1"]
@@ -293,11 +295,11 @@ def test_an_outage_is_no_change_and_site_yml_revives_nobody(lab, checked):
     settle(lab, "tcp")
     stop(lab, "be1", "lab-echo")
     try:
-        wait_for(lambda: in_ring(lab, "tcp") == in_ring(lab, "udp") == {"be2", "be3"})
+        wait_for(lambda: in_table(lab, "tcp") == in_table(lab, "udp") == {"be2", "be3"})
         for arguments in ((), ("--check", "--diff")):
             changed, output = lab.services(SERVICES, *arguments)
             assert changed == 0, output
-            assert in_ring(lab, "tcp") == {"be2", "be3"}
+            assert in_table(lab, "tcp") == {"be2", "be3"}
     finally:
         lab.ssh("be1", "systemctl start lab-echo")
     settle(lab, "tcp")
@@ -306,14 +308,14 @@ def test_an_outage_is_no_change_and_site_yml_revives_nobody(lab, checked):
 def test_killed_it_leaves_the_data_plane_as_it_is_and_goes_on(lab, checked):
     settle(lab, "tcp")
     stop(lab, "be1", "lab-echo")
-    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    wait_for(lambda: in_table(lab, "tcp") == {"be2", "be3"})
     killed = lab.ssh("lb1", f"systemctl show -P MainPID {UNIT}; systemctl kill -s KILL {UNIT}")
     for _look in range(5):
-        assert in_ring(lab, "tcp") == {"be2", "be3"}
+        assert in_table(lab, "tcp") == {"be2", "be3"}
     wait_for(lambda: lab.ssh("lb1", f"systemctl show -P MainPID {UNIT}") not in ("0", killed))
     assert lab.ssh("lb1", f"systemctl show -P NRestarts {UNIT}") == "1"
     wait_for(lambda: "event=started" in lab.ssh("lb1", f"journalctl -u {UNIT} -o cat --since -5s"))
-    assert in_ring(lab, "tcp") == {"be2", "be3"} and healthy(lab, "tcp")["be1"] is False
+    assert in_table(lab, "tcp") == {"be2", "be3"} and healthy(lab, "tcp")["be1"] is False
     lab.ssh("be1", "systemctl start lab-echo")
     settle(lab, "tcp")
 
@@ -323,18 +325,18 @@ def test_stopped_it_leaves_the_data_plane_as_it_is_too(lab, checked):
     lab.ssh("lb1", f"systemctl stop {UNIT}")
     stop(lab, "be1", "lab-echo")
     time.sleep(3)
-    assert in_ring(lab, "tcp") == set(BACKENDS)
+    assert in_table(lab, "tcp") == set(BACKENDS)
     lab.ssh("lb1", f"systemctl start {UNIT}")
-    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    wait_for(lambda: in_table(lab, "tcp") == {"be2", "be3"})
     lab.ssh("be1", "systemctl start lab-echo")
     settle(lab, "tcp")
 
 
 def test_all_down_keeps_all_or_drops(lab, checked):
     wait_for(lambda: set(healthy(lab, "kept").values()) == set(healthy(lab, "nobody").values()) == {False})
-    assert in_ring(lab, "kept") == set(BACKENDS)
+    assert in_table(lab, "kept") == set(BACKENDS)
     assert set(lab.ask(DSR["address"], 8080, 60)) == set(BACKENDS)
-    assert in_ring(lab, "nobody") == set()
+    assert in_table(lab, "nobody") == set()
     assert lab.ask(VIP, 99, 2) == {"": 2}
     lines = lab.ssh("lb1", f"journalctl -u {UNIT} -o cat")
     assert "event=all_down service=nobody choice=drop" in lines and "event=all_down service=kept choice=keep" in lines
@@ -343,10 +345,10 @@ def test_all_down_keeps_all_or_drops(lab, checked):
 def test_the_journal_holds_no_secrets_and_one_line_an_event(lab, checked):
     # Whatever the unit's processes say, a traceback say.
     lines = lab.ssh("lb1", f"journalctl -o cat _SYSTEMD_UNIT={UNIT}").splitlines()
-    event = re.compile(rf'health interface={INTERFACE} event=\w+( \w+=([^\s"=]+|"([^"\\]|\\.)*"))*')
+    event = re.compile(r'health balancer=main event=\w+( \w+=([^\s"=]+|"([^"\\]|\\.)*"))*')
     assert lines and not [line for line in lines if not event.fullmatch(line)]
     assert not [line for line in lines if "how are you" in line or "/health" in line]
-    assert lab.ssh("lb1", f"stat -c %a /etc/lbops/health-{INTERFACE}.json") == "600"
+    assert lab.ssh("lb1", "stat -c %a /etc/lbops/health-main.json") == "600"
 
 
 def test_the_service_has_few_powers(lab, checked):
@@ -373,12 +375,12 @@ def test_what_is_wrong_is_told_before_anything_is_touched(lab, checked):
 def test_a_new_inventory_checks_others_and_forgets_those_that_went(lab, checked):
     settle(lab, "tcp")
     stop(lab, "be1", "lab-echo")
-    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    wait_for(lambda: in_table(lab, "tcp") == {"be2", "be3"})
     unchecked = [{**SERVICES[0], "health": None}, *SERVICES[1:]]
     changed, output = lab.services(unchecked, "--diff")
     assert changed > 0 and "how are you" not in output
-    wait_for(lambda: in_ring(lab, "tcp") == set(BACKENDS))
-    assert set(healthy(lab, "tcp").values()) == {None} and in_ring(lab, "udp") == {"be2", "be3"}
+    wait_for(lambda: in_table(lab, "tcp") == set(BACKENDS))
+    assert set(healthy(lab, "tcp").values()) == {None} and in_table(lab, "udp") == {"be2", "be3"}
     lab.ssh("be1", "systemctl start lab-echo")
     assert lab.services(SERVICES)[0] > 0
     settle(lab, "tcp")
@@ -409,13 +411,13 @@ def test_a_balancer_without_checks_has_nothing_to_remove(lab, checked):
 def test_absent_it_leaves_no_trace_and_gives_every_backend_its_share(lab, checked):
     settle(lab, "tcp")
     stop(lab, "be1", "lab-echo")
-    wait_for(lambda: in_ring(lab, "tcp") == {"be2", "be3"})
+    wait_for(lambda: in_table(lab, "tcp") == {"be2", "be3"})
     absent = ("--tags", "health", "-e", "health_state=absent")
     assert lab.services(SERVICES, *absent, "--check")[0] > 0
-    assert in_ring(lab, "tcp") == {"be2", "be3"}
+    assert in_table(lab, "tcp") == {"be2", "be3"}
     assert lab.services(SERVICES, *absent)[0] > 0
     lab.ssh("be1", "systemctl start lab-echo")
-    assert in_ring(lab, "tcp") == in_ring(lab, "nobody") == set(BACKENDS)
+    assert in_table(lab, "tcp") == in_table(lab, "nobody") == set(BACKENDS)
     traces = (
         "ls -d /etc/lbops/health* /var/lib/lbops/main/health.json; systemctl list-units --all 'lbops-health*' -q; "
         "ls -d /etc/systemd/system/*.wants/lbops-health*; true"

@@ -16,7 +16,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.integration.conftest import CHECKOUT, DIRECTORY, INTERFACE, Lab, wait_for
+from tests.integration.conftest import CHECKOUT, DIRECTORY, Lab, wait_for
 from tests.integration.test_prometheus import free_port
 
 VIP = "10.77.0.10"
@@ -116,7 +116,7 @@ def test_rates_are_those_of_the_traffic(lab: Lab, page: webdriver.Chrome):
 
 
 def test_what_is_dropped_is_named(lab: Lab, page: webdriver.Chrome):
-    text = page.find_element(By.ID, f"balancer-{INTERFACE}").text
+    text = page.find_element(By.ID, "balancer-main").text
     assert "on the native hook" in text and "instructions verified" in text
     reasons = [row.text for row in page.find_elements(By.CSS_SELECTOR, ".reasons tbody tr")]
     assert any(row.startswith("pass not_ip") for row in reasons), reasons

@@ -134,7 +134,7 @@ def prometheus(lab: Lab, site: dict, tmp_path_factory: pytest.TempPathFactory) -
     )
     assert not list((directory / "targets").iterdir())
     # What the health checks go by is theirs.
-    lab.ssh("lb1", f"test -s /etc/lbops/health-{INTERFACE}.json; test ! -e /etc/lbops/exporter-web.yml")
+    lab.ssh("lb1", "test -s /etc/lbops/health-main.json; test ! -e /etc/lbops/exporter-web.yml")
     lab.playbook("site.yml")
 
 
@@ -235,9 +235,8 @@ def test_a_program_that_somebody_took_off(lab: Lab, prometheus: Prometheus):
 
 
 def test_maps_without_room(lab: Lab, prometheus: Prometheus):
-    program = lab.module("xdp_info")["program"]
+    arguments = {"interfaces": [INTERFACE]}
     try:
-        arguments = {"interface": INTERFACE, "features": program["features"]}
         result = lab.module("xdp_program", **arguments, max_services=len(SERVICES))
         assert not result.get("failed"), result
         wait_for(lambda: [one["map"] for one in prometheus.firing("LbopsMapFull")] == ["services"])

@@ -58,11 +58,14 @@ def measured(lab: Lab) -> tuple[dict, Counter[str]]:
 
 def test_rates_are_those_of_the_traffic(measured):
     document, answers = measured
-    [balancer] = document["interfaces"]
+    [balancer] = document["balancers"]
     seconds = balancer["seconds"]
     assert INTERVAL <= seconds < INTERVAL + 1
     assert sum(answers.values()) == FLOWS and None not in answers
-    assert balancer["interface"] == INTERFACE and balancer["program"]["hook"] == "native"
+    assert balancer["balancer"] == "main"
+    assert [(entry["interface"], entry["hook"]) for entry in balancer["program"]["interfaces"]] == [
+        (INTERFACE, "native")
+    ]
     expected = {service["name"]: 0 for service in balancer["services"]} | {"echo-udp": FLOWS}
     assert sorted(expected) == ["echo-dsr", "echo-tcp", "echo-udp"]
     for service in balancer["services"]:
@@ -93,7 +96,7 @@ def test_from_cron_it_is_plain_text(lab):
     assert "\x1b" not in output and output.isascii()
     lines = output.splitlines()
     assert re.fullmatch(r"lb1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  sorted by service", lines[0])
-    assert re.fullmatch(rf"{INTERFACE}: program {lab.program_id()} on the native hook; rates over 0\.\d s", lines[1])
+    assert re.fullmatch(rf"main: {INTERFACE} native; rates over 0\.\d s", lines[1])
     assert [line.split()[0] for line in lines[2:] if line] == [
         *("drop", "pass", "TO", "NAME", "total"),
         *("echo-dsr", "be1", "be2", "be3", "echo-tcp", "be1", "be2", "be3", "echo-udp", "be1", "be2", "be3"),
@@ -105,7 +108,7 @@ def test_json_goes_on_until_it_is_stopped(lab):
     output = lab.ssh("lb1", "timeout --signal INT 4 lbops-top --json --interval 0.5 2>&1", check=False)
     documents = [json.loads(line) for line in output.splitlines()]
     assert len(documents) >= 3
-    assert all(0.5 <= document["interfaces"][0]["seconds"] < 2 for document in documents)
+    assert all(0.5 <= document["balancers"][0]["seconds"] < 2 for document in documents)
 
 
 def test_nobody_reading_is_no_error(lab):
@@ -117,11 +120,14 @@ def test_nobody_reading_is_no_error(lab):
     ("command", "words"),
     [
         ("runuser -u nobody -- lbops-top --once", "only root may read the maps of BPF programs; run sudo lbops-top"),
-        ("lbops-top --once --interface lo", "lo has no balancer, but data0 has; apply the role lbops.xdp.balancer"),
+        (
+            "lbops-top --once --balancer web",
+            "this host has no balancer web, but main; apply the role lbops.xdp.balancer",
+        ),
         ("lbops-top </dev/null", "this is not a terminal to draw on; --once writes one table"),
         (
             "unshare -m sh -c 'mount -t tmpfs none /var/lib/lbops; lbops-top --once'",
-            "no interface of this host has a balancer; apply the role lbops.xdp.balancer",
+            "this host has no balancer; apply the role lbops.xdp.balancer",
         ),
     ],
 )
@@ -132,15 +138,16 @@ def test_what_cannot_be_is_told_with_a_remedy(lab, command, words):
 
 
 def test_a_program_that_is_gone_is_told_of(lab, spare_interface):
-    lab.module("xdp_program", interface=spare_interface, mode="generic")
-    lab.ssh("lb1", f"rm /sys/fs/bpf/lbops/{spare_interface}/program")
+    made = lab.module("xdp_program", balancer="spare", interfaces=[spare_interface], mode="generic")
+    assert not made.get("failed"), made
+    lab.ssh("lb1", f"rm /sys/fs/bpf/lbops/spare/programs/{spare_interface}")
     *output, status = lab.ssh("lb1", "lbops-top --once --interval 0.1; echo $?").splitlines()
     assert status == "1"
-    remedy = f"systemctl restart lbops-restore@{spare_interface} puts it back"
-    assert f"{spare_interface}: the balancer's program is not loaded; {remedy}" in output
-    assert any(line.startswith(f"{INTERFACE}: program ") for line in output)
+    remedy = "systemctl restart lbops-restore@spare puts it back"
+    assert f"spare: the balancer's program is not loaded; {remedy}" in output
+    assert any(line.startswith(f"main: {INTERFACE} native; ") for line in output)
     # A balancer that is well is not bothered by another.
-    assert lab.ssh("lb1", f"lbops-top --once --interval 0.1 --interface {INTERFACE} >/dev/null; echo $?") == "0"
+    assert lab.ssh("lb1", "lbops-top --once --interval 0.1 --balancer main >/dev/null; echo $?") == "0"
 
 
 class Session:

@@ -20,8 +20,7 @@ BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 
 @pytest.fixture
 def serve(lab, site):
-    """Make this service, on UDP and TCP port 7, and these backends the whole configuration."""
-    lab.module("xdp_program", interface=INTERFACE)
+    """Make this service, on UDP and TCP port 7, and these backends the whole document."""
 
     def apply(backends: dict[str, dict], **service) -> dict:
         # RR spreads packets, so it serves UDP only.
@@ -29,15 +28,13 @@ def serve(lab, site):
         services = [
             {"name": protocol, "address": VIP, "protocol": protocol, "port": 7, **service} for protocol in protocols
         ]
-        made = lab.module("xdp_services", interface=INTERFACE, services=services)
-        assert not made.get("failed"), made
         port = None if "-" in str(service.get("port", "")) else 8080
         entries = [
             {"service": protocol, "address": BACKENDS[name], "port": port, **options}
             for protocol in protocols
             for name, options in backends.items()
         ]
-        made = lab.module("xdp_backends", interface=INTERFACE, backends=entries)
+        made = lab.module("xdp_balancer", interfaces=[INTERFACE], services=services, backends=entries)
         assert not made.get("failed"), made
         return made
 
@@ -57,11 +54,9 @@ def test_udp_and_tcp_reach_every_backend_and_come_back_from_the_vip(lab, serve):
 
 
 def test_dsr_answers_come_straight_from_the_backend(lab, site):
-    lab.module("xdp_program", interface=INTERFACE)
     service = {"name": "d", "address": "10.77.0.130", "protocol": "udp", "port": 8080, "forwarding": "dsr"}
-    lab.module("xdp_services", interface=INTERFACE, services=[service])
     backends = [{"service": "d", "address": address} for address in BACKENDS.values()]
-    lab.module("xdp_backends", interface=INTERFACE, backends=backends)
+    lab.module("xdp_balancer", interfaces=[INTERFACE], services=[service], backends=backends)
     assert set(lab.ask("10.77.0.130", 8080, 100)) == set(BACKENDS)
     row = lab.module("xdp_info")["services"][0]
     assert (row["packets"], row["reply_packets"]) == (100, 0)
@@ -147,7 +142,7 @@ def test_changing_backends_loses_nothing(serve, under_load):
         serve({"be2": {}, "be3": {"state": "drained"}})
         serve({"be3": {}})
 
-    # Each of four swaps of the TCP service's ring can meet one open connection, which has to connect again.
+    # Each of four swaps of the TCP service's lookup table can meet one open connection, which has to connect again.
     assert under_load(changes)["tcp_reconnects"] <= 4
 
 
@@ -157,9 +152,9 @@ def test_another_vip_port_takes_over_in_one_step(lab, serve, under_load):
     other = {"name": "other", "address": "10.77.0.21", "protocol": "udp", "port": 9}
 
     def changes() -> None:
-        assert lab.module("xdp_services", interface=INTERFACE, services=[other], purge=False)["changed"]
+        assert lab.module("xdp_services", services=[other], purge=False)["changed"]
         both = [{"name": name, "address": VIP, "protocol": name, "port": 7} for name in ("udp", "tcp")]
-        assert lab.module("xdp_services", interface=INTERFACE, services=both)["removed"] == ["other"]
+        assert lab.module("xdp_services", services=both)["removed"] == ["other"]
 
     under_load(changes)
 
@@ -176,21 +171,21 @@ def test_replacing_program_and_maps_loses_nothing_and_keeps_counters(lab, serve,
     assert before["udp"] >= 100
 
     def changes() -> None:
-        narrow = lab.module("xdp_program", interface=INTERFACE, features=["dnat"])
-        assert narrow["compiled"] and not narrow["new_maps"]
+        other = lab.module("xdp_program", interfaces=[INTERFACE], latency=True)
+        assert other["compiled"] and not other["new_maps"]
         assert packets()["udp"] > before["udp"]
-        larger = lab.module("xdp_program", interface=INTERFACE, features=["dnat"], max_backends=20000)
+        larger = lab.module("xdp_program", interfaces=[INTERFACE], latency=True, max_backends=20000)
         assert larger["new_maps"]
 
     assert under_load(changes)["tcp_reconnects"] == 0
     after = packets()
     assert after["udp"] > before["udp"] + 500
-    lab.module("xdp_program", interface=INTERFACE)
+    lab.module("xdp_program", interfaces=[INTERFACE])
 
 
 def test_the_exporter_counts_what_was_sent(lab, serve):
     serve({"be1": {}})
-    name = f'lbops_service_packets_total{{direction="%s",interface="{INTERFACE}",service="udp"}}'
+    name = 'lbops_service_packets_total{balancer="main",direction="%s",service="udp"}'
     before = lab.metrics()
     lab.ask(VIP, 7, 250)
     after = lab.metrics()

@@ -4,9 +4,9 @@
 """Real requests from the lab's client, commanded line by line in JSON over standard input and output.
 
 Every request is sent once. A flow is a connected UDP socket, so the kernel delivers answers from VIP:port only.
-Commands: ["open_flows", count, vip, port], ["ask_flows"], ["connect", count, vip, port], ["start_load", vip, port] as
-fast as it goes or ["start_load", vip, port, UDP requests per second, TCP connections per second], ["stop_load"]; each
-is answered by one line.
+Commands: ["open_flows", count, vip, port], ["ask_flows"], ["connect", count, vip, port], ["hold", count, vip, port] for
+connections that stay open, ["ask_held"], ["release"], ["start_load", vip, port] as fast as it goes or ["start_load",
+vip, port, UDP requests per second, TCP connections per second], ["stop_load"]; each is answered by one line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import resource
 import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ TIMEOUT = 2.0  # seconds
 WINDOW = 100
 LOAD_FLOWS = 500
 POLL_INTERVAL = 0.0005  # seconds
+# Of struct tcp_info in linux/tcp.h.
+TOTAL_RETRANS = 100
 
 
 def backend_of(reply: bytes, port: int, request: bytes) -> str:
@@ -82,27 +85,54 @@ def ask_all(flows: list[Flow]) -> list[str | None]:
     return answers
 
 
-def connect(number: int, vip: str, vip_port: int) -> str:
-    """One TCP connection with one request: who answered. Raises OSError."""
-    request = f"connection {number}".encode()
-    with socket.create_connection((vip, vip_port), TIMEOUT) as connection:
-        if connection.getpeername() != (vip, vip_port):
-            raise ValueError(f"connected to {connection.getpeername()}")
-        port = connection.getsockname()[1]
-        connection.sendall(request + b"\n")
+class Connection:
+    """One TCP connection. All methods raise OSError."""
+
+    def __init__(self, vip: str, port: int) -> None:
+        self.socket = socket.create_connection((vip, port), TIMEOUT)
+        if self.socket.getpeername() != (vip, port):
+            raise ValueError(f"connected to {self.socket.getpeername()}")
+        self.port = self.socket.getsockname()[1]
+        self.requests = 0
+
+    def ask(self) -> str:
+        """Who answered."""
+        self.requests += 1
+        request = f"connection {self.port} request {self.requests}".encode()
+        self.socket.sendall(request + b"\n")
         reply = b""
         while not reply.endswith(b"\n"):
-            piece = connection.recv(2048)
+            piece = self.socket.recv(2048)
             if not piece:
                 raise OSError("the connection ended without an answer")
             reply += piece
-        return backend_of(reply, port, request)
+        return backend_of(reply, self.port, request)
+
+    def retransmitted(self) -> int:
+        """How many segments the kernel sent again, SYNs included."""
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS + 4)
+        return struct.unpack_from("=I", info, TOTAL_RETRANS)[0]
 
 
-def connect_once(number: int, vip: str, vip_port: int) -> str | None:
-    """As connect(), None if nobody answered."""
+def ask_once(connection: Connection) -> str | None:
+    """As Connection.ask(), None if nobody answered."""
     try:
-        return connect(number, vip, vip_port)
+        return connection.ask()
+    except OSError:
+        return None
+
+
+def connect(vip: str, port: int) -> tuple[str, int]:
+    """One TCP connection with one request: who answered, and how many segments were sent again. Raises OSError."""
+    connection = Connection(vip, port)
+    with connection.socket:
+        return connection.ask(), connection.retransmitted()
+
+
+def connect_once(vip: str, port: int) -> str | None:
+    """Who answered on a new TCP connection, None if nobody did."""
+    try:
+        return connect(vip, port)[0]
     except OSError:
         return None
 
@@ -120,6 +150,7 @@ class Load:
         self.tcp_sent = 0
         self.tcp_answered = 0
         self.tcp_reconnects = 0
+        self.tcp_retransmitted = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._udp), threading.Thread(target=self._tcp)]
 
@@ -138,6 +169,7 @@ class Load:
             "tcp_requests": self.tcp_sent,
             "tcp_replies": self.tcp_answered,
             "tcp_reconnects": self.tcp_reconnects,
+            "tcp_retransmitted": self.tcp_retransmitted,
         }
 
     def _udp(self) -> None:
@@ -183,10 +215,11 @@ class Load:
             self.tcp_sent += 1
             answer: str | None = None
             try:
-                answer = connect(self.tcp_sent, *self.target)
+                answer, retransmitted = connect(*self.target)
+                self.tcp_retransmitted += retransmitted
             except ConnectionResetError:
                 self.tcp_reconnects += 1
-                answer = connect_once(self.tcp_sent, *self.target)
+                answer = connect_once(*self.target)
             except OSError:
                 # A loss, whatever a second attempt would say.
                 pass
@@ -196,6 +229,7 @@ class Load:
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     flows: list[Flow] = []
+    held: list[Connection] = []
     load: Load | None = None
     for line in sys.stdin:
         command, *arguments = json.loads(line)
@@ -207,7 +241,16 @@ def main() -> None:
             result = ask_all(flows)
         elif command == "connect":
             count, vip, port = arguments
-            result = Counter(connect_once(number, vip, port) or "" for number in range(count))
+            result = Counter(connect_once(vip, port) or "" for _number in range(count))
+        elif command == "hold":
+            count, vip, port = arguments
+            held += [Connection(vip, port) for _number in range(count)]
+        elif command == "ask_held":
+            result = [ask_once(connection) for connection in held]
+        elif command == "release":
+            for connection in held:
+                connection.socket.close()
+            held = []
         elif command == "start_load":
             load = Load(*arguments)
             load.start()
