@@ -25,6 +25,8 @@ SIZES = {
     "max_sessions": 65536,
     "max_filters": 1024,
 }
+# The longest list that is part of a result as it was given.
+SHOWN_ENTRIES = 100
 # Of plugins/doc_fragments/program.py.
 PROGRAM_ARGUMENTS = {
     "interfaces": {"type": "list", "elements": "str"},
@@ -57,6 +59,17 @@ def _lines(content: Any) -> str:
     )
 
 
+def _brief(params: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as Ansible shows them of a run: of long lists how long they are.
+
+    Ten thousand backends would be searched for secrets and sent back, only to be printed with -vvv.
+    """
+    return {
+        name: f"{len(value)} entries" if isinstance(value, list) and len(value) > SHOWN_ENTRIES else value
+        for name, value in params.items()
+    }
+
+
 def _words(error: OSError) -> str:
     if not error.filename:
         return f"the kernel refused an operation: {error}"
@@ -80,7 +93,7 @@ def run(
         module.fail_json(msg=f"{subject}: {_words(error)}")
     for warning in outcome.warnings:
         module.warn(warning)
-    result = {"changed": outcome.changed, **outcome.details}
+    result = {"changed": outcome.changed, **outcome.details, "invocation": {"module_args": _brief(module.params)}}
     found = {"before": outcome.before, "after": outcome.after}
     result.update({key: value for key, value in found.items() if value is not None})
     if module._diff:

@@ -68,6 +68,8 @@ class Balancer:
         self.name, self.paths = name, paths
         self.state_file, self.health_file = self.places.state_file, self.places.health_file
         self._health = health_store.HealthStore(self.state_file, self.health_file)
+        # The state as it was read last, with the version of its file.
+        self._known: tuple[health_store.Version, state.State | None] | None = None
 
     # --- changing it
 
@@ -89,6 +91,15 @@ class Balancer:
 
         return self._change(changed, check, conditions)
 
+    def _read(self) -> state.State | None:
+        """The state, parsed again only if its file is another one."""
+        version = health_store.version_of(self.state_file)
+        if version is None:
+            return state.load(self.state_file)
+        if self._known is None or self._known[0] != version:
+            self._known = version, state.load(self.state_file)
+        return self._known[1]
+
     def _change(
         self,
         make: Callable[[Document | None], Document],
@@ -97,6 +108,7 @@ class Balancer:
         interfaces: tuple[str, ...] = (),
     ) -> Outcome:
         started = time.monotonic()
+        make = _once(make)
         problems = self._resolve_new_neighbours(make, check)
         with self._locked(check, conditions.lock_timeout):
             waited = time.monotonic() - started
@@ -126,7 +138,6 @@ class Balancer:
         change.work_out()
         settings = self._set_host(document, True, repair)
         planned = time.monotonic() - started - waited
-        before = reader.program_facts(self.places, current)
         after_state = current
         if not check and settings:
             # Before the first packet needs them. Files below /etc are out of reach of the units that apply it again.
@@ -147,7 +158,7 @@ class Balancer:
                 "plan": round(planned, 3),
                 "write": round(time.monotonic() - started - waited - planned, 3),
             },
-            program=reader.program_facts(self.places, after_state) if not check else before,
+            program=reader.program_facts(self.places, after_state),
         )
         old = current.document if current else None
         warnings = [*change.warnings, *fill.problems()]
@@ -157,8 +168,9 @@ class Balancer:
         """Kernel settings that all balancers of the host need, this one with `document`; returns what differs."""
         if self.paths.sysctl is None:
             return []
-        found = {name: state.load(self.paths.state_file(name)) for name in state.balancers(self.paths)}
-        documents = {name: other.document for name, other in found.items() if other and name != self.name}
+        names = [name for name in state.balancers(self.paths) if name != self.name]
+        found = {name: state.load(self.paths.state_file(name)) for name in names}
+        documents = {name: other.document for name, other in found.items() if other}
         others = tuple(documents)
         if document is not None:
             documents[self.name] = document
@@ -176,7 +188,7 @@ class Balancer:
         self.places.check_host()
         if check:
             return {}
-        current = state.load(self.state_file)
+        current = self._read()
         document = make(current.document if current else None)
         known = current.config.backends if current else {}
         created = [backend for key, backend in document.config.backends.items() if key not in known]
@@ -197,7 +209,7 @@ class Balancer:
             return legacy.load(self.paths, former)
         if former and not check:
             legacy.take_over(self.places, former)
-        current = state.load(self.state_file)
+        current = self._read()
         if not check:
             programs.complete_interrupted(self.places)
             self._finish_preparations()
@@ -348,6 +360,18 @@ class Balancer:
         neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         # The document is read under the lock, so that a change that comes first is not taken back.
         return self.change(lambda document: document, False, Conditions(lock_timeout=None, repair=True))
+
+
+def _once(make: Callable[[Document | None], Document]) -> Callable[[Document | None], Document]:
+    """Make a document of the very same one no second time."""
+    last: list[tuple[Document | None, Document]] = []
+
+    def made(current: Document | None) -> Document:
+        if not last or last[0][0] is not current:
+            last[:] = [(current, make(current))]
+        return last[0][1]
+
+    return made
 
 
 def _has_ipv6(document: Document) -> bool:

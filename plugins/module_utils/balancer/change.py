@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Change:
             found[interface] = next(tried, "")
         return found
 
-    @property
+    @cached_property
     def filters(self) -> plan.Changes:
         return plan.compare(self.before.filters, self.document.filters)
 
@@ -200,7 +200,7 @@ class Change:
     def before(self) -> Document:
         return self.current.document if self.current else Document()
 
-    @property
+    @cached_property
     def interfaces(self) -> plan.Changes:
         before, after = self.before.interfaces, self.document.interfaces
         return plan.Changes(
@@ -237,11 +237,11 @@ class Change:
             native.plan()
         self.report_natives()
 
-    @property
+    @cached_property
     def services(self) -> plan.Changes:
         return plan.compare(self.before.config.services, self.document.config.services)
 
-    @property
+    @cached_property
     def backends(self) -> plan.Changes:
         return plan.compare(self.before.config.backends, self.document.config.backends)
 

@@ -29,6 +29,8 @@ class Observed:
 
     def out(self, config: Config) -> frozenset[BackendKey]:
         """The backends that get nothing, whatever is desired."""
+        if all(self.healthy.values()):
+            return frozenset()
         found: set[BackendKey] = set()
         for name, members in config.backends_of().items():
             down = {backend.key for backend in members if self.healthy.get(backend.key) is False}

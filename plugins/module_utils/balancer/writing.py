@@ -74,7 +74,7 @@ def write(
         return _pack_rings(planned, members, names)
 
     # Everything that takes time to compute is ready before packets see the first change.
-    entries = {allocation.backends[key]: _entry(planned, key) for key in planned.written_backends}
+    entries = _entries(planned, planned.out)
     swapped = pack(planned.swapped_rings)
     final, interim = packed
 
@@ -138,9 +138,7 @@ def _services_that_change(planned: plan.Plan, was_out: frozenset[model.BackendKe
 def _write_entries_in(planned: plan.Plan, live_maps: maps.Maps) -> None:
     """Those that come back are ready before their rings; those that leave go on until theirs are there."""
     leaving = frozenset(planned.suspended_backends)
-    staying = replace(planned, out=planned.out - leaving)
-    entries = {planned.allocation.backends[key]: _entry(staying, key) for key in planned.written_backends}
-    live_maps.write_backends(entries)
+    live_maps.write_backends(_entries(planned, planned.out - leaving))
 
 
 def _swap(
@@ -167,11 +165,17 @@ def _write_pools(planned: plan.Plan, live_maps: maps.Maps) -> None:
     live_maps.write_pools(entries)
 
 
-def _entry(planned: plan.Plan, key: model.BackendKey) -> bytes:
-    backend = planned.desired.backends[key]
-    interface = link.index_or_0(backend.interface)
-    entry = tables.pack_backend(planned.desired.services[key.service], backend, planned.backend_place(key, interface))
-    return tables.retired(entry) if key in planned.out else entry
+def _entries(planned: plan.Plan, out: frozenset[model.BackendKey]) -> dict[int, bytes]:
+    """Those that are written, by index; of backends that are out as they are then."""
+    services, backends, indexes = planned.desired.services, planned.desired.backends, planned.allocation.backends
+    packers = {name: tables.BackendPacker(services[name]) for name in {key.service for key in planned.written_backends}}
+    entries = {}
+    for key in planned.written_backends:
+        backend = backends[key]
+        place = planned.backend_place(key, link.index_or_0(backend.interface))
+        entry = packers[key.service].pack(backend, place)
+        entries[indexes[key]] = tables.retired(entry) if key in out else entry
+    return entries
 
 
 def _pack_rings(

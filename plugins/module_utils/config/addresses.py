@@ -13,6 +13,11 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 BITS = {4: 32, 6: 128}
 
 
+def family_of(text: str) -> int:
+    """4 or 6."""
+    return 6 if ":" in text else 4
+
+
 @dataclass(frozen=True)
 class Address:
     """An address in the one form that inet_ntop(3) writes."""
@@ -25,7 +30,7 @@ class Address:
     @property
     def family(self) -> int:
         """4 or 6."""
-        return 6 if ":" in self.text else 4
+        return family_of(self.text)
 
     @cached_property
     def packed(self) -> bytes:
@@ -40,7 +45,7 @@ class Address:
 
 def _packed(text: str) -> bytes:
     try:
-        return socket.inet_pton(FAMILIES[6 if ":" in text else 4], text)
+        return socket.inet_pton(FAMILIES[family_of(text)], text)
     except (OSError, ValueError):
         raise ValueError("is not an IPv4 address such as 192.0.2.10 or an IPv6 address such as 2001:db8::10") from None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple
 
 from ..errors import EngineError, Problems
-from .addresses import Address, Prefix, parse_address, parse_prefix
+from .addresses import Address, Prefix, family_of, parse_address, parse_prefix
 from .primes import next_prime
 from .vocabulary import (
     DEFAULT_TABLE_SIZE,
@@ -82,7 +82,7 @@ class Service:
     @property
     def family(self) -> int:
         """4 or 6."""
-        return Address(self.address).family
+        return family_of(self.address)
 
     @property
     def any_port(self) -> bool:
@@ -95,7 +95,7 @@ class Service:
     @property
     def keeps_ports(self) -> bool:
         """Whether its backends must be reached on the port that the client chose."""
-        return self.any_port or len(self.ports) > 1
+        return self.any_port or self.last_port > self.first_port
 
     @property
     def port(self) -> int | str:
@@ -260,7 +260,8 @@ class Entry:
         return first_port, last_port
 
     def integer(self, key: str, lowest: int, highest: int, value: Any) -> int:
-        if not NUMBER_PATTERN.fullmatch(str(value)):
+        # True is an int, too, but no number that somebody meant.
+        if type(value) is not int and not NUMBER_PATTERN.fullmatch(str(value)):
             raise self.error(f"{key} {value!r} is not a whole number")
         number = int(value)
         if not lowest <= number <= highest:
@@ -472,7 +473,8 @@ def parse_backends(raw: Any) -> dict[BackendKey, Backend]:
 
 def ring_members(backends: Iterable[Backend], out: Container[BackendKey] = ()) -> list[Backend]:
     """Those that take new flows; `out` are those that health checks took out."""
-    return [backend for backend in backends if backend.share and backend.key not in out]
+    active = [backend for backend in backends if backend.share]
+    return [backend for backend in active if backend.key not in out] if out else active
 
 
 def backend_ports(service: Service, port: int | None) -> range:
@@ -512,10 +514,9 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
     replies: dict[tuple[str, str], dict[int, str]] = {}
     for key, backend in config.backends.items():
         service = config.services.get(backend.service)
-        where = f"backend {backend.target} of service {backend.service}"
         if service is None:
             known = ", ".join(config.services) or "none"
-            errors[key] = f"{where}: unknown service {backend.service!r}; known services: {known}"
+            errors[key] = f"{_label(backend)}: unknown service {backend.service!r}; known services: {known}"
             continue
         problem = _misfit(config, backend, service)
         if not problem and service.forwarding in ("dnat", "full_nat"):
@@ -525,8 +526,12 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
                 taken = replies.setdefault((backend.target, service.protocol), {})
                 problem = _ambiguous_reply(taken, service, backend)
         if problem:
-            errors[key] = f"{where}: {problem}"
+            errors[key] = f"{_label(backend)}: {problem}"
     return errors
+
+
+def _label(backend: Backend) -> str:
+    return f"backend {backend.target} of service {backend.service}"
 
 
 def _pool_problems(config: Config) -> list[str]:
@@ -555,7 +560,7 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
         return "" if backend.interface else "redirect goes to an interface; give interface instead of address"
     if backend.address is None:
         return f"interface {backend.interface} is for redirect, not for {service.forwarding}; give address"
-    family = Address(backend.address).family
+    family = family_of(backend.address)
     if service.forwarding == "ipip":
         source = service.source_prefix
         if source is not None and family != source.family:

@@ -71,31 +71,23 @@ def pack_port(port: int | None) -> bytes:
     return (port or 0).to_bytes(2, "big")
 
 
-def _fold(total: int) -> int:
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
 def checksum_delta(before: bytes, after: bytes, *, ttl_step: bool = False) -> bytes:
     """What replacing `before` by `after` adds to the complement of a checksum: ~m + m' (RFC 1624, equation 3).
 
     Both have the same even length. `ttl_step` includes a TTL lowered by 1, the high byte of its word.
     Two bytes in network order.
     """
-    total = 0
-    for position in range(0, len(before), 2):
-        total += ~int.from_bytes(before[position : position + 2], "big") & 0xFFFF
-        total += int.from_bytes(after[position : position + 2], "big")
+    complement = (1 << 8 * len(before)) - 1 - int.from_bytes(before, "big")
+    total = complement + int.from_bytes(after, "big")
     if ttl_step:
         total += ~0x0100 & 0xFFFF
-    return _fold(total).to_bytes(2, "big")
+    # A word counts the same wherever it lies, since 2^16 is 1 modulo 0xFFFF; only nothing at all adds up to 0.
+    return ((total - 1) % 0xFFFF + 1 if total else 0).to_bytes(2, "big")
 
 
-def _rewrite_deltas(service: Service, backend: Backend, port: bytes, vip_port: bytes) -> list[bytes]:
+def _rewrite_deltas(vip: bytes, address: bytes, vip_port: bytes, port: bytes) -> list[bytes]:
     """ip_delta, l4_delta and those of replies; IPv4's header has the TTL in its checksum."""
-    vip, address = Address(service.address).packed, Address(backend.target).packed
-    in_header = service.family == 4
+    in_header = len(vip) == 4
     return [
         checksum_delta(vip, address, ttl_step=in_header),
         checksum_delta(vip + vip_port, address + port),
@@ -113,43 +105,63 @@ def _outer_header_sum(service: Service, address: Address) -> int:
     return sum(words)
 
 
+class BackendPacker:
+    """Makes struct backend for the backends of one service; what they share is worked out once."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._pool = service, service.pool
+        self._rewrites = service.forwarding in ("dnat", "full_nat")
+        self._forwarding = FORWARDINGS[service.forwarding]
+        vip, source = Address(service.address), service.source_prefix
+        self._vip, self._vip_words = vip.packed, vip.words
+        self._port = pack_port(service.first_port)
+        self._source_words, self._source_mask = bytes(16), bytes(4)
+        if source:
+            self._source_words = source.address.words
+            if service.forwarding == "ipip":
+                self._source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
+
+    def pack(self, backend: Backend, place: BackendPlace) -> bytes:
+        """struct backend."""
+        service, pool = self._service, self._pool
+        port = vip_port = bytes(2)
+        address = Address(backend.address) if backend.address else None
+        packed = address.packed if address else b""
+        deltas = [bytes(2)] * 4
+        if self._rewrites:
+            if backend.port is not None:
+                port, vip_port = pack_port(backend.port), self._port
+            deltas = _rewrite_deltas(self._vip, packed, vip_port, port)
+        entry = BACKEND.pack(
+            packed.ljust(16, b"\0"),
+            self._vip_words,
+            port,
+            vip_port,
+            self._forwarding,
+            address.family if address else 0,
+            1 if backend.mac else 0,
+            bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6),
+            *deltas,
+            pool.first_port if pool else 0,
+            place.ring,
+            place.service_counters,
+            place.backend_counters,
+            place.interface,
+            self._source_words,
+            self._source_mask,
+            _outer_header_sum(service, address) if address and service.forwarding == "ipip" else 0,
+            place.pool.first_session if place.pool else 0,
+            pool.ports if pool else 0,
+            place.pool.id if place.pool else 0,
+            0,
+        )
+        # The identity comes last.
+        return entry[:-4] + zlib.crc32(entry).to_bytes(4, "little")
+
+
 def pack_backend(service: Service, backend: Backend, place: BackendPlace) -> bytes:
-    """struct backend."""
-    port = vip_port = bytes(2)
-    address = Address(backend.address) if backend.address else None
-    source = service.source_prefix
-    deltas = [bytes(2)] * 4
-    if service.forwarding in ("dnat", "full_nat"):
-        if backend.port is not None:
-            port, vip_port = pack_port(backend.port), pack_port(service.first_port)
-        deltas = _rewrite_deltas(service, backend, port, vip_port)
-    source_mask = bytes(4)
-    if source and service.forwarding == "ipip":
-        source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
-    pool = service.pool
-    fields = (
-        address.words if address else bytes(16),
-        Address(service.address).words,
-        port,
-        vip_port,
-        FORWARDINGS[service.forwarding],
-        address.family if address else 0,
-        1 if backend.mac else 0,
-        bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6),
-        *deltas,
-        pool.first_port if pool else 0,
-        place.ring,
-        place.service_counters,
-        place.backend_counters,
-        place.interface,
-        source.address.words if source else bytes(16),
-        source_mask,
-        _outer_header_sum(service, address) if address and service.forwarding == "ipip" else 0,
-        place.pool.first_session if place.pool else 0,
-        pool.ports if pool else 0,
-        place.pool.id if place.pool else 0,
-    )
-    return BACKEND.pack(*fields, zlib.crc32(BACKEND.pack(*fields, 0)))
+    """struct backend of a single one."""
+    return BackendPacker(service).pack(backend, place)
 
 
 def retired(entry: bytes) -> bytes:
