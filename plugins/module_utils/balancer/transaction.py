@@ -16,13 +16,10 @@ from typing import Any
 from ..errors import EngineError
 from ..kernel import link
 from . import compiled, counters, history, maps, plan, programs, state, writing
-from .change import Change
+from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
-
-# What remembers flows needs a table for each CPU.
-REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 
 
 class Transaction:
@@ -240,9 +237,7 @@ class Transaction:
         hooks = {
             name: replace(hook, hook=found[name][0], why=found[name][1]) for name, hook in written.program.hooks.items()
         }
-        program = replace(
-            written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks
-        )
+        program = replace(written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks)
         return replace(written, program=program)
 
     def _verify(self, written: state.State) -> None:
@@ -267,9 +262,7 @@ class Transaction:
             counting_since=written.counting_since or now,
         )
         places = self._change.places
-        history.save(
-            places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict())
-        )
+        history.save(places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict()))
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved
