@@ -181,9 +181,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import d
 
 def apply(params, check):
     balancer = Balancer(params["balancer"])
-    conditions = Conditions(
-        generation=params["generation"], force=params["force"], lock_timeout=params["lock_timeout"]
-    )
+    conditions = Conditions(generation=params["generation"], force=params["force"], lock_timeout=params["lock_timeout"])
     if params["state"] == "absent":
         return document_outcome(balancer.remove(check, conditions))
     document = parse_document(

@@ -87,10 +87,11 @@ def write(name: str, method: str, cases: Cases) -> Path:
 
 
 def table(cases: Cases, aims: dict[str, Aim]) -> str:
-    lines = [f"{'case':<20}{'quantity':<16}{'median':>8}{'min':>8}{'max':>8}{'rounds':>8}  aim"]
+    width = 2 + max(len(case) for case in ("case", *cases))
+    lines = [f"{'case':<{width}}{'quantity':<16}{'median':>8}{'min':>8}{'max':>8}{'rounds':>8}  aim"]
     for case, quantities in cases.items():
         for position, (quantity, found) in enumerate(quantities.items()):
-            line = f"{case if not position else '':<20}{quantity:<16}"
+            line = f"{case if not position else '':<{width}}{quantity:<16}"
             line += "".join(f"{_number(found[key]):>8}" for key in ("median", "min", "max")) + f"{found['rounds']:>8}"
             if not position and case in aims:
                 line += f"  {_verdict(found['median'], aims[case])}"
@@ -146,7 +147,10 @@ def plot(name: str, title: str, unit: str, quantity: str, cases: Cases, aims: di
                 linewidth=2.2,
                 label="aim" if kind == "should" else "limit",
             )
-    right = max([found["max"] for _case, found in rows] + [aim.must or aim.should for aim in aims.values()])
+    right = max(
+        [found["max"] for _case, found in rows]
+        + [aims[case].must or aims[case].should for case, _found in rows if case in aims]
+    )
     for place, (_case, found) in enumerate(rows):
         axes.text(right * 1.03, place, _number(found["median"]), va="center", ha="left", fontsize=9)
     axes.set_yticks(places, [case for case, _found in rows])

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import maps, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, maps, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
@@ -326,3 +326,26 @@ def test_counters_are_read_as_far_as_asked_for_and_in_pieces(balancer, monkeypat
         assert live.read_counters("backend_counters") == whole
         assert live.read_counters("backend_counters", 9) == whole[:9]
         assert live.read_counters("backend_counters", 0) == []
+
+
+def test_maps_that_do_not_fit_into_memory_are_refused_before_anything_is_touched(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_check, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable:  1024 kB\n")
+    with support.balancer() as balancer:
+        for check in (True, False):
+            with pytest.raises(EngineError, match=r"need \d+ MiB of the kernel's memory, and 1 MiB are available"):
+                balancer.apply_program(settings(FRONT), check)
+        assert link.attached(FRONT) is None
+        assert not balancer.places.pins.exists() and not balancer.places.state_directory.exists()
+
+
+def test_maps_that_are_there_are_paid_for(balancer, tmp_path, monkeypatch):
+    """On a host with little memory left a balancer still changes."""
+    declare(balancer, [WEB], web(2))
+    monkeypatch.setattr(host_check, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable:  8192 kB\n")
+    assert declare(balancer, [WEB], web(2, 3))
+    (tmp_path / "meminfo").write_text("MemAvailable:  0 kB\n")
+    assert not declare(balancer, [WEB], web(2, 3))
+    with pytest.raises(EngineError, match="lower max_endpoints|lower table_size"):
+        declare(balancer, [WEB], web(2))

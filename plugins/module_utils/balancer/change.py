@@ -14,6 +14,7 @@ from typing import Any
 from ..config.model import Config
 from ..errors import EngineError
 from ..kernel import link
+from ..tables import memory
 from ..tables.filter_table import pack_filter_table
 from ..tables.layout import BACKEND
 from . import compiler, consequences, drift, host_check, maps, observed, plan, programs, state, writing
@@ -24,6 +25,8 @@ from .native import NativeHook, examine
 from .places import Places, pinned_id
 
 EMPTY = Config({}, {})
+# What remembers flows needs a table for each CPU.
+REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 
 
 class Change:
@@ -66,6 +69,7 @@ class Change:
                 pack_filter_table(document.filters, self.filter_ids, document.sizes) if document.filters else None
             )
             self._plan_program(live_maps)
+        host_check.refuse_lack_of_memory(self._needed_memory())
         created = [document.config.backends[key] for key in self.planned.backends.created]
         host_check.refuse_lost_next_hops(created, self.expected_hooks())
         host_check.refuse_wrong_arms(list(document.config.backends.values()), self.present)
@@ -161,6 +165,20 @@ class Change:
         ]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
         self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]
+
+    def _needed_memory(self) -> memory.Needs:
+        """For what is not there yet."""
+        document, current = self.document, self.current
+        new_maps = self.details["new_maps"]
+        kept = current if current and (not new_maps or self.kept) else None
+        former = kept.program.sizes if kept else None
+        new_flow_tables = bool(self.interim & REMEMBERING_FEATURES) and (
+            kept is None
+            or not REMEMBERING_FEATURES.intersection(kept.program.features)
+            or document.sizes.flow_buckets != kept.program.sizes.flow_buckets
+        )
+        new_filters = bool(document.filters) and (new_maps or bool(self.filters) or self.filters_repaired)
+        return host_check.needed_memory(self.planned, document, former, new_maps, new_flow_tables, new_filters)
 
     def _is_right(self, interface: str, live_maps: maps.Maps | None) -> bool:
         """Whether an interface has what the document asks for."""

@@ -16,7 +16,7 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
     """What a module would repair."""
     known = current.tables
     live_rings = live_maps.ring_ids()
-    entries = live_maps.read_backends()
+    entries = entries_in_use(live_maps, current.allocation)
     nothing_known = unfinished(current)
     return plan.Drift(
         endpoints=nothing_known
@@ -34,6 +34,16 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
 def unfinished(current: state.State) -> bool:
     """A killed run left no ids: what it should have written may be missing altogether."""
     return bool(current.allocation.rings) and not current.tables.endpoints
+
+
+def entries_in_use(live_maps: maps.Maps, allocation: plan.Allocation) -> bytes:
+    """Those up to the last one that a backend has."""
+    return live_maps.read_backends(max(allocation.backends.values(), default=-1) + 1)
+
+
+def live_digest(live_maps: maps.Maps, allocation: plan.Allocation) -> str:
+    """backends_digest() of what the maps hold."""
+    return backends_digest(entries_in_use(live_maps, allocation), allocation)
 
 
 def backends_digest(entries: bytes, allocation: plan.Allocation) -> str:

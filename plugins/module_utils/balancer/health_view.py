@@ -56,5 +56,5 @@ def settled(current: state.State, live_maps: maps.Maps) -> state.State:
         return current
     allocation, live_rings = current.allocation, live_maps.ring_ids()
     rings = {index: live_rings[index] for index in allocation.rings.values() if index in live_rings}
-    digest = drift.backends_digest(live_maps.read_backends(), allocation)
+    digest = drift.live_digest(live_maps, allocation)
     return replace(current, tables=replace(current.tables, rings=rings, backends=digest))

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
+from pathlib import Path
 
 from ..config.addresses import Address
 from ..config.model import Backend
 from ..errors import EngineError
-from ..kernel import link, neighbours, sockets
+from ..kernel import bpf, link, neighbours, sockets
 from ..kernel.device import Link, links
 from ..kernel.xdp_features import xdp_features
-from . import state
+from ..tables import memory
+from ..tables.layout import Sizes
+from . import maps, plan, state
 from .document import Document, addresses_of_kernel
+from .map_specs import memory_of
 from .places import Places
 
+MEMINFO = Path("/proc/meminfo")
+# Options of something else than the balancer.
+_OPTION_WORDS = {"table_size": "table_size of services"}
 # Devices on top of another one, which IFLA_LINK names. A veth's is its other end.
 STACKED_KINDS = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
 
@@ -60,6 +67,54 @@ def _shared(interface: str, owner: str, relation: str, other: str, other_owner: 
         f"interface {interface} of balancer {owner} {relation} {other}, which is in balancer {other_owner}: frames "
         "would be balanced twice; name one of the two"
     )
+
+
+def needed_memory(
+    planned: plan.Plan, document: Document, former: Sizes | None, new_maps: bool, new_flow_tables: bool, filters: bool
+) -> memory.Needs:
+    """The kernel's memory for what is not there yet: old tables stay until packets have left them.
+
+    `former`: sizes of maps of which new ones take over what they share, None without any. `filters`: whether there
+    is a new filter table.
+    """
+    sizes, services, cpus = document.sizes, planned.desired.services, bpf.possible_cpus()
+    needs = memory.lookup_tables(services[name] for name in (*planned.new_rings, *planned.swapped_rings))
+    if new_maps:
+        needs += memory_of(maps.unshared(sizes, former), cpus)
+    if new_flow_tables:
+        needs += memory.flow_tables(sizes, cpus)
+    if planned.endpoints is not None:
+        needs += memory.endpoint_tables(sizes, any(service.family == 6 for service in services.values()))
+    if filters:
+        needs += memory.filter_table(sizes)
+    return needs
+
+
+def available_memory() -> int | None:
+    """What the kernel can give away without swapping, in bytes; None if it does not say."""
+    for line in MEMINFO.read_text(encoding="ascii").splitlines():
+        name, _colon, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    return None
+
+
+def refuse_lack_of_memory(needs: memory.Needs) -> None:
+    """Raises EngineError for more than there is. Without this, the kernel might end processes to make room."""
+    available, total = available_memory(), sum(needs.values())
+    if available is None or total <= available:
+        return
+    option, size = max(((name, size) for name, size in needs.items() if name), key=lambda item: item[1])
+    raise EngineError(
+        f"new maps and tables need {_mebibytes(total)} MiB of the kernel's memory, and {available >> 20} MiB "
+        f"are available (MemAvailable of {MEMINFO}); lower {_OPTION_WORDS.get(option, option)}, which takes "
+        f"{_mebibytes(size)} MiB of them, or give the host more memory"
+    )
+
+
+def _mebibytes(size: int) -> int:
+    """Rounded up."""
+    return -(-size >> 20)
 
 
 def refuse_lost_next_hops(created: list[Backend], hooks: dict[str, str]) -> None:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..kernel import bpf
+from ..tables import memory
 from ..tables.layout import (
     BACKEND,
     BACKEND_COUNTERS,
@@ -51,6 +53,33 @@ class MapSpec:
     @property
     def holds_maps(self) -> bool:
         return self.type == bpf.MAP_TYPE_ARRAY_OF_MAPS
+
+
+# The option that a map's number of values comes from; other maps are the same for all options.
+OPTIONS = {
+    "backends": "max_backends",
+    "backend_counters": "max_backends",
+    "service_counters": "max_services",
+    "round_robin": "max_services",
+    **{f"lookup_{room}": "max_services" for room in TABLE_ROOMS},
+    "sessions": "max_sessions",
+    "filter_counters": "max_filters",
+    "filter_limits": "max_filters",
+}
+
+
+def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
+    """The kernel's memory that these maps take by the option that sizes them, without the tables in them."""
+    needs = memory.Needs()
+    for spec in specs:
+        if spec.holds_maps:
+            size = memory.pointers(spec.max_entries)
+        elif spec.per_cpu:
+            size = memory.per_cpu_array(spec.value_size, spec.max_entries, cpus)
+        else:
+            size = memory.array(spec.value_size, spec.max_entries)
+        needs[OPTIONS.get(spec.name, "")] += size
+    return needs
 
 
 def lookup_map(room: int) -> str:

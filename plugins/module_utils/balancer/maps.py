@@ -207,10 +207,11 @@ class Maps:
         """struct pool."""
         return bpf.map_lookup(self["pools"], index(place), POOL.size)
 
-    def read_backends(self) -> bytes:
-        """struct backend, one after the other, by id."""
+    def read_backends(self, count: int | None = None) -> bytes:
+        """struct backend, one after the other, by id; the first `count` of them."""
         spec = self.spec("backends")
-        return bpf.map_lookup_batch(self["backends"], spec.max_entries, spec.value_size)[1]
+        entries = spec.max_entries if count is None else min(count, spec.max_entries)
+        return bpf.map_lookup_batch(self["backends"], entries, spec.value_size)[1] if entries else b""
 
     # --- counters
 
@@ -405,16 +406,22 @@ def _control(version: int, generation: int, seed: int, mtus: dict[int, int]) -> 
     return CONTROL.pack(version, generation, seed, *found, *[0] * (2 * MAX_INTERFACES - len(found)))
 
 
+def unshared(sizes: Sizes, old: Sizes | None) -> list[MapSpec]:
+    """Those that create() makes anew beside maps of the sizes `old`."""
+    shared = {spec.name: spec for spec in map_specs(old) if spec.name in SHARED} if old else {}
+    return [spec for spec in map_specs(sizes) if shared.get(spec.name) != spec]
+
+
 def create(sizes: Sizes, old: Maps | None = None) -> Maps:
     """New, empty maps that belong to nobody yet; of `old` those are shared whose content is not the document's.
 
     So flows, sessions and counters go on where only the sizes of other maps change.
     """
     maps = Maps(sizes, {})
-    shared = {spec.name: spec for spec in map_specs(old.sizes) if spec.name in SHARED} if old else {}
+    made = unshared(sizes, old.sizes if old else None)
     try:
         for spec in map_specs(sizes):
-            if old and shared.get(spec.name) == spec:
+            if old and spec not in made:
                 maps.descriptors[spec.name] = os.dup(old[spec.name])
                 continue
             try:

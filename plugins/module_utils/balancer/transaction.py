@@ -16,13 +16,10 @@ from typing import Any
 from ..errors import EngineError
 from ..kernel import link
 from . import compiled, counters, history, maps, plan, programs, state, writing
-from .change import Change
+from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
-
-# What remembers flows needs a table for each CPU.
-REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 
 
 class Transaction:

@@ -15,7 +15,7 @@ from ..kernel import link
 from ..tables import tables
 from ..tables.layout import Sizes
 from . import fill, maps, plan, state
-from .drift import backends_digest
+from .drift import live_digest
 from .observed import Observed
 from .turns import Turns
 
@@ -97,7 +97,7 @@ def write(
     live_maps.retire_backends(
         allocation.retiring_backends.union(allocation.backends[key] for key in planned.suspended_backends)
     )
-    digest = backends_digest(live_maps.read_backends(), allocation)
+    digest = live_digest(live_maps, allocation)
     return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
 
 
@@ -126,7 +126,7 @@ def write_in_turns(current: state.State, planned: plan.Plan, live_maps: maps.Map
             live_maps.retire_backends([planned.allocation.backends[key] for key in back & planned.out])
             _write_entries_in(planned, live_maps)
             turns.set(_services_that_change(planned, out))
-    digest = backends_digest(live_maps.read_backends(), current.allocation)
+    digest = live_digest(live_maps, current.allocation)
     return replace(current.tables, rings=table_ids, backends=digest, out=out, following=False)
 
 
