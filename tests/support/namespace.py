@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +18,7 @@ KINDS = {"mnt": 0x00020000, "net": 0x40000000}
 # linux/mount.h
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 BPF = "/sys/fs/bpf"
+THREADS_END = 10.0  # seconds
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +51,22 @@ def _mount(kind: str | None, target: str, flags: int = 0) -> None:
         raise OSError(error.errno, f"cannot mount {kind or 'privately'}: {error.strerror}", target) from None
 
 
+def _return(home: int, kind: int) -> None:
+    """A thread that was joined may still be on its way out of the kernel, or an executor's about to end."""
+    deadline = time.monotonic() + THREADS_END
+    while True:
+        try:
+            _check(_libc.setns(home, kind))
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            if time.monotonic() > deadline:
+                names = ", ".join(thread.name for thread in threading.enumerate())
+                raise OSError(error.errno, f"cannot leave the namespace while threads run: {names}") from None
+        time.sleep(0.02)
+
+
 @contextmanager
 def private(kind: str) -> Iterator[None]:
     """Enter a new namespace, which vanishes with everything in it on return.
@@ -62,7 +82,7 @@ def private(kind: str) -> Iterator[None]:
                 _mount(None, "/", MS_REC | MS_PRIVATE)
             yield
         finally:
-            _check(_libc.setns(home, KINDS[kind]))
+            _return(home, KINDS[kind])
             if kind == "mnt":
                 # The kernel has moved this thread to the root of the namespace.
                 os.chdir(directory)
