@@ -20,11 +20,16 @@ from tests.support.client import Client
 VIP, PORT = "10.77.0.130", 8080
 # This service remembers no flows.
 PLAIN_PORT = 9
-OTHER_PORT = 8081
+# A port of a backend serves one service of a protocol.
+PLAIN_BACKEND_PORT = 8081
+# How much higher the ports are that backends change to.
+OTHER_PORTS = 2
 HELD = 20
 BACKENDS = {"be1": "10.77.2.11", "be2": "10.77.2.12", "be3": "10.77.2.13"}
 BACKENDS6 = {name: f"fd77:0:0:2::{number}" for number, name in enumerate(BACKENDS, start=11)}
 VIP6, BALANCER6 = "fd77::20", "fd77:0:0:2::1"
+# Beside that of the lab's own echo server.
+ECHO_PORTS = (PLAIN_BACKEND_PORT, PORT + OTHER_PORTS, PLAIN_BACKEND_PORT + OTHER_PORTS)
 UDP_RATE, TCP_RATE = 400, 100
 ASKER = CHECKOUT / "tests/integration/asker.py"
 
@@ -35,15 +40,19 @@ def backends(service: str, addresses: dict[str, str] = BACKENDS, port: int | Non
     return [{"service": service, "name": name, "address": address, "port": port} for name, address in addresses.items()]
 
 
-def document(names: tuple[str, str, str] = ("udp", "tcp", "plain"), port: int | None = PORT, **keys: Any) -> dict:
-    """The document that all changes start from, or one with other names, another port or other keys of services."""
+def document(
+    names: tuple[str, str, str] = ("udp", "tcp", "plain"),
+    port: int | None = PORT,
+    plain_port: int = PLAIN_BACKEND_PORT,
+    **keys: Any,
+) -> dict:
+    """The document that all changes start from, or one with other names, other ports or other keys of services."""
     udp, tcp, plain = names
     services = [
         {"name": udp, "address": VIP, "protocol": "udp", "port": PORT, **keys},
         {"name": tcp, "address": VIP, "protocol": "tcp", "port": PORT, **keys, "flow_table": True},
         {"name": plain, "address": VIP, "protocol": "tcp", "port": PLAIN_PORT},
     ]
-    plain_port = PORT if port is None else port
     return {
         "interfaces": [INTERFACE],
         "services": services,
@@ -57,8 +66,12 @@ def beside(service: dict[str, Any], addresses: dict[str, str]) -> dict:
     return {
         **found,
         "services": [*found["services"], service],
-        "backends": [*found["backends"], *backends(service["name"], addresses)],
+        "backends": [*found["backends"], *backends(service["name"], addresses, PLAIN_BACKEND_PORT)],
     }
+
+
+def other_ports() -> dict:
+    return document(port=PORT + OTHER_PORTS, plain_port=PLAIN_BACKEND_PORT + OTHER_PORTS)
 
 
 def round_robin() -> dict:
@@ -88,18 +101,18 @@ SIX = {
 OTHER = {"name": "other", "address": "10.77.0.21", "protocol": "udp", "port": 9}
 CASES = {
     "rename the services": Case(document(("one", "two", "three"))),
-    "another port of the backends": Case(document(port=OTHER_PORT), moved=frozenset(("tcp", "plain"))),
+    "another port of the backends": Case(other_ports(), moved=frozenset(("tcp", "plain"))),
     "dnat to dsr": Case(document(port=None, forwarding="dsr"), compiled=True, moved=frozenset(("tcp",))),
     "another VIP": Case(beside(OTHER, BACKENDS)),
     # A connection that nobody remembers yet takes its turn like a new one.
     "round robin": Case(round_robin(), compiled=True, moved=frozenset(("plain",))),
-    "size of lookup tables": Case(document(table_size=4093)),
+    "size of lookup tables": Case(document(table_size=4093), compiled=True),
     "size of a map": Case({**document(), "max_backends": 20000}, compiled=True, new_maps=True),
     "size of a map and names": Case(
         {**document(("one", "two", "three")), "max_backends": 20000}, compiled=True, new_maps=True
     ),
     "size of a map and another port": Case(
-        {**document(port=OTHER_PORT), "max_backends": 20000},
+        {**other_ports(), "max_backends": 20000},
         compiled=True,
         new_maps=True,
         moved=frozenset(("tcp", "plain")),
@@ -111,10 +124,13 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def prepared(lab: Lab, site: dict) -> Iterator[None]:
-    """Echo servers on a second port, IPv6 beside IPv4, and a second interface of the balancer."""
-    echo = (CHECKOUT / "playbooks/lab/echo.py").read_text().replace("PORT = 8080", f"PORT = {OTHER_PORT}")
+    """More echo servers, IPv6 beside IPv4, and a second interface of the balancer."""
+    echo = (CHECKOUT / "playbooks/lab/echo.py").read_text()
     for name in SERVERS:
-        lab.ssh(name, f"cat >/run/echo.py <<'END'\n{echo}\nEND\nsystemd-run --quiet --unit=echo python3 /run/echo.py")
+        for port in ECHO_PORTS:
+            code = echo.replace("PORT = 8080", f"PORT = {port}")
+            start = f"systemd-run --quiet --unit=echo-{port} python3 /run/echo-{port}.py"
+            lab.ssh(name, f"cat >/run/echo-{port}.py <<'END'\n{code}\nEND\n{start}")
         lab.ssh(name, f"ip addr replace {BACKENDS6[name]}/64 dev {INTERFACE} nodad")
     lab.ssh("client", f"ip addr replace fd77:0:0:1::10/64 dev {INTERFACE} nodad")
     lab.ssh("client", "ip -6 route replace fd77::/16 via fd77:0:0:1::1")
@@ -125,7 +141,7 @@ def prepared(lab: Lab, site: dict) -> Iterator[None]:
     lab.playbook("site.yml")
     lab.ssh("lb1", "ip link del t0")
     for name in SERVERS:
-        lab.ssh(name, "systemctl stop echo")
+        lab.ssh(name, "systemctl stop 'echo-*'")
 
 
 @pytest.fixture
@@ -158,7 +174,8 @@ def ask_six(lab: Lab) -> set[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_request_is_lost(lab: Lab, client: Client, name: str):
     case = CASES[name]
-    lab.module("xdp_balancer", **document())
+    started = lab.module("xdp_balancer", **document())
+    assert not started.get("failed"), started
     client("hold", HELD, VIP, PORT)
     client("hold", HELD, VIP, PLAIN_PORT)
     before = client("ask_held")
