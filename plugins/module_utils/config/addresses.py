@@ -54,8 +54,8 @@ def _text(packed: bytes) -> str:
     return socket.inet_ntop(FAMILIES[4 if len(packed) == 4 else 6], packed)
 
 
-def parse_address(text: str) -> Address:
-    """The address of a host. Raises ValueError that completes a sentence beginning with the value."""
+def canonical(text: str) -> str:
+    """parse_address(), as text."""
     packed = _packed(text)
     if len(packed) == 4:
         usable = packed[0] not in (0, 127) and packed[0] < 224
@@ -64,7 +64,12 @@ def parse_address(text: str) -> Address:
         usable = any(packed[:10]) and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)
     if not usable:
         raise ValueError("is not a unicast address of a host on a network")
-    return Address(_text(packed))
+    return _text(packed)
+
+
+def parse_address(text: str) -> Address:
+    """The address of a host. Raises ValueError that completes a sentence beginning with the value."""
+    return Address(canonical(text))
 
 
 @dataclass(frozen=True)
