@@ -262,7 +262,7 @@ class Transaction:
             counting_since=written.counting_since or now,
         )
         places = self._change.places
-        history.save(places.history, history.Entry(saved.generation, now, applied_by, self._change.document.as_dict()))
+        history.save(places.history, saved.generation, now, applied_by, self._change.document)
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved
