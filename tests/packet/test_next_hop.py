@@ -62,6 +62,10 @@ def declared() -> tuple[list[dict], list[dict]]:
     return services, backends
 
 
+# By the interface's index; none of these tests has a packet that is too big.
+MTUS: dict[int, int] = {}
+
+
 @pytest.fixture(scope="module")
 def rig(make_rig):
     return make_rig(*declared())
@@ -75,7 +79,7 @@ def second_rig(make_rig):
 @pytest.fixture
 def forgetful(second_rig):
     """For tests that change the tables, of which the model knows nothing: nothing is remembered at their start."""
-    second_rig.program.maps.update_control(1500)
+    second_rig.program.maps.update_control(MTUS)
     return second_rig
 
 
@@ -146,7 +150,7 @@ def test_answer_is_remembered_until_told_to_forget(forgetful, forwarding):
     ip(f"neighbour replace 10.0.0.2 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame) == old
-        forgetful.program.maps.update_control(1500)
+        forgetful.program.maps.update_control(MTUS)
         assert run(forgetful, frame) == new
     finally:
         ip(f"neighbour replace 10.0.0.2 lladdr {neighbour_mac(0, 2)} dev {FRONT} nud permanent")
@@ -158,7 +162,7 @@ def test_route_to_another_interface(forgetful, forwarding):
     assert run(forgetful, frame) == (TX, forwarded("moving", forwarding, FRONT_MAC, ROUTER_MAC))
     ip(f"route add 192.0.2.1/32 via 10.0.1.50 dev {BACK}")
     try:
-        forgetful.program.maps.update_control(1500)
+        forgetful.program.maps.update_control(MTUS)
         assert run(forgetful, frame) == (REDIRECT, forwarded("moving", forwarding, BACK_MAC, neighbour_mac(1, 50)))
     finally:
         ip("route delete 192.0.2.1/32")
@@ -169,7 +173,7 @@ def test_neighbour_that_vanishes(forgetful):
     assert run(forgetful, frame)[0] == TX
     ip(f"neighbour delete 10.0.0.3 dev {FRONT}")
     try:
-        forgetful.program.maps.update_control(1500)
+        forgetful.program.maps.update_control(MTUS)
         assert run(forgetful, frame) == (PASS, forwarded("vanishing", "dnat", ROUTER_MAC, FRONT_MAC, ttl=64))
         assert run(forgetful, request("vanishing", "dsr"))[0] == DROP
     finally:
@@ -215,7 +219,7 @@ def test_next_hop_of_a_client_is_remembered_until_told_to_forget(forgetful):
     ip(f"neighbour replace 10.0.0.60 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame)[1][:6].hex(":") == neighbour_mac(0, 60)
-        forgetful.program.maps.update_control(1500)
+        forgetful.program.maps.update_control(MTUS)
         assert run(forgetful, frame)[1][:6].hex(":") == NEW_MAC
     finally:
         ip(f"neighbour replace 10.0.0.60 lladdr {neighbour_mac(0, 60)} dev {FRONT} nud permanent")
@@ -238,11 +242,12 @@ def test_clients_that_share_a_place_in_the_cache(rig):
 def test_generation_is_never_0(forgetful):
     """Zeroed entries of the caches must not look current."""
     maps = forgetful.program.maps
-    last = layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF, 1500, 0, 7)
+    others = [0] * (2 * layout.MAX_INTERFACES - 2)
+    last = layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF, 7, 3, 1500, *others)
     bpf.map_update(maps["control"], layout.index(0), last)
-    maps.update_control(9000)
+    maps.update_control({3: 9000})
     value = bpf.map_lookup(maps["control"], layout.index(0), layout.CONTROL.size)
-    assert layout.CONTROL.unpack(value) == (layout.LAYOUT_VERSION, 1, 9000, 0, 7)
+    assert layout.CONTROL.unpack(value) == (layout.LAYOUT_VERSION, 1, 7, 3, 9000, *others)
 
 
 def test_address_from_the_inventory_needs_no_route(make_rig):

@@ -79,7 +79,7 @@ def test_who_is_left():
 
     def made(host: int, **backend: Any) -> Target:
         found = target(host=host)
-        return replace(found, backend=replace(found.backend, **backend))
+        return replace(found, backend=found.backend._replace(**backend))
 
     targets = by_key(made(1), made(2), made(3, state="drained"), made(4, weight=0))
     statuses = {key: Status(1, 1) for key in targets}

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..config.features import used_features
@@ -73,6 +75,15 @@ class Document:
         """What has to be compiled in."""
         chosen = {"multi_buffer": self.settings.multi_buffer, "latency": self.settings.latency}
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
+
+    @cached_property
+    def text(self) -> str:
+        """as_dict() as JSON, made once: a change writes it to the state, before it and after it, and to the history."""
+        return json.dumps(self.as_dict(), separators=(",", ":"))
+
+    def text_with(self, content: dict[str, Any]) -> str:
+        """JSON of this content, which is not empty, and of the document under its name."""
+        return f'{json.dumps(content, separators=(",", ":"))[:-1]},"document":{self.text}}}'
 
     def as_dict(self) -> dict[str, Any]:
         """What parse_document() takes."""

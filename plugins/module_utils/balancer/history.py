@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernel import files
+from .document import Document
 
 KEPT = 10
 SUFFIX = ".json"
@@ -34,12 +35,13 @@ def generations(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in directory.glob(f"*{SUFFIX}") if path.stem.isdigit())
 
 
-def save(directory: Path, entry: Entry) -> None:
+def save(directory: Path, generation: int, applied_at: float, applied_by: str, document: Document) -> None:
     """Write one and remove those beyond the last KEPT."""
     directory.mkdir(mode=0o700, exist_ok=True)
-    files.write(directory / f"{entry.generation}{SUFFIX}", json.dumps(vars(entry), separators=(",", ":")) + "\n")
-    for generation in generations(directory)[:-KEPT]:
-        files.remove(directory / f"{generation}{SUFFIX}")
+    facts = {"generation": generation, "applied_at": applied_at, "applied_by": applied_by}
+    files.write(directory / f"{generation}{SUFFIX}", document.text_with(facts) + "\n")
+    for old in generations(directory)[:-KEPT]:
+        files.remove(directory / f"{old}{SUFFIX}")
 
 
 def entries(directory: Path) -> list[dict[str, Any]]:

@@ -128,6 +128,7 @@ class State:
         return tables_digest(self.config, self.tables.out)
 
     def dump(self) -> dict[str, Any]:
+        """Everything but the document, which has a text of its own."""
         allocation = self.allocation
         return {
             "schema": SCHEMA,
@@ -135,7 +136,6 @@ class State:
             "applied_at": self.applied_at,
             "applied_by": self.applied_by,
             "counting_since": self.counting_since,
-            "document": self.document.as_dict(),
             "program": asdict(self.program),
             # Lists in the order of the document's.
             "allocation": {
@@ -241,7 +241,7 @@ REMEDY = "restore it from a backup, or remove everything with xdp_balancer state
 
 def save(path: Path, state: State) -> None:
     # dumps() is several times as fast as dump().
-    files.write(path, json.dumps(state.dump(), separators=(",", ":")) + "\n")
+    files.write(path, state.document.text_with(state.dump()) + "\n")
 
 
 def with_config(current: State, config: Config) -> State:

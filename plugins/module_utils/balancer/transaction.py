@@ -259,8 +259,7 @@ class Transaction:
         saved = replace(written, counting_since=written.counting_since or now)
         if before is None or before.document != self._change.document:
             saved = replace(saved, generation=written.generation + 1, applied_at=now, applied_by=applied_by)
-            entry = history.Entry(saved.generation, now, applied_by, self._change.document.as_dict())
-            history.save(places.history, entry)
+            history.save(places.history, saved.generation, now, applied_by, self._change.document)
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved
