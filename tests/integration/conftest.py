@@ -79,7 +79,8 @@ class Lab:
         name = name if "." in name else f"lbops.xdp.{name}"
         result = self.ansible(
             "ansible",
-            *(host, "-m", name, "-a", json.dumps(arguments), "--diff"),
+            # Ansible takes "{}" for a command.
+            *(host, "-m", name, "-a", json.dumps(arguments) if arguments else "", "--diff"),
             *(["--check"] if check else []),
             ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
             ANSIBLE_CALLBACK_PLUGINS=str(CHECKOUT / "tests/support/callback"),
