@@ -203,12 +203,10 @@ class Change:
 
     def expected_hooks(self) -> dict[str, str]:
         """By interface, the hook that its program is on or that is tried first; empty for none."""
-        found = {}
-        for interface in self.hooks:
-            refused = bool(self.natives[interface].refusal)
-            tried = (hook for hook in self._to_try(interface) if not (hook == "native" and refused))
-            found[interface] = next(tried, "")
-        return found
+        return {
+            interface: hooks.likely(self.wanted(), self.known(interface), self.natives[interface])
+            for interface, hooks in self.hooks.items()
+        }
 
     @cached_property
     def filters(self) -> plan.Changes:
