@@ -30,7 +30,11 @@ BACKENDS6 = {name: f"fd77:0:0:2::{number}" for number, name in enumerate(BACKEND
 VIP6, BALANCER6 = "fd77::20", "fd77:0:0:2::1"
 # Beside that of the lab's own echo server.
 ECHO_PORTS = (PLAIN_BACKEND_PORT, PORT + OTHER_PORTS, PLAIN_BACKEND_PORT + OTHER_PORTS)
-UDP_RATE, TCP_RATE = 400, 100
+UDP_RATE, TCP_RATE = 400, 50
+# A veth has no RSS: the packets of a connection come to several CPUs. There, a flow table may still remember an earlier
+# connection from the same port, to another backend; so each case has ports of its own.
+FIRST_SOURCE_PORT, SOURCE_PORTS = 16000, 4000
+PORT_RANGE = "net.ipv4.ip_local_port_range"
 ASKER = CHECKOUT / "tests/integration/asker.py"
 
 Entries = list[dict[str, Any]]
@@ -107,13 +111,10 @@ CASES = {
     # A connection that nobody remembers yet takes its turn like a new one.
     "round robin": Case(round_robin(), compiled=True, moved=frozenset(("plain",))),
     "size of lookup tables": Case(document(table_size=4093), compiled=True),
-    "size of a map": Case({**document(), "max_backends": 20000}, compiled=True, new_maps=True),
-    "size of a map and names": Case(
-        {**document(("one", "two", "three")), "max_backends": 20000}, compiled=True, new_maps=True
-    ),
+    "size of a map": Case({**document(), "max_backends": 20000}, new_maps=True),
+    "size of a map and names": Case({**document(("one", "two", "three")), "max_backends": 20000}, new_maps=True),
     "size of a map and another port": Case(
         {**other_ports(), "max_backends": 20000},
-        compiled=True,
         new_maps=True,
         moved=frozenset(("tcp", "plain")),
     ),
@@ -137,7 +138,9 @@ def prepared(lab: Lab, site: dict) -> Iterator[None]:
     lab.ssh("lb1", f"ip addr replace fd77:0:0:1::1/64 dev {INTERFACE} nodad")
     lab.ssh("lb1", f"ip addr replace {BALANCER6}/64 dev {INTERFACE} nodad; sysctl -qw net.ipv6.conf.all.forwarding=1")
     lab.ssh("lb1", "ip link add t0 type veth peer name t1; ip link set t0 up; ip link set t1 up")
+    ports = lab.ssh("client", f"sysctl -n {PORT_RANGE}")
     yield
+    lab.ssh("client", f"sysctl -qw {PORT_RANGE}='{ports}'")
     lab.playbook("site.yml")
     lab.ssh("lb1", "ip link del t0")
     for name in SERVERS:
@@ -159,13 +162,6 @@ def apply(lab: Lab, wanted: dict, case: Case) -> dict:
     return result
 
 
-def retransmitted(lab: Lab) -> int:
-    """TCP segments that the backends have sent again so far."""
-    code = "names, values = [l.split() for l in open('/proc/net/snmp') if l.startswith('Tcp:')]"
-    command = f"python3 -c \"{code}; print(dict(zip(names, values))['RetransSegs'])\""
-    return sum(int(lab.ssh(name, command)) for name in SERVERS)
-
-
 def ask_six(lab: Lab) -> set[str]:
     answers = json.loads(lab.ssh("client", f"python3 -c {shlex.quote(ASKER.read_text())} {VIP6} 7 udp 20 20 0"))
     return {answer[0] for answer in answers}
@@ -174,13 +170,14 @@ def ask_six(lab: Lab) -> set[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_request_is_lost(lab: Lab, client: Client, name: str):
     case = CASES[name]
+    first = FIRST_SOURCE_PORT + SOURCE_PORTS * list(CASES).index(name)
+    lab.ssh("client", f"sysctl -qw {PORT_RANGE}='{first} {first + SOURCE_PORTS - 1}'")
     started = lab.module("xdp_balancer", **document())
     assert not started.get("failed"), started
     client("hold", HELD, VIP, PORT)
     client("hold", HELD, VIP, PLAIN_PORT)
     before = client("ask_held")
     assert set(before) == set(BACKENDS)
-    sent_again = retransmitted(lab)
     client("start_load", VIP, PORT, UDP_RATE, TCP_RATE)
     try:
         apply(lab, case.document, case)
@@ -196,8 +193,8 @@ def test_no_request_is_lost(lab: Lab, client: Client, name: str):
     # The load has one connection open at a time: only that one can meet the moment in which connections move.
     assert load["tcp_reconnects"] <= (2 if "tcp" in case.moved else 0), load
     if "tcp" not in case.moved:
-        # A lost segment is no silent retry: the kernel of either end says what it sent again.
-        assert load["tcp_retransmitted"] == retransmitted(lab) - sent_again == 0, load
+        # The kernel makes up for lost segments, but says so.
+        assert load["tcp_segments_lost"] == 0, load
     for service, start in (("tcp", 0), ("plain", HELD)):
         if service not in case.moved:
             held = slice(start, start + HELD)

@@ -28,8 +28,8 @@ TIMEOUT = 2.0  # seconds
 WINDOW = 100
 LOAD_FLOWS = 500
 POLL_INTERVAL = 0.0005  # seconds
-# Of struct tcp_info in linux/tcp.h.
-TOTAL_RETRANS = 100
+# Offsets in struct tcp_info of linux/tcp.h.
+TOTAL_RETRANS, DSACK_DUPS = 100, 216
 
 
 def backend_of(reply: bytes, port: int, request: bytes) -> str:
@@ -108,10 +108,13 @@ class Connection:
             reply += piece
         return backend_of(reply, self.port, request)
 
-    def retransmitted(self) -> int:
-        """How many segments the kernel sent again, SYNs included."""
-        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS + 4)
-        return struct.unpack_from("=I", info, TOTAL_RETRANS)[0]
+    def lost(self) -> int:
+        """How many segments, SYNs included, the kernel sent again and the backend had not received before.
+
+        A probe that the kernel sends since the backend is slow to answer is told from that by the duplicate SACK.
+        """
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DSACK_DUPS + 4)
+        return struct.unpack_from("=I", info, TOTAL_RETRANS)[0] - struct.unpack_from("=I", info, DSACK_DUPS)[0]
 
 
 def ask_once(connection: Connection) -> str | None:
@@ -123,10 +126,10 @@ def ask_once(connection: Connection) -> str | None:
 
 
 def connect(vip: str, port: int) -> tuple[str, int]:
-    """One TCP connection with one request: who answered, and how many segments were sent again. Raises OSError."""
+    """One TCP connection with one request: who answered, and how many segments were lost. Raises OSError."""
     connection = Connection(vip, port)
     with connection.socket:
-        return connection.ask(), connection.retransmitted()
+        return connection.ask(), connection.lost()
 
 
 def connect_once(vip: str, port: int) -> str | None:
@@ -150,7 +153,7 @@ class Load:
         self.tcp_sent = 0
         self.tcp_answered = 0
         self.tcp_reconnects = 0
-        self.tcp_retransmitted = 0
+        self.tcp_segments_lost = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._udp), threading.Thread(target=self._tcp)]
 
@@ -169,7 +172,7 @@ class Load:
             "tcp_requests": self.tcp_sent,
             "tcp_replies": self.tcp_answered,
             "tcp_reconnects": self.tcp_reconnects,
-            "tcp_retransmitted": self.tcp_retransmitted,
+            "tcp_segments_lost": self.tcp_segments_lost,
         }
 
     def _udp(self) -> None:
@@ -215,8 +218,8 @@ class Load:
             self.tcp_sent += 1
             answer: str | None = None
             try:
-                answer, retransmitted = connect(*self.target)
-                self.tcp_retransmitted += retransmitted
+                answer, lost = connect(*self.target)
+                self.tcp_segments_lost += lost
             except ConnectionResetError:
                 self.tcp_reconnects += 1
                 answer = connect_once(*self.target)
