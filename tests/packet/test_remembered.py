@@ -72,7 +72,7 @@ def test_a_session_ends_when_its_backends_place_is_given_to_another(nat, net):
     key = next(iter(nat.backend_ids))
     service = nat.config.services["nat"]
     (other,) = nat.config.backends.values()
-    other = type(other)(**{**vars(other), "address": "10.0.0.2"})
+    other = other._replace(address="10.0.0.2")
     entry = tables.pack_backend(service, other, nat.plan.backend_place(key, 0))
     nat.maps.write_backends({nat.backend_ids[key]: entry})
     _verdict, frame, _duration = nat.run(tcp(CLIENT, 40000, VIP, 80, tcp_flags="A"), interface=net.front)
