@@ -10,11 +10,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, maps, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import history, host_check, maps, programs, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.places import pinned_id
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link, tc
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
@@ -377,3 +378,62 @@ def test_maps_that_are_there_are_paid_for(balancer, tmp_path, monkeypatch):
     assert not declare(balancer, [WEB], web(2, 3))
     with pytest.raises(EngineError, match="lower max_endpoints|lower table_size"):
         declare(balancer, [WEB], web(2))
+
+
+def killed_when(patch: Callable[[], None], run: Callable[[], object]) -> None:
+    """In a process of its own, in which `patch` has something end it the hard way."""
+    child = os.fork()
+    if not child:
+        patch()
+        run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def end(*_arguments: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_first_run_attached_is_removed(net, monkeypatch):
+    with support.balancer() as made:
+        killed_when(lambda: monkeypatch.setattr(programs, "adopt_new_maps", end), lambda: attach(made))
+        assert on_hooks(FRONT)
+        made.remove(check=False)
+        assert not on_hooks(FRONT)
+
+
+def test_a_removal_of_another_generation_is_refused(balancer):
+    with pytest.raises(EngineError, match="generation 7 is not the current one, which is 1"):
+        balancer.remove(False, support.Conditions(generation=7))
+    assert on_hooks(FRONT)
+
+
+def test_a_document_of_a_killed_run_counts_as_a_generation(balancer):
+    declare(balancer, [WEB], web(1))
+    before = state.load(balancer.state_file).generation
+    killed_before_writing(balancer, web(1, 2))
+    after = state.load(balancer.state_file)
+    assert (after.generation, len(after.config.backends)) == (before + 1, 2)
+    with pytest.raises(EngineError, match=f"generation {before} is not the current one"):
+        balancer.apply(after.document, False, support.Conditions(generation=before))
+    assert balancer.apply(after.document, False).changed
+    assert state.load(balancer.state_file).generation == before + 1
+    assert history.entries(balancer.places.history)[0]["generation"] == before + 1
+
+
+def test_a_signal_while_new_maps_take_their_place_waits(balancer, monkeypatch):
+    real = programs.adopt_new_maps
+
+    def interrupted(places) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(places)
+
+    monkeypatch.setattr(programs, "adopt_new_maps", interrupted)
+    larger = dataclasses.replace(SIZES, max_backends=2048)
+    with pytest.raises(KeyboardInterrupt):
+        attach(balancer, sizes=larger)
+    monkeypatch.undo()
+    maps.open_pinned(balancer.places.maps, larger).close()
+    assert on_hooks(FRONT)["native"] == pinned_id(balancer.places.program(FRONT))
+    assert attach(balancer, sizes=larger)
+    assert not attach(balancer, sizes=larger)

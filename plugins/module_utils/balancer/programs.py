@@ -16,7 +16,7 @@ from . import compiled, compiler, maps
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
 from .places import Places, pinned_id
-from .put_back import Kept
+from .put_back import Kept, undisturbed
 
 
 class Loader:
@@ -111,24 +111,27 @@ def put_all(
     places.make()
     found: dict[str, tuple[str, str]] = {}
     pins = [places.new_program(attachment.interface) for attachment in attachments]
-    try:
-        with ExitStack() as stack:
-            for attachment, pin in zip(attachments, pins):
-                hooks = Hooks(attachment.interface)
-                kept = stack.enter_context(Kept(attachment.interface, hooks.programs, attachment.native.undo))
-                program_for = _pinning(loader, pin, kept)
-                put = hooks.put(program_for, attachment.wanted, attachment.known, attachment.native)
-                if not put[0]:
-                    # Detached, but ready to be attached.
-                    program_for(False)
-                found[attachment.interface] = put
-            before_commit()
-    except BaseException:
-        for pin in pins:
-            pin.unlink(missing_ok=True)
-        raise
-    for attachment, pin in zip(attachments, pins):
-        pin.rename(places.program(attachment.interface))
+    with ExitStack() as commit:
+        try:
+            with ExitStack() as stack:
+                for attachment, pin in zip(attachments, pins):
+                    hooks = Hooks(attachment.interface)
+                    kept = stack.enter_context(Kept(attachment.interface, hooks.programs, attachment.native.undo))
+                    program_for = _pinning(loader, pin, kept)
+                    put = hooks.put(program_for, attachment.wanted, attachment.known, attachment.native)
+                    if not put[0]:
+                        # Detached, but ready to be attached.
+                        program_for(False)
+                    found[attachment.interface] = put
+                # A signal in between would put old programs back whose maps are not pinned any more.
+                commit.enter_context(undisturbed())
+                before_commit()
+        except BaseException:
+            for pin in pins:
+                pin.unlink(missing_ok=True)
+            raise
+        for attachment, pin in zip(attachments, pins):
+            pin.rename(places.program(attachment.interface))
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..kernel import link
+from ..tables.layout import MAX_INTERFACES
 from . import compiled, counters, history, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
@@ -27,6 +28,8 @@ class Transaction:
 
     def __init__(self, change: Change) -> None:
         self._change = change
+        # Whether all hooks have the new programs, which stay then whatever fails.
+        self._switched = False
 
     def carry_out(self, applied_by: str) -> state.State:
         """The state afterwards, which is saved."""
@@ -39,16 +42,17 @@ class Transaction:
         try:
             hooks, live_maps = self._put_programs()
         except BaseException:
-            self._leave_as_before(before)
+            if not self._switched:
+                self._leave_as_before(before)
             raise
         with live_maps:
-            written = self._write_tables(hooks, live_maps)
+            written = self._write_tables(hooks, live_maps, applied_by)
             self._remove_interfaces()
             written = self._shrink(written, live_maps)
             self._change.details["write_seconds"] = round(live_maps.write_seconds, 6)
         self._verify(written)
         self._change.report_natives()
-        return self._save(written, applied_by)
+        return self._save(written)
 
     def _leave_as_before(self, before: state.State | None) -> None:
         """Nothing of a change that was refused stays: no pins, no compiled program, no directories."""
@@ -88,12 +92,15 @@ class Transaction:
                     self._carry_counters(live_maps)
                 if self._change.interim & REMEMBERING_FEATURES:
                     live_maps.create_flow_tables()
-                live_maps.update_control(mtus(self._change.present))
+                # An interface that leaves has its program until the end.
+                leaving = tuple(name for name in self._change.removed if link.exists(name))
+                present = (*self._change.present, *leaving)[:MAX_INTERFACES]
+                live_maps.update_control(mtus(present))
                 found = programs.put_all(
                     places,
                     [self._change.attachment(interface) for interface in self._change.due],
                     loader,
-                    lambda: programs.adopt_new_maps(places) if new_maps else None,
+                    self._before_commit,
                 )
                 self._change.details["compiled"] |= loader.compiled
         except BaseException:
@@ -102,9 +109,14 @@ class Transaction:
         now = time.time()
         put = {name: state.Hook(hook, why, now if hook else 0.0) for name, (hook, why) in found.items()}
         # Preparing a driver may have changed an MTU.
-        live_maps.update_control(mtus(self._change.present))
+        live_maps.update_control(mtus(present))
         hooks = {**known, **put}
         return {name: hooks[name] for name in document.interfaces if name in hooks}, live_maps
+
+    def _before_commit(self) -> None:
+        if self._change.details["new_maps"]:
+            programs.adopt_new_maps(self._change.places)
+        self._switched = True
 
     def _load(self, loader: programs.Loader) -> None:
         """What the verifier refuses is to be known before anything is touched."""
@@ -153,10 +165,22 @@ class Transaction:
             counters.carry(current, self._change.planned.allocation, self._change.filter_ids, old, live_maps)
         self._carried = True
 
-    def _write_tables(self, hooks: dict[str, state.Hook], live_maps: maps.Maps) -> state.State:
+    def _counted(self, current: state.State, applied_by: str) -> state.State:
+        """With the generation of the new document; a repair of the same document is no other one.
+
+        This comes before the state file has the document: the next run after a killed one takes it for a repair.
+        """
+        document, before = self._change.document, self._change.current
+        if before is not None and before.document == document:
+            return current
+        generation, now = current.generation + 1, time.time()
+        history.save(self._change.places.history, generation, now, applied_by, document)
+        return replace(current, generation=generation, applied_at=now, applied_by=applied_by)
+
+    def _write_tables(self, hooks: dict[str, state.Hook], live_maps: maps.Maps, applied_by: str) -> state.State:
         document, current = self._change.document, self._change.current or state.State(self._change.document)
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
-        after = replace(current, document=document, program=program)
+        after = replace(self._counted(current, applied_by), document=document, program=program)
         if self._change.details["new_maps"]:
             retained = current.retained.after({}, {}, document.config.services, document.config.backends)
             settled_allocation = plan.settled(self._change.planned.allocation)
@@ -228,15 +252,20 @@ class Transaction:
                 interface,
                 self._change.wanted(),
                 Known(document.settings.mode, hook.hook, hook.why, document.settings.prepare),
-                NativeHook(interface, [], False, places.preparing_file(interface)),
+                # What the put before prepared stays; without one, the smaller program may be the first to need it.
+                NativeHook(interface, [], False, places.preparing_file(interface))
+                if interface in self._change.due
+                else self._change.natives[interface],
             )
             for interface, hook in written.program.hooks.items()
+            if interface in self._change.present
         ]
         with programs.Loader(build, live_maps, places.compiled) as loader:
             found = programs.put_all(places, attachments, loader, lambda: None)
             self._change.details["compiled"] |= loader.compiled
         hooks = {
-            name: replace(hook, hook=found[name][0], why=found[name][1]) for name, hook in written.program.hooks.items()
+            name: replace(hook, hook=found[name][0], why=found[name][1]) if name in found else hook
+            for name, hook in written.program.hooks.items()
         }
         program = replace(written.program, digest=build.digest(), features=sorted(document.features), hooks=hooks)
         return replace(written, program=program)
@@ -253,13 +282,9 @@ class Transaction:
                     "the hook at the same time, run this again"
                 )
 
-    def _save(self, written: state.State, applied_by: str) -> state.State:
-        """A repair of the same document is no other generation."""
-        now, places, before = time.time(), self._change.places, self._change.current
-        saved = replace(written, counting_since=written.counting_since or now)
-        if before is None or before.document != self._change.document:
-            saved = replace(saved, generation=written.generation + 1, applied_at=now, applied_by=applied_by)
-            history.save(places.history, saved.generation, now, applied_by, self._change.document)
+    def _save(self, written: state.State) -> state.State:
+        places = self._change.places
+        saved = replace(written, counting_since=written.counting_since or time.time())
         state.save(places.state_file, saved)
         self._discard_compiled(frozenset(saved.program.features))
         return saved
