@@ -208,8 +208,8 @@ ENTRIES = {
         "3 backends are more than the maps hold, 2 with max_backends 3; raise max_backends of the balancer",
     ),
     "more endpoints than fit": (
-        services({**DNS, "port": "50-59"}),
-        "the configuration needs 11 endpoints (a port of a service, a port of a dnat backend, a VIP), max_endpoints "
+        services(DNS, {**WEB, "port": "50-59"}),
+        "the configuration needs 13 endpoints (a port of a service, a port of a dnat backend, a VIP), max_endpoints "
         "is 8; raise max_endpoints of the balancer",
     ),
     "smaller than what is there": (
