@@ -437,3 +437,45 @@ def test_a_signal_while_new_maps_take_their_place_waits(balancer, monkeypatch):
     assert on_hooks(FRONT)["native"] == pinned_id(balancer.places.program(FRONT))
     assert attach(balancer, sizes=larger)
     assert not attach(balancer, sizes=larger)
+
+
+def test_nobody_counts_on_for_others_in_new_maps(balancer, net):
+    other = {**WEB, "name": "other", "port": 81}
+    declare(balancer, [WEB, other], [*web(1, 2), {"service": "other", "address": "10.0.0.3"}])
+    for port in range(20000, 20100):
+        run(balancer, net, tcp(CLIENT, port, VIP, 80))
+        run(balancer, net, tcp(CLIENT, port, VIP, 81))
+    before = counted(balancer)
+    declare(balancer, [WEB], web(1))
+    larger = settings(FRONT, sizes=dataclasses.replace(SIZES, max_endpoints=2 * SIZES.max_endpoints))
+    new = {**WEB, "name": "new", "port": 82}
+    balancer.apply(declared(larger, [new], [{"service": "new", "address": "10.0.0.9"}]), False)
+    after = counted(balancer)
+    assert (after["service new"], after["backend 10.0.0.9"]) == (0, 0)
+    larger = settings(FRONT, sizes=dataclasses.replace(SIZES, max_endpoints=4 * SIZES.max_endpoints))
+    outcome = balancer.apply(declared(larger, [WEB], web(1, 2)), False)
+    assert outcome.details["new_maps"]
+    after = counted(balancer)
+    for name in ("service web", "backend 10.0.0.1", "backend 10.0.0.2"):
+        assert after[name] == before[name]
+
+
+def test_a_link_of_redirect_stays_until_no_table_uses_it(balancer, monkeypatch):
+    add_link()
+    try:
+        moved = {**WEB, "name": "moved", "forwarding": "redirect"}
+        declare(balancer, [moved], [{"service": "moved", "interface": "out"}])
+        seen = []
+        real = maps.Maps.write_rings
+
+        def write_rings(live: maps.Maps, *arguments) -> None:
+            seen.append(live.links())
+            real(live, *arguments)
+
+        monkeypatch.setattr(maps.Maps, "write_rings", write_rings)
+        declare(balancer, [moved], [{"service": "moved", "interface": FRONT}])
+        assert seen[0] == 2
+        with live_maps(balancer) as live:
+            assert live.links() == 1
+    finally:
+        ip("link del out")

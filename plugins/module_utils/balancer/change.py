@@ -21,6 +21,7 @@ from . import compiler, consequences, drift, host_check, maps, observed, plan, p
 from .document import Document, Settings
 from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
+from .map_specs import map_specs
 from .native import NativeHook, examine
 from .places import Places, pinned_id
 
@@ -273,6 +274,10 @@ class Change:
 @contextmanager
 def _open(places: Places, current: state.State | None, document: Document) -> Iterator[maps.Maps | None]:
     """The pinned maps if the document can be written into them, else None."""
+    # A pinned map of maps does not tell the size of those in it.
+    if current is not None and map_specs(current.program.sizes) != map_specs(document.sizes):
+        yield None
+        return
     try:
         live_maps = maps.open_pinned(places.maps, document.sizes)
     except maps.OtherLayout:

@@ -120,17 +120,20 @@ def _load(raw: dict[str, Any], interface: str) -> State:
 def take_over(places: Places, interface: str) -> None:
     """Move a balancer of one interface to `places`. A run that is killed on the way is finished by the next."""
     paths = places.paths
+    old = pins(paths, interface)
     places.state_directory.mkdir(mode=0o700, exist_ok=True)
     if not places.state_file.exists():
-        save(places.state_file, load(paths, interface))
-    old = pins(paths, interface)
+        known = load(paths, interface)
+        if old != places.pins:
+            remove_tree(places.maps)
+        save(places.state_file, known)
     places.make()
-    if (old / "program").exists():
+    # What is there already is this balancer's, which may have taken over another interface's before.
+    if (old / "program").exists() and not places.program(interface).exists():
         (old / "program").rename(places.program(interface))
-    if (old / "maps").exists() and old != places.pins:
-        remove_tree(places.maps)
+    if (old / "maps").exists() and not places.maps.exists():
         (old / "maps").rename(places.maps)
-    if health_file(paths, interface).exists():
+    if health_file(paths, interface).exists() and not places.health_file.exists():
         health_file(paths, interface).replace(places.health_file)
     if preparing_file(paths, interface).exists():
         preparing_file(paths, interface).replace(places.preparing_file(interface))

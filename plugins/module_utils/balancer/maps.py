@@ -342,12 +342,12 @@ class Maps:
 
     # --- links that redirect may use
 
-    def set_links(self, interfaces: set[int]) -> None:
-        """The indexes of the interfaces whose link is up; others get no packets."""
+    def set_links(self, interfaces: set[int], keep: bool = False) -> None:
+        """The indexes of the interfaces whose link is up; others get no packets, unless those there are to `keep`."""
         present = set(_integers(bpf.map_keys(self["links"])))
         for interface in interfaces - present:
             bpf.map_update(self["links"], index(interface), index(interface))
-        for interface in present - interfaces:
+        for interface in set() if keep else present - interfaces:
             bpf.map_delete(self["links"], index(interface))
 
     # --- control

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..kernel import bpf, link
-from . import compiled, compiler, maps
+from . import compiled, compiler, legacy, maps
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
 from .places import Places, pinned_id
@@ -72,8 +72,10 @@ class Attachment:
 
 
 def owns(places: Places, interface: str, attached: link.Attached) -> bool:
-    """Whether a program is pinned here, or, its pin lost, uses the maps that are."""
-    if attached.program_id in (pinned_id(places.program(interface)), pinned_id(places.new_program(interface))):
+    """Whether a program is pinned here or by a balancer of this interface alone, or, its pin lost, uses our maps."""
+    former = legacy.pins(places.paths, interface) / "program"
+    pins = (places.program(interface), places.new_program(interface), former)
+    if attached.program_id in map(pinned_id, pins):
         return True
     try:
         control = bpf.object_get(str(places.maps / "control"))

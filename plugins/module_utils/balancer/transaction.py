@@ -21,6 +21,7 @@ from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
+from .retained import Retained
 
 
 class Transaction:
@@ -144,6 +145,13 @@ class Transaction:
         finally:
             if old:
                 old.close()
+        if self._change.kept and current:
+            # Maps that are shared still have what was counted for those that were removed before.
+            created = [number for key, number in self._change.filter_ids.items() if key not in current.filter_ids]
+            live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
+            live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
+            live_maps.zero_counters("filter_counters", created)
+            live_maps.reset_limits(created)
         places.new_maps.mkdir(mode=0o700)
         maps.pin(live_maps, places.new_maps)
         tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, linger=False)
@@ -152,17 +160,22 @@ class Transaction:
 
     def _carry_counters(self, live_maps: maps.Maps) -> None:
         """Compiling takes a second, in which the old maps go on counting: this comes last."""
-        current = self._change.current
+        current, planned = self._change.current, self._change.planned
+        config = planned.desired
         self._carried = False
+        self._retained = Retained()
         if current is None:
             return
+        counters.resume(current, planned, live_maps)
+        self._retained = current.retained.after({}, {}, config.services, config.backends)
         try:
             old = maps.open_pinned(self._change.places.maps, current.program.sizes)
         except EngineError:
             # Maps of another layout may count something else.
             return
         with old:
-            counters.carry(current, self._change.planned.allocation, self._change.filter_ids, old, live_maps)
+            counters.carry(current, planned.allocation, self._change.filter_ids, old, live_maps)
+            self._retained = counters.retained(current, planned, old)
         self._carried = True
 
     def _counted(self, current: state.State, applied_by: str) -> state.State:
@@ -182,7 +195,8 @@ class Transaction:
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
         after = replace(self._counted(current, applied_by), document=document, program=program)
         if self._change.details["new_maps"]:
-            retained = current.retained.after({}, {}, document.config.services, document.config.backends)
+            # The old maps' program may have used others until now.
+            live_maps.set_links(link.links_up(document.config.redirect_interfaces()))
             settled_allocation = plan.settled(self._change.planned.allocation)
             since = current.counting_since if self._carried else 0.0
             return replace(
@@ -190,7 +204,7 @@ class Transaction:
                 allocation=settled_allocation,
                 tables=self._new_tables,
                 filter_ids=self._change.filter_ids,
-                retained=retained,
+                retained=self._retained,
                 counting_since=since,
             )
         if self._change.planned.changed:

@@ -80,7 +80,9 @@ def write(
 
     live_maps.write_backends(entries)
     _write_pools(planned, live_maps)
-    live_maps.set_links(link.links_up(desired.redirect_interfaces()))
+    links = link.links_up(desired.redirect_interfaces())
+    # Lookup tables that are live still may send packets over others.
+    live_maps.set_links(links, keep=True)
     for start in range(0, len(planned.new_rings), RINGS_AT_ONCE):
         live_maps.write_rings(pack(planned.new_rings[start : start + RINGS_AT_ONCE]), table_ids)
     if interim is not None:
@@ -97,6 +99,8 @@ def write(
     live_maps.retire_backends(
         allocation.retiring_backends.union(allocation.backends[key] for key in planned.suspended_backends)
     )
+    if linger:
+        live_maps.set_links(links)
     digest = live_digest(live_maps, allocation)
     return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
 
