@@ -30,6 +30,7 @@ LOAD_FLOWS = 500
 POLL_INTERVAL = 0.0005  # seconds
 # Offsets in struct tcp_info of linux/tcp.h.
 TOTAL_RETRANS, DSACK_DUPS = 100, 216
+DSACK_WAIT = 0.05  # seconds
 
 
 def backend_of(reply: bytes, port: int, request: bytes) -> str:
@@ -113,6 +114,14 @@ class Connection:
 
         A probe that the kernel sends since the backend is slow to answer is told from that by the duplicate SACK.
         """
+        lost = self._sent_again()
+        if lost:
+            # The answer may overtake the duplicate SACK.
+            time.sleep(DSACK_WAIT)
+            lost = self._sent_again()
+        return lost
+
+    def _sent_again(self) -> int:
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DSACK_DUPS + 4)
         return struct.unpack_from("=I", info, TOTAL_RETRANS)[0] - struct.unpack_from("=I", info, DSACK_DUPS)[0]
 
