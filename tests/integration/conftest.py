@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.batch import Task, run, shell
 from tests.support.client import Client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,10 @@ INTERFACE = "data0"
 # A balancer beside the one of site.yml, which is called main.
 SPARE = "spare"
 SERVERS = ("be1", "be2", "be3")
+FINGERPRINT = (
+    "find /var/lib/lbops -type f | sort | xargs sha256sum; find /var/lib/lbops; find /sys/fs/bpf/lbops | sort; "
+    "ip -d link show | grep -E 'xdp|^[0-9]'; true"
+)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -74,8 +79,8 @@ class Lab:
         name = name if "." in name else f"lbops.xdp.{name}"
         result = self.ansible(
             "ansible",
-            *(host, "-m", name, "--diff"),
-            *(["-a", json.dumps(arguments)] if arguments else []),
+            # Ansible takes "{}" for a command.
+            *(host, "-m", name, "-a", json.dumps(arguments) if arguments else "", "--diff"),
             *(["--check"] if check else []),
             ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
             ANSIBLE_CALLBACK_PLUGINS=str(CHECKOUT / "tests/support/callback"),
@@ -103,12 +108,7 @@ class Lab:
 
     def fingerprint(self) -> str:
         """Everything that a module could touch."""
-        return self.ssh(
-            "lb1",
-            "find /var/lib/lbops -type f | sort | xargs sha256sum; find /var/lib/lbops; find /sys/fs/bpf/lbops | sort; "
-            "ip -d link show | grep -E 'xdp|^[0-9]'",
-            check=False,
-        )
+        return self.ssh("lb1", FINGERPRINT)
 
     def program_id(self, interface: str = INTERFACE) -> int | None:
         """What the kernel says is attached."""
@@ -142,17 +142,17 @@ class Lab:
 
         Check mode says the same as the real run: before, after, changes and difference.
         """
-        untouched = self.fingerprint()
-        check = self.module(name, check=True, **arguments)
+        checked, applied = Task(name, arguments, check=True), Task(name, arguments)
+        look = shell(FINGERPRINT)
+        results = run(self, [look, checked, look, applied, look, applied, checked, look])
+        untouched, check, still_untouched, real, settled, again, again_check, still_settled = results
         assert check.get("changed"), check
-        assert self.fingerprint() == untouched
-        real = self.module(name, **arguments)
+        assert still_untouched["stdout"] == untouched["stdout"]
         assert real.get("changed"), real
-        settled = self.fingerprint()
-        for again in (self.module(name, **arguments), self.module(name, check=True, **arguments)):
-            assert again.get("changed") is False, again
-            assert again["diff"]["before"] == again["diff"]["after"]
-        assert self.fingerprint() == settled
+        for result in (again, again_check):
+            assert result.get("changed") is False, result
+            assert result["diff"]["before"] == result["diff"]["after"]
+        assert still_settled["stdout"] == settled["stdout"]
         for what in ("before", "after", "changes", "created", "modified", "removed", "diff"):
             assert check.get(what) == real.get(what), what
         return real

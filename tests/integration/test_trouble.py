@@ -173,7 +173,7 @@ def test_a_state_file_that_cannot_be_read_is_refused_with_the_remedy(lab):
             lab,
             [
                 shell(f"cp {STATE_FILE} /root/saved; {command}; cp {STATE_FILE} /root/spoilt"),
-                shell("curl -s http://127.0.0.1:9477/metrics | grep '^lbops_collector_success.*balancer'"),
+                shell("curl -s http://127.0.0.1:9477/metrics | grep '^lbops_collector_success.*tor=\"balancer\"'"),
                 *tasks,
                 shell(f"cmp {STATE_FILE} /root/spoilt && mv /root/saved {STATE_FILE}; rm /root/spoilt"),
             ],

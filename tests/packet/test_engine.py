@@ -146,6 +146,34 @@ def test_detached_from_tc_it_stays_so(balancer):
     assert not attach(balancer, "tc")
 
 
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_what_tc_cannot_do_does_not_keep_the_next_document_from_it(balancer, mode):
+    """The program that knows both documents on the way leaves out what the old one alone needs of XDP."""
+    redirect = [{**WEB, "forwarding": "redirect"}]
+    to_tc = declared(settings(FRONT, mode="tc"), [WEB], web(1))
+    balancer.apply(declared(settings(FRONT, mode=mode), redirect, []), False)
+    assert balancer.apply(to_tc, False).changed
+    found = balancer.info()["program"]
+    assert (found["features"], [entry["hook"] for entry in found["interfaces"]]) == (["dnat"], ["tc"])
+    assert not balancer.apply(to_tc, False).changed
+
+
+def test_auto_goes_from_tc_to_xdp_for_what_tc_cannot_do(net):
+    """Device lo has no native XDP."""
+    redirect = [{**WEB, "forwarding": "redirect"}]
+    with support.balancer() as on_lo:
+        on_lo.apply(declared(settings("lo", mode="auto"), redirect, []), False)
+        assert [entry["hook"] for entry in on_lo.info()["program"]["interfaces"]] == ["generic"]
+    with support.balancer() as on_lo:
+        on_lo.apply(declared(settings("lo", mode="auto"), [WEB], []), False)
+        assert [entry["hook"] for entry in on_lo.info()["program"]["interfaces"]] == ["tc"]
+        for check, changed in ((True, True), (False, True), (False, False), (True, False)):
+            assert on_lo.apply_services(redirect, True, check).changed is changed
+        (entry,) = on_lo.info()["program"]["interfaces"]
+        assert entry["attached"] and entry["hook"] == "generic"
+        assert "redirect is possible with XDP only" in entry["why"]
+
+
 def put_filter(verdict: int, priority: int) -> None:
     """Somebody else's, which gives every packet that verdict."""
     code = bpf.INSTRUCTION.pack(0xB7, 0, 0, verdict) + bpf.INSTRUCTION.pack(0x95, 0, 0, 0)

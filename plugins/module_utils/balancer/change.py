@@ -149,9 +149,7 @@ class Change:
         same = live_maps is not None and current is not None and current.program.digest == self.digest
         self.reusable = same
         self.due = [
-            interface
-            for interface in document.interfaces
-            if not same or not self._is_right(interface, live_maps)
+            interface for interface in document.interfaces if not same or not self._is_right(interface, live_maps)
         ]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
         self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]
@@ -179,12 +177,10 @@ class Change:
 
     def expected_hooks(self) -> dict[str, str]:
         """By interface, the hook that its program is on or that is tried first; empty for none."""
-        found = {}
-        for interface in self.hooks:
-            refused = bool(self.natives[interface].refusal)
-            tried = (hook for hook in self._to_try(interface) if not (hook == "native" and refused))
-            found[interface] = next(tried, "")
-        return found
+        return {
+            interface: hooks.likely(self.wanted(), self.known(interface), self.natives[interface])
+            for interface, hooks in self.hooks.items()
+        }
 
     @property
     def filters(self) -> plan.Changes:

@@ -57,7 +57,8 @@ class Build:
             f"-I{self.source}",
             "-Werror=implicit-function-declaration",
             *(f"-D{name}={number}" for name, number in numbers.items()),
-            *(f"-D{FEATURES[feature]}" for feature in sorted(self.features)),
+            # While one document replaces another, the old one's may be among them; what is wanted on tc has none.
+            *(f"-D{FEATURES[feature]}" for feature in sorted(self.features - (NOT_ON_TC if self.tc else frozenset()))),
             *(["-DHOOK_TC"] if self.tc else []),
         ]
 

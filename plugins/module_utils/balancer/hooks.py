@@ -101,9 +101,16 @@ class Hooks:
         if known and attached and (attached.hook, wanted.mode) == (known.hook, known.mode):
             # This hook was the best that there was; trying another would take the program off this one first.
             kept = attached.hook == "native" or known.prepare or not wanted.prepare
-            if kept and not self.shadowed_by(attached):
+            impossible = attached.hook == "tc" and bool(wanted.features & compiler.NOT_ON_TC)
+            if kept and not impossible and not self.shadowed_by(attached):
                 return (attached.hook,)
         return HOOKS_OF_MODE[wanted.mode]
+
+    def likely(self, wanted: Wanted, known: Known | None, native: NativeHook) -> str:
+        """The first one to try that is not known to be impossible; empty if there is none."""
+        if not wanted.attached:
+            return ""
+        return next((hook for hook in self.to_try(wanted, known) if not self._refusal(hook, wanted, native)), "")
 
     def refuse_impossible(self, wanted: Wanted, known: Known | None, native: NativeHook) -> None:
         """Raises EngineError if put() is bound to fail with what is known beforehand; changes nothing."""
