@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..config.filters import FilterKey, parse_filters
-from ..config.model import BackendKey, parse_services
+from ..config.filters import parse_filters
+from ..config.model import parse_services
 from ..errors import EngineError
 from ..kernel import files, link, neighbours
 from ..outcome import Outcome
 from . import (
+    drift,
     fill,
     health_store,
     health_view,
@@ -140,12 +141,17 @@ class Balancer:
         if check:
             change.foresee()
         elif change.changed:
-            after_state = Transaction(change).carry_out(conditions.applied_by or history.applied_by())
+            try:
+                after_state = Transaction(change).carry_out(conditions.applied_by or history.applied_by())
+            except BaseException:
+                if settings and not repair:
+                    self._set_host(current.document if current else None, False)
+                raise
             legacy.discard(self.places, document.interfaces)
         details = change.details
         details.update(
             generation=after_state.generation if after_state else 0,
-            changes=_changes(change),
+            changes=change.labels(),
             repaired=change.repaired,
             kernel_settings=settings,
             timings={
@@ -293,6 +299,8 @@ class Balancer:
             current = self._live(self._health.load())
             self._health.save_seen(seen)
             with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
+                if not drift.is_sure(current, live_maps):
+                    raise EngineError(f"a change of balancer {self.name} was interrupted; apply or restore it first")
                 followed = health_view.follow(current, live_maps, seen, self._health.save, newer)
         return health_view.Followed(followed.tables.out, self._health.refusal)
 
@@ -384,24 +392,3 @@ def _once(make: Callable[[Document | None], Document]) -> Callable[[Document | N
 
 def _has_ipv6(document: Document) -> bool:
     return any(":" in service.address for service in document.config.services.values())
-
-
-def _changes(change: Change) -> dict[str, dict[str, list[str]]]:
-    parts = {
-        "interfaces": change.interfaces,
-        "services": change.services,
-        "backends": change.backends,
-        "filters": change.filters,
-    }
-    return {
-        name: {kind: [_label(key) for key in getattr(changes, kind)] for kind in ("created", "modified", "removed")}
-        for name, changes in parts.items()
-    }
-
-
-def _label(key: Any) -> str:
-    if isinstance(key, FilterKey):
-        return key.prefix + (f" {key.protocol}" if key.protocol != "any" else "")
-    if isinstance(key, BackendKey):
-        return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
-    return str(key)

@@ -11,7 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..config.model import Config
+from ..config.filters import FilterKey
+from ..config.model import BackendKey, Config
 from ..errors import EngineError
 from ..kernel import link
 from ..tables import memory
@@ -248,6 +249,19 @@ class Change:
             or self.program_changes
         )
 
+    def labels(self) -> dict[str, dict[str, list[str]]]:
+        """What is created, modified and removed, in words."""
+        parts = {
+            "interfaces": self.interfaces,
+            "services": self.services,
+            "backends": self.backends,
+            "filters": self.filters,
+        }
+        return {
+            name: {kind: [_label(key) for key in getattr(changes, kind)] for kind in ("created", "modified", "removed")}
+            for name, changes in parts.items()
+        }
+
     def foresee(self) -> None:
         """What check mode can tell: preparations as if the kernel were as strict as it may be."""
         for native in self.natives.values():
@@ -271,6 +285,14 @@ class Change:
         return programs.Attachment(interface, self.wanted(), self.known(interface), self.natives[interface])
 
 
+def _label(key: Any) -> str:
+    if isinstance(key, FilterKey):
+        return key.prefix + (f" {key.protocol}" if key.protocol != "any" else "")
+    if isinstance(key, BackendKey):
+        return f"{key.service} {key.address}" + (f":{key.port}" if key.port is not None else "")
+    return str(key)
+
+
 @contextmanager
 def _open(places: Places, current: state.State | None, document: Document) -> Iterator[maps.Maps | None]:
     """The pinned maps if the document can be written into them, else None."""
@@ -285,8 +307,7 @@ def _open(places: Places, current: state.State | None, document: Document) -> It
         return
     with live_maps:
         # An interrupted change of the program left maps in which the state's indexes mean something else.
-        unsure = current is None or not current.program.digest
-        if current is None or (unsure and drift.table_ids(live_maps) != drift.known_ids(current.tables)):
+        if current is None or not drift.is_sure(current, live_maps):
             yield None
         else:
             yield live_maps

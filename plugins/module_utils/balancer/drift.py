@@ -77,3 +77,8 @@ def _renumbered_interfaces(entries: bytes, current: state.State) -> bool:
             if entry[place_in_entry] != indexes[backend.interface]:
                 return True
     return False
+
+
+def is_sure(current: state.State, live_maps: maps.Maps) -> bool:
+    """Whether the state's indexes are those of the maps: not after an interrupted change of the program."""
+    return bool(current.program.digest) or table_ids(live_maps) == known_ids(current.tables)
