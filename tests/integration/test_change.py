@@ -40,8 +40,9 @@ ASKER = CHECKOUT / "tests/integration/asker.py"
 Entries = list[dict[str, Any]]
 
 
-def backends(service: str, addresses: dict[str, str] = BACKENDS, port: int | None = PORT) -> Entries:
-    return [{"service": service, "name": name, "address": address, "port": port} for name, address in addresses.items()]
+def backends(service: str, addresses: dict[str, str] | None = None, port: int | None = PORT) -> Entries:
+    found = (addresses or BACKENDS).items()
+    return [{"service": service, "name": name, "address": address, "port": port} for name, address in found]
 
 
 def document(

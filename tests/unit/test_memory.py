@@ -48,8 +48,8 @@ def needs(wanted: Document, before: Document | None = None, **others) -> memory.
 
 @pytest.mark.parametrize(("slots", "kib"), [(251, 8), (1021, 8), (4093, 32), (16381, 68), (65537, 260), (131071, 516)])
 def test_a_lookup_table_takes_what_the_documentation_says(slots, kib):
-    (made,) = model.parse_services([service(table_size=slots)]).values()
-    assert memory.lookup_tables([made]) == {"table_size": kib * KIB}
+    made = model.parse_services([service(table_size=slots)])
+    assert memory.lookup_tables(made.values()) == {"table_size": kib * KIB}
 
 
 def test_options_take_what_the_documentation_says():

@@ -253,7 +253,8 @@ class Entry:
 
     def integer(self, key: str, lowest: int, highest: int, value: Any) -> int:
         # True is an int, too, but no number that somebody meant.
-        if type(value) is not int and not NUMBER_PATTERN.fullmatch(str(value)):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number and not NUMBER_PATTERN.fullmatch(str(value)):
             raise self.error(f"{key} {value!r} is not a whole number")
         number = int(value)
         if not lowest <= number <= highest:
