@@ -201,8 +201,9 @@ def test_services_that_do_not_fit_their_backends_are_refused(lab, program):
     for check in (True, False):
         refused = module(lab, "xdp_services", services=moved, check=check)
         assert refused["failed"], refused
-        assert refused["msg"] == (
-            "backend 198.51.100.1 of service dns: dnat cannot go from IPv6, the VIP's family, to IPv4"
+        assert refused["msg"] == "; ".join(
+            f"backend {address} of service dns: dnat cannot go from IPv6, the VIP's family, to IPv4"
+            for address in ("198.51.100.1", "198.51.100.2")
         )
     assert lab.fingerprint() == before
     # Both at once.
