@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "files/bpf"
 MODULE_UTILS = "ansible_collections.lbops.xdp.plugins.module_utils"
 PINS, STATE = Path("/sys/fs/bpf/lbops"), Path("/var/lib/lbops")
 LONG = "the MTU of the other end is 9000, and the driver refuses more than 3506"
-HINT = "or have xdp_program do that, with prepare: true"
+HINT = "or have the engine do that, with prepare: true"
 
 
 def make_veth(queues: int) -> None:
@@ -38,7 +38,7 @@ def own_host(namespace: None) -> None:
 @pytest.fixture
 def program(module: Module) -> Module:
     def call(check: bool = False, **arguments: Any) -> dict[str, Any]:
-        given = {"interface": "v0", "mode": "native", "features": ["dnat"], "source": str(SOURCE), **arguments}
+        given = {"interfaces": ["v0"], "mode": "native", "source": str(SOURCE), **arguments}
         return module("xdp_program", check, **given)
 
     return call
@@ -55,6 +55,12 @@ def hook(name: str = "v0") -> str | None:
 def left() -> list[Path]:
     """What is remembered."""
     return list(STATE.glob("*"))
+
+
+def of_interface(result: dict[str, Any]) -> dict[str, Any]:
+    """What a module says of the program on its interface."""
+    (found,) = result["program"]["interfaces"]
+    return found
 
 
 def move_the_other_end() -> None:
@@ -86,12 +92,12 @@ def test_an_mtu_of_the_other_end(program: Module, module: Module):
 
 def test_what_a_killed_run_prepared_is_put_back_or_kept(program: Module):
     run("ip", "link", "set", "v1", "mtu", "3506")
-    STATE.mkdir()
+    (STATE / "main").mkdir(parents=True)
     entry = {"interface": "v1", "group": "mtu", "before": {"mtu": 9000}, "after": {"mtu": 3506}}
-    written_down = STATE / "v0.preparing"
+    written_down = STATE / "main/preparing-v0.json"
     written_down.write_text(json.dumps([entry]), encoding="utf-8")
     assert LONG in program()["msg"]
-    assert (link("v1")["mtu"], hook(), left()) == (9000, None, [])
+    assert (link("v1")["mtu"], hook(), written_down.exists()) == (9000, None, False)
     program(prepare=True)
     written_down.write_text(json.dumps([entry]), encoding="utf-8")
     assert not program(prepare=True)["changed"]
@@ -139,25 +145,26 @@ def test_what_was_in_vain_is_put_back(program: Module):
     assert refused["failed"] and "XDP expects number of rx queues not less than peer tx queues" in refused["msg"]
     assert (channels("v0")["rx"], hook(), PINS.exists(), left()) == (1, None, False, [])
     taken = program(mode="auto", prepare=True)
-    assert (taken["after"]["hook"], channels("v0")["rx"], taken["prepared"]) == ("tc", 1, [])
+    assert (of_interface(taken)["hook"], channels("v0")["rx"], taken["prepared"]) == ("tc", 1, [])
 
 
 def test_without_native_support(program: Module):
     words = "native XDP on lo (driver virtual): the driver does not support XDP in native mode; use mode auto"
     for prepare in (False, True):
-        assert words in program(interface="lo", prepare=prepare)["msg"]
-    taken = program(interface="lo", mode="auto", prepare=True)
-    assert taken["after"]["hook"] == "tc" and words in taken["after"]["why"] and taken["prepared"] == []
-    assert not program(interface="lo", mode="auto", prepare=True)["changed"]
+        assert words in program(interfaces=["lo"], prepare=prepare)["msg"]
+    taken = program(interfaces=["lo"], mode="auto", prepare=True)
+    found = of_interface(taken)
+    assert found["hook"] == "tc" and words in found["why"] and taken["prepared"] == []
+    assert not program(interfaces=["lo"], mode="auto", prepare=True)["changed"]
 
 
 def test_auto_passes_native_over_until_it_may_prepare(program: Module):
     run("ip", "link", "set", "v1", "mtu", "9000")
-    taken = program(mode="auto")
-    assert taken["after"]["hook"] == "tc" and LONG in taken["after"]["why"] and HINT in taken["after"]["why"]
+    taken = of_interface(program(mode="auto"))
+    assert taken["hook"] == "tc" and LONG in taken["why"] and HINT in taken["why"]
     assert not program(mode="auto")["changed"]
-    better = program(mode="auto", prepare=True)
-    assert (better["after"]["hook"], better["after"]["why"]) == ("native", "the driver takes native XDP")
+    better = of_interface(program(mode="auto", prepare=True))
+    assert (better["hook"], better["why"]) == ("native", "the driver takes native XDP")
     assert (link("v1")["mtu"], hook()) == (3506, "native")
     for prepare, changed in ((True, False), (False, True), (False, False)):
         assert program(mode="auto", prepare=prepare)["changed"] is changed
@@ -166,13 +173,13 @@ def test_auto_passes_native_over_until_it_may_prepare(program: Module):
 
 def test_a_program_for_shorter_frames_is_another_question(program: Module):
     run("ip", "link", "set", "v1", "mtu", "9000")
-    long_frames = {"features": ["dnat", "multi_buffer"]}
+    long_frames = {"multi_buffer": True}
     assert program(**long_frames)["prepared"] == []
-    first = program(max_flows=1024, **long_frames)["after"]["program_id"]
+    first = of_interface(program(max_flows=1024, **long_frames))["program_id"]
     assert LONG in program(max_flows=1024)["msg"]
-    assert program(max_flows=1024, **long_frames)["after"]["program_id"] == first
-    shorter = program(max_flows=1024, prepare=True)
-    assert shorter["after"]["hook"] == "native" and link("v1")["mtu"] == 3506
+    assert of_interface(program(max_flows=1024, **long_frames))["program_id"] == first
+    shorter = of_interface(program(max_flows=1024, prepare=True))
+    assert shorter["hook"] == "native" and link("v1")["mtu"] == 3506
 
 
 def test_a_reboot_brings_the_mtu_back_and_restoring_lowers_it_again(program: Module):
@@ -181,8 +188,8 @@ def test_a_reboot_brings_the_mtu_back_and_restoring_lowers_it_again(program: Mod
     run("ip", "link", "set", "v0", "xdp", "off")
     run("rm", "-r", str(PINS))
     run("ip", "link", "set", "v1", "mtu", "9000")
-    restore = (sys.executable, "-m", f"{MODULE_UTILS}.balancer.restore", "v0")
-    assert "result=restored hook=native" in (said := run(*restore))
+    restore = (sys.executable, "-m", f"{MODULE_UTILS}.balancer.restore", "main")
+    assert "result=restored interface=v0 hook=native" in (said := run(*restore))
     assert said.endswith("prepared=mtu=3506\n")
     assert (link("v1")["mtu"], hook()) == (3506, "native")
     assert run(*restore).endswith("prepared=nothing\n")
