@@ -105,12 +105,13 @@ def own_pins() -> Iterator[None]:
 def own_host() -> Iterator[None]:
     """Enter network and mount namespaces in which modules run as on a host that nothing has been applied to.
 
-    They have their own network devices, which /sys shows, an empty BPF file system, and empty directories for state
-    and locks.
+    They have their own network devices, which /sys shows, an empty BPF file system, and empty directories for state,
+    locks and kernel settings.
     """
     with private("net"), private("mnt"):
         _mount("sysfs", "/sys")
         mount_bpf()
-        for directory in ("/var/lib", "/run"):
+        for directory in ("/var/lib", "/run", "/etc/sysctl.d"):
+            os.makedirs(directory, exist_ok=True)
             _mount("tmpfs", directory)
         yield
