@@ -128,6 +128,7 @@ class Change:
             self.drift,
             was_out=current.tables.out,
             out=self.seen.out(document.config),
+            live=live_maps.read_endpoints() if self.drift.endpoints else None,
         )
         self.filter_ids = plan.assign_filters(document.filters, current.filter_ids, document.sizes)
         self.filters_repaired = live_maps.table_id("filters") != current.tables.filters

@@ -36,7 +36,8 @@ def follow(
         return current
     found = drift.find(current, live_maps)
     repaired = found if known.following or drift.unfinished(current) else plan.Drift()
-    planned = writing.plan_out(current, repaired, known.out, out)
+    live = live_maps.read_endpoints() if repaired.endpoints else None
+    planned = writing.plan_out(current, repaired, known.out, out, live)
     save(replace(current, tables=replace(known, following=True)))
     if writing.swaps_rings_only(planned):
         written = writing.write_in_turns(current, planned, live_maps, news)

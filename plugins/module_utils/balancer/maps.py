@@ -37,7 +37,7 @@ from ..tables.layout import (
     table_bytes,
     ticks_now,
 )
-from ..tables.tables import retired
+from ..tables.tables import Endpoints, retired, unpack_endpoint6_table, unpack_endpoint_table
 from .map_specs import MapSpec, lookup_map, map_specs
 
 # Maps that packets write to.
@@ -171,6 +171,19 @@ class Maps:
     def table_id(self, name: str) -> int:
         """The live table's id, 0 if there is none."""
         return next(iter(self._table_ids(name, 1).values()), 0)
+
+    def read_endpoints(self) -> Endpoints:
+        """What packets find in the live endpoint tables of both families."""
+        found: Endpoints = {}
+        for name, unpack in (("endpoints", unpack_endpoint_table), ("endpoints6", unpack_endpoint6_table)):
+            number = self.table_id(name)
+            if number:
+                descriptor = bpf.map_fd(number)
+                try:
+                    found.update(unpack(bpf.map_lookup(descriptor, index(0), self.spec(name).value_size)))
+                finally:
+                    os.close(descriptor)
+        return found
 
     def ring_ids(self) -> dict[int, int]:
         """The ids of the live lookup tables by service; of two, the one that the program finds first."""

@@ -17,7 +17,7 @@ from typing import Callable, TypeVar
 from ..config.filters import FilterKey, Filters
 from ..config.model import Backend, BackendKey, Config, Pool, Service, ring_members
 from ..errors import EngineError
-from ..tables.layout import ENDPOINT_BACKEND, ENDPOINT_SOURCE, MAX_POOLS, Sizes
+from ..tables.layout import ENDPOINT_BACKEND, ENDPOINT_SERVICE, ENDPOINT_SOURCE, MAX_POOLS, Sizes
 from ..tables.tables import BackendPlace, Endpoints, PoolPlace, endpoints
 
 T = TypeVar("T")
@@ -206,10 +206,12 @@ def make(
     drift: Drift = Drift(),
     was_out: frozenset[BackendKey] = frozenset(),
     out: frozenset[BackendKey] = frozenset(),
+    live: Endpoints | None = None,
 ) -> Plan:
     """The plan. Raises EngineError if the maps are too small.
 
     `out`: backends that health checks keep out of the rings, `was_out`: those that the live rings leave out.
+    `live`: what the endpoint tables hold, where that may be something else than what `current` says.
     """
     _check_sizes(desired, sizes)
     rings = _assign(
@@ -282,14 +284,14 @@ def make(
         key.service for key in (*written_backends, *backend_changes.modified, *backend_changes.removed, *out ^ was_out)
     }
     new_rings, swapped_rings = _rings_to_write(
-        _Rings(current, allocation, was_out), _Rings(desired, planned, out), drift, touched
+        _Rings(current, allocation, was_out), _Rings(desired, planned, out), drift, touched, live
     )
 
     endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
     final = endpoints(desired, rings, backends, pools) if endpoints_change else None
     interim = None
     if final is not None:
-        old = endpoints(current, allocation.rings, allocation.backends, allocation.pools)
+        old = endpoints(current, allocation.rings, allocation.backends, allocation.pools) if live is None else live
         union = {**old, **final}
         interim = union if union.keys() != final.keys() else None
     return Plan(
@@ -349,16 +351,20 @@ class _Rings:
     out: frozenset[BackendKey]
 
 
-def _rings_to_write(before: _Rings, after: _Rings, drift: Drift, touched: set[str]) -> tuple[list[str], list[str]]:
-    """Services that get a ring in a new place, and services whose ring is replaced where it is.
+def _rings_to_write(
+    before: _Rings, after: _Rings, drift: Drift, touched: set[str], live: Endpoints | None
+) -> tuple[list[str], list[str]]:
+    """Services whose ring nobody looks at yet, and services whose ring is replaced where it is.
 
-    Only those in `touched` may have other members than before.
+    Only those in `touched` may have other members than before. `live`: see make().
     """
     new, swapped = [], []
+    # A killed run may have left no ring where the endpoint table is about to point.
+    seen = None if live is None else {place for key, place in live.items() if key[-1] == ENDPOINT_SERVICE}
     members_before, members_after = before.config.backends_of(), after.config.backends_of()
     for name, service in after.config.services.items():
         place = after.allocation.rings[name]
-        if before.allocation.rings.get(name) != place:
+        if before.allocation.rings.get(name) != place or seen is not None and place not in seen:
             new.append(name)
             continue
         if (

@@ -154,7 +154,7 @@ class Transaction:
             live_maps.reset_limits(created)
         places.new_maps.mkdir(mode=0o700)
         maps.pin(live_maps, places.new_maps)
-        tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, linger=False)
+        tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, in_use=False)
         self._new_tables = replace(tables, filters=live_maps.swap_table("filters", self._change.filter_table))
         return live_maps
 

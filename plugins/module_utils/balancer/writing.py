@@ -13,7 +13,7 @@ from typing import Optional
 from ..config import model
 from ..kernel import link
 from ..tables import tables
-from ..tables.layout import Sizes
+from ..tables.layout import BACKEND, BACKEND_FORWARDING_BYTE, Sizes
 from . import fill, maps, plan, state
 from .drift import live_digest
 from .observed import Observed
@@ -39,11 +39,15 @@ def endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
 
 
 def plan_out(
-    current: state.State, drift: plan.Drift, was_out: frozenset[model.BackendKey], out: frozenset[model.BackendKey]
+    current: state.State,
+    drift: plan.Drift,
+    was_out: frozenset[model.BackendKey],
+    out: frozenset[model.BackendKey],
+    live: tables.Endpoints | None = None,
 ) -> plan.Plan:
     """Of the same configuration, without other backends than before."""
     config, sizes = current.config, current.program.sizes
-    return plan.make(config, current.allocation, config, sizes, drift, was_out=was_out, out=out)
+    return plan.make(config, current.allocation, config, sizes, drift, was_out=was_out, out=out, live=live)
 
 
 def swaps_rings_only(planned: plan.Plan) -> bool:
@@ -52,11 +56,12 @@ def swaps_rings_only(planned: plan.Plan) -> bool:
 
 
 def write(
-    planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables, linger: bool = True
+    planned: plan.Plan, live_maps: maps.Maps, known: state.Tables, packed: EndpointTables, in_use: bool = True
 ) -> state.Tables:
     """Carry out a plan; each step leaves packets with the old or the new configuration, never with a mix.
 
-    Without `linger` no packet can see these maps yet, and no reply has to be waited for.
+    Unless `in_use` no packet can see these maps yet: there is nothing to wait for, and nothing to take away.
+    Interfaces that redirect used before stay among the links.
     """
     allocation, desired = planned.allocation, planned.desired
     members = desired.backends_of()
@@ -74,7 +79,9 @@ def write(
         return _pack_rings(planned, members, names)
 
     # Everything that takes time to compute is ready before packets see the first change.
-    entries = _entries(planned, planned.out)
+    # Entries that are repaired may be of backends that go out now: their rings come first.
+    leaving = _in_use(planned, live_maps, planned.out.intersection(planned.written_backends))
+    entries = _entries(planned, planned.out - leaving)
     swapped = pack(planned.swapped_rings)
     final, interim = packed
 
@@ -88,21 +95,30 @@ def write(
     if interim is not None:
         swap(interim)
         live_maps.write_rings(swapped, table_ids)
-        if planned.replies_linger and linger:
+        if planned.replies_linger and in_use:
             time.sleep(REPLY_LINGER)
         endpoint_ids = swap(final)
     else:
         if final is not None:
             endpoint_ids = swap(final)
         live_maps.write_rings(swapped, table_ids)
-    live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
-    live_maps.retire_backends(
-        allocation.retiring_backends.union(allocation.backends[key] for key in planned.suspended_backends)
-    )
-    if linger:
+    if in_use:
+        live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
+        gone = [allocation.backends[key] for key in (*planned.suspended_backends, *leaving)]
+        live_maps.retire_backends(allocation.retiring_backends.union(gone))
         live_maps.set_links(links)
     digest = live_digest(live_maps, allocation)
     return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
+
+
+def _in_use(
+    planned: plan.Plan, live_maps: maps.Maps, keys: frozenset[model.BackendKey]
+) -> frozenset[model.BackendKey]:
+    """Those of these backends whose entries are not retired: rings may point at them."""
+    entries = live_maps.read_backends() if keys else b""
+    return frozenset(
+        key for key in keys if entries[planned.allocation.backends[key] * BACKEND.size + BACKEND_FORWARDING_BYTE]
+    )
 
 
 def write_in_turns(current: state.State, planned: plan.Plan, live_maps: maps.Maps, news: News) -> state.Tables:

@@ -280,6 +280,26 @@ def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home
     return table
 
 
+def unpack_endpoint_table(table: bytes) -> Endpoints:
+    """The endpoints in struct endpoint_table."""
+    return _unpack_endpoints(table, ENDPOINT.size, 8)
+
+
+def unpack_endpoint6_table(table: bytes) -> Endpoints:
+    """The endpoints in struct endpoint6_table."""
+    return _unpack_endpoints(table, ENDPOINT6.size, 20)
+
+
+def _unpack_endpoints(table: bytes, slot_bytes: int, key_bytes: int) -> Endpoints:
+    found: Endpoints = {}
+    for offset in range(ENDPOINT_TABLE_HEADER.size, len(table), slot_bytes):
+        # The last byte of a key is its kind, which is 0 in an empty slot only.
+        if table[offset + key_bytes - 1]:
+            key = table[offset : offset + key_bytes]
+            found[key] = int.from_bytes(table[offset + key_bytes : offset + key_bytes + 4], "little")
+    return found
+
+
 def service_flags(service: Service) -> int:
     """enum service_flags."""
     flags = SERVICE_FLOW_TABLE if service.flow_table else 0
