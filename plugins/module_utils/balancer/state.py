@@ -81,6 +81,10 @@ class ProgramState:
     hooks: dict[str, Hook] = field(default_factory=dict)
 
 
+# Of a table that is about to be replaced: whichever is live has to be replaced once more after a run was killed.
+UNKNOWN_TABLE = -1
+
+
 @dataclass(frozen=True)
 class Tables:
     """Ids of the frozen tables in the maps and a digest of the backends' entries, to notice drift."""

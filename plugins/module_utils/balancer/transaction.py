@@ -230,7 +230,7 @@ class Transaction:
         intent = replace(
             after,
             allocation=self._change.planned.allocation,
-            tables=state.Tables(filters=0 if self._change.filters else filters),
+            tables=state.Tables(filters=state.UNKNOWN_TABLE if self._change.filters else filters),
             filter_ids=self._change.filter_ids,
             retained=retained,
         )
@@ -238,7 +238,7 @@ class Transaction:
 
     def _write_filters(self, current: state.State, after: state.State, live_maps: maps.Maps) -> state.State:
         ids = self._change.filter_ids
-        unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=0))
+        unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
         state.save(self._change.places.state_file, unsure)
         created = [ids[key] for key in ids if key not in current.filter_ids]
         live_maps.zero_counters("filter_counters", created)
