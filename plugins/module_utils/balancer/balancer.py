@@ -212,7 +212,7 @@ class Balancer:
             legacy.take_over(self.places, former)
         current = self._read()
         if not check:
-            programs.complete_interrupted(self.places)
+            programs.complete_interrupted(self.places, current)
             self._finish_preparations()
             if current and current.tables.following and self.places.maps.exists():
                 with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
@@ -243,7 +243,7 @@ class Balancer:
                 _refuse_other_generation(self.name, current, conditions)
             if exists and not check:
                 # A program of a killed run may be on an interface that nothing else tells of.
-                programs.complete_interrupted(self.places)
+                programs.complete_interrupted(self.places, current)
                 known = current.program.hooks if current else {}
                 for interface in dict.fromkeys([*known, *self.places.pinned_interfaces()]):
                     detach(self.places, interface)

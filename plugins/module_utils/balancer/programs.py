@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..kernel import bpf, link
-from . import compiled, compiler, legacy, maps
+from ..kernel import bpf, link, tc
+from . import compiled, compiler, drift, legacy, maps, state
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
-from .places import Places, pinned_id
+from .places import Places, pinned_id, remove_tree
 from .put_back import Kept, undisturbed
 
 
@@ -104,16 +104,21 @@ def uses_maps(program_id: int, live_maps: maps.Maps) -> bool:
 
 
 def put_all(
-    places: Places, attachments: list[Attachment], loader: Loader, before_commit: Callable[[], None]
+    places: Places,
+    attachments: list[Attachment],
+    loader: Loader,
+    commit: Callable[[dict[str, tuple[str, str]]], None] = lambda _found: None,
+    place_maps: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[str, str]]:
     """Put programs on the hooks of all interfaces: hook and reason by interface. On an error, all is as it was before.
 
-    `before_commit` runs once every hook is switched, before the pins say so.
+    `commit` gets these once every hook is switched: until it returns, an error undoes all. `place_maps` follows, and
+    then the pins; what is left of that after a failure, complete_interrupted() does.
     """
     places.make()
     found: dict[str, tuple[str, str]] = {}
     pins = [places.new_program(attachment.interface) for attachment in attachments]
-    with ExitStack() as commit:
+    with ExitStack() as switched:
         try:
             with ExitStack() as stack:
                 for attachment, pin in zip(attachments, pins):
@@ -125,13 +130,14 @@ def put_all(
                         # Detached, but ready to be attached.
                         program_for(False)
                     found[attachment.interface] = put
-                # A signal in between would put old programs back whose maps are not pinned any more.
-                commit.enter_context(undisturbed())
-                before_commit()
+                # A signal is not to leave the rest to the next run.
+                switched.enter_context(undisturbed())
+                commit(found)
         except BaseException:
             for pin in pins:
                 pin.unlink(missing_ok=True)
             raise
+        place_maps()
         for attachment, pin in zip(attachments, pins):
             pin.rename(places.program(attachment.interface))
     return found
@@ -150,20 +156,66 @@ def _pinning(loader: Loader, pin: Path, kept: Kept) -> Callable[[bool], int]:
     return program_for
 
 
-def complete_interrupted(places: Places) -> None:
-    """A run may have been killed before its new programs were in place: keep those that are on their hooks."""
+def complete_interrupted(places: Places, current: state.State | None) -> None:
+    """A run may have been killed before its new programs were in place: keep those that are on their hooks.
+
+    New maps are kept if the state is that of what is in them; else their programs give way to those before.
+    """
     if not places.new_programs.exists():
         return
+    keep = not places.new_maps.exists() or _is_of(current, places.new_maps)
+    if keep and places.new_maps.exists():
+        adopt_new_maps(places)
     for pin in sorted(places.new_programs.iterdir()):
         interface = pin.name.replace("%", ".")
         # An interface that went away took its program along.
         found = Hooks(interface).programs() if link.exists(interface) else []
-        if pinned_id(pin) in [attached.program_id for attached in found]:
-            if places.new_maps.exists():
-                adopt_new_maps(places)
+        on_hook = next((attached for attached in found if attached.program_id == pinned_id(pin)), None)
+        if on_hook and keep:
             pin.rename(places.program(interface))
-        else:
-            pin.unlink()
+            continue
+        if on_hook:
+            _give_way(places, interface, on_hook, current.program.hooks.get(interface) if current else None)
+        pin.unlink()
+    remove_tree(places.new_maps)
+
+
+def _is_of(current: state.State | None, directory: Path) -> bool:
+    """Whether the tables in these maps are those that the state names."""
+    if current is None:
+        return False
+    try:
+        with maps.open_pinned(directory, current.program.sizes) as found:
+            return drift.table_ids(found) == drift.known_ids(current.tables)
+    except maps.OtherLayout:
+        return False
+
+
+def _give_way(places: Places, interface: str, attached: link.Attached, known: state.Hook | None) -> None:
+    """Have the pinned program on its hook instead of this one, or none if the state knows of none."""
+    hooks, before = Hooks(interface), pinned_id(places.program(interface))
+    if before is None or known is None or not known.hook:
+        hooks.detach(attached)
+        return
+    with ExitStack() as stack:
+        descriptor = bpf.object_get(str(places.program(interface)))
+        stack.callback(os.close, descriptor)
+        if link.Attached(known.hook, before) not in hooks.programs():
+            if known.hook == "tc":
+                tc.attach(interface, descriptor)
+            elif known.hook == attached.hook:
+                replaced = bpf.program_fd(attached.program_id)
+                stack.callback(os.close, replaced)
+                link.attach(interface, descriptor, known.hook, replaced)
+            elif attached.hook == "tc":
+                link.attach(interface, descriptor, known.hook, None)
+            else:
+                # XDP on two hooks at once is not allowed.
+                hooks.detach(attached)
+                link.attach(interface, descriptor, known.hook, None)
+                return
+    if known.hook != attached.hook:
+        hooks.detach(attached)
 
 
 def adopt_new_maps(places: Places) -> None:

@@ -31,9 +31,11 @@ class Transaction:
         self._change = change
         # Whether all hooks have the new programs, which stay then whatever fails.
         self._switched = False
+        self._applied_by = ""
 
     def carry_out(self, applied_by: str) -> state.State:
         """The state afterwards, which is saved."""
+        self._applied_by = applied_by
         places = self._change.places
         places.make()
         places.state_directory.mkdir(mode=0o700, exist_ok=True)
@@ -47,7 +49,9 @@ class Transaction:
                 self._leave_as_before(before)
             raise
         with live_maps:
-            written = self._write_tables(hooks, live_maps, applied_by)
+            written = self._write_tables(hooks, live_maps)
+            # The program of the old maps, which share the links, or a killed run's may have used others until now.
+            live_maps.set_links(link.links_up(self._change.document.config.redirect_interfaces()))
             self._remove_interfaces()
             written = self._shrink(written, live_maps)
             self._change.details["write_seconds"] = round(live_maps.write_seconds, 6)
@@ -101,22 +105,30 @@ class Transaction:
                     places,
                     [self._change.attachment(interface) for interface in self._change.due],
                     loader,
-                    self._before_commit,
+                    self._commit,
+                    lambda: programs.adopt_new_maps(places) if new_maps else None,
                 )
                 self._change.details["compiled"] |= loader.compiled
         except BaseException:
             live_maps.close()
             raise
-        now = time.time()
-        put = {name: state.Hook(hook, why, now if hook else 0.0) for name, (hook, why) in found.items()}
         # Preparing a driver may have changed an MTU.
         live_maps.update_control(mtus(present))
-        hooks = {**known, **put}
-        return {name: hooks[name] for name in document.interfaces if name in hooks}, live_maps
+        return self._hooks(found), live_maps
 
-    def _before_commit(self) -> None:
+    def _hooks(self, found: dict[str, tuple[str, str]]) -> dict[str, state.Hook]:
+        """By interface of the document; `found` are those that were switched now."""
+        now, current = time.time(), self._change.current
+        hooks = dict(current.program.hooks) if current else {}
+        hooks.update((name, state.Hook(hook, why, now if hook else 0.0)) for name, (hook, why) in found.items())
+        return {name: hooks[name] for name in self._change.document.interfaces if name in hooks}
+
+    def _commit(self, found: dict[str, tuple[str, str]]) -> None:
+        """With new maps, the state comes first: by it the next run knows which maps a killed one was to leave."""
         if self._change.details["new_maps"]:
-            programs.adopt_new_maps(self._change.places)
+            self._moved = self._in_new_maps(self._hooks(found))
+            unfinished = replace(self._moved, program=replace(self._moved.program, digest=""))
+            state.save(self._change.places.state_file, unfinished)
         self._switched = True
 
     def _load(self, loader: programs.Loader) -> None:
@@ -178,7 +190,7 @@ class Transaction:
             self._retained = counters.retained(current, planned, old)
         self._carried = True
 
-    def _counted(self, current: state.State, applied_by: str) -> state.State:
+    def _counted(self, current: state.State) -> state.State:
         """With the generation of the new document; a repair of the same document is no other one.
 
         This comes before the state file has the document: the next run after a killed one takes it for a repair.
@@ -187,26 +199,30 @@ class Transaction:
         if before is not None and before.document == document:
             return current
         generation, now = current.generation + 1, time.time()
-        history.save(self._change.places.history, generation, now, applied_by, document)
-        return replace(current, generation=generation, applied_at=now, applied_by=applied_by)
+        history.save(self._change.places.history, generation, now, self._applied_by, document)
+        return replace(current, generation=generation, applied_at=now, applied_by=self._applied_by)
 
-    def _write_tables(self, hooks: dict[str, state.Hook], live_maps: maps.Maps, applied_by: str) -> state.State:
+    def _after(self, hooks: dict[str, state.Hook]) -> tuple[state.State, state.State]:
+        """The state as it was, and with the document and the program."""
         document, current = self._change.document, self._change.current or state.State(self._change.document)
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
-        after = replace(self._counted(current, applied_by), document=document, program=program)
+        return current, replace(self._counted(current), document=document, program=program)
+
+    def _in_new_maps(self, hooks: dict[str, state.Hook]) -> state.State:
+        current, after = self._after(hooks)
+        return replace(
+            after,
+            allocation=plan.settled(self._change.planned.allocation),
+            tables=self._new_tables,
+            filter_ids=self._change.filter_ids,
+            retained=self._retained,
+            counting_since=current.counting_since if self._carried else 0.0,
+        )
+
+    def _write_tables(self, hooks: dict[str, state.Hook], live_maps: maps.Maps) -> state.State:
         if self._change.details["new_maps"]:
-            # The old maps' program may have used others until now.
-            live_maps.set_links(link.links_up(document.config.redirect_interfaces()))
-            settled_allocation = plan.settled(self._change.planned.allocation)
-            since = current.counting_since if self._carried else 0.0
-            return replace(
-                after,
-                allocation=settled_allocation,
-                tables=self._new_tables,
-                filter_ids=self._change.filter_ids,
-                retained=self._retained,
-                counting_since=since,
-            )
+            return self._moved
+        current, after = self._after(hooks)
         if self._change.planned.changed:
             # Nobody has these indexes yet: a run killed from here on leaves no backend with another's numbers.
             live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
@@ -275,7 +291,7 @@ class Transaction:
             if interface in self._change.present
         ]
         with programs.Loader(build, live_maps, places.compiled) as loader:
-            found = programs.put_all(places, attachments, loader, lambda: None)
+            found = programs.put_all(places, attachments, loader)
             self._change.details["compiled"] |= loader.compiled
         hooks = {
             name: replace(hook, hook=found[name][0], why=found[name][1]) if name in found else hook
