@@ -418,7 +418,7 @@ def installed(kernel: Kernel, patch: Any) -> Iterator[Kernel]:
     ]
     patch.setattr(host_check, "links", lambda: links)
     patch.setattr(host_check, "xdp_features", lambda _index: None)
-    patch.setattr(neighbours, "local_addresses", lambda: frozenset())
+    patch.setattr(neighbours, "local_addresses", frozenset)
     patch.setattr(change, "examine", lambda _interface, _multi_buffer: [])
     patch.setattr(neighbours, "ways", lambda _addresses: neighbours.Ways())
     patch.setattr(neighbours, "resolve", lambda _ways, _timeout: {})

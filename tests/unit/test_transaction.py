@@ -108,15 +108,18 @@ BACKENDS = [
 FILTERS = [{"prefix": "203.0.113.64/26", "action": "drop"}, {"prefix": "2001:db8:f::/48", "action": "drop"}]
 
 
-def raw(services: list = SERVICES, members: list = BACKENDS, filters: list = FILTERS, **settings: Any) -> dict:
+def raw(
+    services: list | None = None, members: list | None = None, filters: list | None = None, **settings: Any
+) -> dict:
+    """A document with these parts; None: everything that this file declares."""
     return {
         "interfaces": ["eth0", "eth1"],
         "mode": "native",
         "sizes": SIZES,
         "source": "/usr/lib/lbops/current/bpf",
-        "services": services,
-        "backends": members,
-        "filters": filters,
+        "services": SERVICES if services is None else services,
+        "backends": BACKENDS if members is None else members,
+        "filters": FILTERS if filters is None else filters,
         **settings,
     }
 
