@@ -382,6 +382,24 @@ def test_thousands_of_adjacent_addresses(family):
     assert all(reader.rules(address)["tcp"] == NO_RULE for address in outside)
 
 
+@settings(deadline=None, max_examples=60)
+@given(RULE_SETS, RULE_SETS)
+@example([rule("10.0.0.0/8")], [rule("10.1.0.0/16", action="pass")])
+@example([rule("0.0.0.0/0", action="pass")], [rule("10.0.0.0/8", action="limit", rate=5), rule("::/0")])
+def test_in_between_the_stricter_of_two_sets_decides(before, after):
+    parsed = filters.parse_filters(before), filters.parse_filters(after)
+    keys = list(dict.fromkeys([*parsed[0], *parsed[1]]))
+    # Both together are what has to fit.
+    table = filter_table.pack_stricter_table(*parsed, {key: number for number, key in enumerate(keys)}, SIZES)
+    reader, sets = Reader(table), (Declared(before), Declared(after))
+    strictness = {0: 0, 2: 0, 3: 1, 1: 2}
+    for address in around([*before, *after]):
+        for kind, found in reader.rules(address).items():
+            one, other = (entry.rule(address, kind)[1:] for entry in sets)
+            wanted = one if strictness[one[0]] > strictness[other[0]] else other
+            assert found[1:] == wanted, (address, kind)
+
+
 def test_without_filters_nothing_has_a_rule():
     check([], packed([]))
 

@@ -221,6 +221,18 @@ CHANGES = {
     "add filters": ({**EVERYTHING, "filters": FILTERS[:1]}, EVERYTHING),
     "remove filters": (EVERYTHING, {**EVERYTHING, "filters": []}),
     "first filters": (PLAIN, {**PLAIN, "filters": FILTERS}),
+    "services and filters": (
+        {**PLAIN, "filters": [FILTERS[0]]},
+        {**EVERYTHING, "filters": [FILTERS[1], {"prefix": "203.0.113.0/28", "action": "drop", "protocol": "tcp"}]},
+    ),
+    "a VIP and its filter": (
+        EVERYTHING,
+        {**with_service("web", address="192.0.2.20"), "filters": [{"prefix": "203.0.113.0/24", "action": "drop"}]},
+    ),
+    "a VIP without its filter": (
+        {**EVERYTHING, "filters": [{"prefix": "203.0.113.0/24", "action": "drop"}]},
+        {**with_service("web", address="192.0.2.20"), "filters": []},
+    ),
     "limit": (
         EVERYTHING,
         {**EVERYTHING, "filters": [{"prefix": "203.0.113.64/26", "action": "limit", "rate": 5}, FILTERS[1]]},

@@ -16,7 +16,7 @@ from ..config.model import BackendKey, Config
 from ..errors import EngineError
 from ..kernel import link
 from ..tables import memory
-from ..tables.filter_table import pack_filter_table
+from ..tables.filter_table import pack_filter_table, pack_stricter_table
 from ..tables.layout import BACKEND
 from . import compiler, consequences, drift, host_check, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
@@ -70,6 +70,7 @@ class Change:
             self.filter_table = (
                 pack_filter_table(document.filters, self.filter_ids, document.sizes) if document.filters else None
             )
+            self.interim_filter_table = self._interim_filters()
             self._plan_program(live_maps)
         host_check.refuse_lack_of_memory(self._needed_memory())
         created = [document.config.backends[key] for key in self.planned.backends.created]
@@ -153,6 +154,13 @@ class Change:
         if not self.kept:
             self.planned = plan.make(EMPTY, plan.Allocation(), document.config, document.sizes, out=out)
             self.filter_ids = plan.assign_filters(document.filters, {}, document.sizes)
+
+    def _interim_filters(self) -> bytes | None:
+        """Services and filters are switched one after the other; what either document drops is dropped in between."""
+        if self.current is None or self.details["new_maps"] or not (self.filters and self.planned.changed):
+            return None
+        ids = {**self.current.filter_ids, **self.filter_ids}
+        return pack_stricter_table(self.before.filters, self.document.filters, ids, self.document.sizes)
 
     def _plan_program(self, live_maps: maps.Maps | None) -> None:
         """Which features the program has while both documents are live, and whether it has to be put on hooks."""

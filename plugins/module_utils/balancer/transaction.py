@@ -223,12 +223,20 @@ class Transaction:
         if self._change.details["new_maps"]:
             return self._moved
         current, after = self._after(hooks)
+        filters_change = bool(self._change.filters or self._change.filters_repaired)
+        if filters_change:
+            created = [number for key, number in self._change.filter_ids.items() if key not in current.filter_ids]
+            live_maps.zero_counters("filter_counters", created)
+            live_maps.reset_limits(created)
         if self._change.planned.changed:
             # Nobody has these indexes yet: a run killed from here on leaves no backend with another's numbers.
             live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
             live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
             counters.resume(current, self._change.planned, live_maps)
             retained = counters.retained(current, self._change.planned, live_maps)
+            if self._change.interim_filter_table is not None:
+                # The state names the old table until the intent: a run killed here is begun anew by the next.
+                live_maps.swap_table("filters", self._change.interim_filter_table)
             self._save_intent(after, retained, current.tables.filters)
             written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
             # Until here packets may have been counted for what is removed.
@@ -236,7 +244,7 @@ class Transaction:
             after = replace(
                 after, allocation=plan.settled(self._change.planned.allocation), tables=written, retained=retained
             )
-        if self._change.filters or self._change.filters_repaired:
+        if filters_change:
             after = self._write_filters(current, after, live_maps)
         return replace(after, filter_ids=self._change.filter_ids)
 
@@ -256,9 +264,6 @@ class Transaction:
         ids = self._change.filter_ids
         unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
         state.save(self._change.places.state_file, unsure)
-        created = [ids[key] for key in ids if key not in current.filter_ids]
-        live_maps.zero_counters("filter_counters", created)
-        live_maps.reset_limits(created)
         written = live_maps.swap_table("filters", self._change.filter_table)
         # A limit that was used up under the old rate would be so for as long as that rate says.
         wanted = self._change.document.filters

@@ -45,6 +45,17 @@ def _merged(inner: Verdict, outer: Verdict | None) -> Verdict:
     return inner if outer is None else tuple(rule or other for rule, other in zip(inner, outer))
 
 
+def _stricter(before: Verdict | None, after: Verdict | None) -> Verdict | None:
+    """By class, the rule that lets fewer packets through; of two that are as strict, `after`."""
+    if before is None or after is None:
+        return before or after
+    return tuple(one if _strictness(one) > _strictness(other) else other for one, other in zip(before, after))
+
+
+def _strictness(rule: Filter | None) -> int:
+    return ("pass", "limit", "drop").index(rule.action) if rule else 0
+
+
 class _Family:
     """The prefixes of one family, as (bits, length), with what a search needs to find them."""
 
@@ -56,6 +67,11 @@ class _Family:
         self.best: dict[tuple[int, int], Verdict | None] = {}
         self._inherit(prefixes)
         self._mark(prefixes)
+
+    def take_stricter(self, other: _Family) -> None:
+        """Have the stricter of both rules for each prefix; `other` has the same prefixes."""
+        self.any = _stricter(self.any, other.any)
+        self.best = {place: _stricter(rules, other.best[place]) for place, rules in self.best.items()}
 
     def _cut(self, number: int, length: int) -> int:
         return number >> (self.bits - length) << (self.bits - length)
@@ -227,8 +243,29 @@ def pack_filter_table(found: Filters, ids: dict[FilterKey, int], sizes: Sizes) -
         raise EngineError(
             f"{len(found)} filters are more than max_filters {sizes.max_filters}; raise max_filters of the balancer"
         )
-    own = _verdicts(found)
-    family4, family6 = _Family(4, own), _Family(6, own)
+    return _pack(*_families(_verdicts(found)), ids, sizes)
+
+
+def pack_stricter_table(before: Filters, after: Filters, ids: dict[FilterKey, int], sizes: Sizes) -> bytes:
+    """The table that drops what either of two sets drops: for the time in which services and filters both change.
+
+    `ids` has those of both. Where one limits and the other passes, the limit holds. Raises EngineError if the prefixes
+    of both do not fit together.
+    """
+    one, other = _verdicts(before), _verdicts(after)
+    nothing: Verdict = (None,) * len(FILTER_CLASSES)
+    prefixes = [*one, *(prefix for prefix in other if prefix not in one)]
+    families = _families({prefix: one.get(prefix, nothing) for prefix in prefixes})
+    for family, further in zip(families, _families({prefix: other.get(prefix, nothing) for prefix in prefixes})):
+        family.take_stricter(further)
+    return _pack(*families, ids, sizes)
+
+
+def _families(own: dict[Prefix, Verdict]) -> tuple[_Family, _Family]:
+    return _Family(4, own), _Family(6, own)
+
+
+def _pack(family4: _Family, family6: _Family, ids: dict[FilterKey, int], sizes: Sizes) -> bytes:
     verdicts = _VerdictLines(ids)
     any4, any6 = verdicts.place(family4.any), verdicts.place(family6.any)
     slots4, homes4 = _slots4(family4, verdicts)
