@@ -81,7 +81,7 @@ def maglev(weights: dict[str, int], slots: int = RING) -> list[str]:
 
 
 def round_robin(weights: list[int]) -> list[int]:
-    """Occurrence k of a backend belongs at (k + 1/2) / weight of the cycle; of equals, the one declared first."""
+    """Occurrence k of a backend belongs at (k + 1/2) / weight of the cycle; of equals, the first."""
     weights = [weight // gcd(*weights) for weight in weights]
     return [
         position
@@ -373,6 +373,12 @@ class Backend:
     def packed_port(self) -> bytes:
         return struct.pack(">H", self.port or 0)
 
+    def place_in_order(self) -> tuple[str | int, ...]:
+        if self.service.forwarding == "redirect":
+            return (self.target,)
+        address = ipaddress.ip_address(self.target)
+        return address.version, int(address), self.port or 0
+
 
 @dataclass
 class Session:
@@ -458,13 +464,14 @@ class Balancer:
             if weight:
                 name = f"{target}:{backend.port or declared['port']}"
                 weights[name], by_name[name] = weight, backend
-        in_order = list(by_name.values())
+        in_order = sorted(by_name.values(), key=Backend.place_in_order)
+        in_cycle = [weights[f"{entry.target}:{entry.port or declared['port']}"] for entry in in_order]
         if not weights:
             return
         if service.in_turn:
-            service.ring = [in_order[position] for position in round_robin(list(weights.values()))]
+            service.ring = [in_order[position] for position in round_robin(in_cycle)]
         elif declared.get("scheduler") == "hash":
-            cycle = round_robin(list(weights.values()))
+            cycle = round_robin(in_cycle)
             service.ring = [in_order[cycle[slot % len(cycle)]] for slot in range(HASH_RING)]
         else:
             service.ring = [by_name[name] for name in maglev(weights, declared.get("table_size", RING))]

@@ -323,6 +323,13 @@ class LivePackets:
 # --- from a document
 
 
+def place_in_order(backend: Backend) -> tuple[str | int, ...]:
+    if backend.interface:
+        return (backend.interface,)
+    address = ipaddress.ip_address(backend.address or "")
+    return address.version, int(address), backend.port or 0
+
+
 class DeclaredPackets:
     """A document, with backends that health checks keep out. `kept`: those with the entry that flows remember."""
 
@@ -386,6 +393,8 @@ class DeclaredPackets:
 
     def _slots_of(self, service: Service, members: list[Backend]) -> list[Backend]:
         if service.name not in self._slots:
+            if service.scheduler == "hash":
+                members = sorted(members, key=place_in_order)
             weights = [backend.weight for backend in members]
             if service.scheduler == "hash":
                 if len(set(weights)) == 1:

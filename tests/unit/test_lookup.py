@@ -200,7 +200,7 @@ def test_cycle_is_the_same_as_the_rule_in_other_words(weights):
     assert round_robin(weights) == reference.round_robin(weights)
 
 
-def test_equal_weights_take_turns_in_the_order_of_the_inventory():
+def test_equal_weights_take_turns():
     assert round_robin([5, 5, 5]) == [0, 1, 2]
 
 

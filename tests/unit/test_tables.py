@@ -458,6 +458,25 @@ def test_round_robin_ring():
     assert not any(slots[3:])
 
 
+@pytest.mark.parametrize("scheduler", ["maglev", "hash", "round_robin"])
+def test_the_order_of_the_inventory_makes_no_difference(scheduler):
+    """To which backend a flow goes: all balancers of a fleet agree, whenever a backend came to which of them."""
+    service = {**WEB, "protocol": "udp", "scheduler": scheduler}
+    hosts = [("10.0.0.9", 80, 1), ("10.0.0.10", 80, 2), ("10.0.0.9", 443, 1), ("9.255.0.1", 80, 1), ("10.0.0.2", 80, 3)]
+
+    def flows_to(order: list[int]) -> list[tuple]:
+        backends = [dict(zip(("address", "port", "weight"), hosts[place])) for place in order]
+        (_scheduler, length, *_rest), slots = unpacked(packed_ring(service, backends))
+        return [hosts[order[number - 1]] for number in slots[:length]]
+
+    first = flows_to([0, 1, 2, 3, 4])
+    assert flows_to([4, 2, 0, 1, 3]) == flows_to([3, 4, 1, 2, 0]) == first
+    if scheduler != "maglev":
+        # By number, not by text. Those of another weight take their turns in between.
+        alike = [entry for entry in dict.fromkeys(first) if entry[2] == 1]
+        assert alike == [("9.255.0.1", 80, 1), ("10.0.0.9", 80, 1), ("10.0.0.9", 443, 1)]
+
+
 def test_round_robin_ring_of_heavy_weights_fits():
     packed = packed_ring(ROUND_ROBIN, [{"address": f"10.0.0.{host}", "weight": 65536 - host} for host in range(1, 9)])
     (_scheduler, length, *_rest), slots = unpacked(packed)

@@ -310,8 +310,18 @@ def service_flags(service: Service) -> int:
     return flags
 
 
+def _place_in_order(backend: Backend) -> tuple[int, bytes, int]:
+    """IPv4 before IPv6, then by address and port; interfaces by name."""
+    if backend.address is None:
+        return 0, backend.target.encode(), 0
+    address = Address(backend.address)
+    return address.family, address.packed, backend.port or 0
+
+
 def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array:
-    """The ids of backends, slot by slot."""
+    """The ids of backends, slot by slot; the order in which an inventory lists them makes no difference."""
+    if service.scheduler != "maglev":
+        active, ids = zip(*sorted(zip(active, ids), key=lambda entry: _place_in_order(entry[0])))
     weights = [backend.share for backend in active]
     if service.scheduler == "maglev":
         names = [f"{backend.target}:{backend.port or service.port}" for backend in active]
