@@ -76,6 +76,7 @@ check: .venv/test.stamp collection packages $(PROMTOOL) ## Check style, types an
 	$(call headline,check)
 	@SECONDS=0; \
 	.venv/bin/ruff check .; \
+	.venv/bin/ruff format --check --quiet .; \
 	.venv/bin/mypy; \
 	.venv/bin/antsibull-changelog lint; \
 	.venv/bin/antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck .; \

@@ -105,10 +105,10 @@ def healthy(lab: Lab, name: str) -> dict[str, bool | None]:
 def in_table(lab: Lab, name: str) -> set[str]:
     """The hosts in the live lookup table, as the kernel has it."""
     code = (
-        "from engine.balancer import maps, state; from engine.balancer.balancer import Balancer\n"
+        "from engine.balancer import map_set, state; from engine.balancer.balancer import Balancer\n"
         "from engine.kernel import bpf; from engine.tables import layout\n"
         "b = Balancer('main'); s = state.load(b.state_file)\n"
-        "with maps.open_pinned(b.places.maps, s.program.sizes) as live:\n"
+        "with map_set.open_pinned(b.places.maps, s.program.sizes) as live:\n"
         f"    number = live.ring_ids().get(s.allocation.rings['{name}'])\n"
         "    ids = set()\n"
         "    if number:\n"
@@ -126,9 +126,9 @@ class Watcher:
 
     def __init__(self, lab: Lab, name: str) -> None:
         code = (
-            "import time\nfrom engine.balancer import maps, state\nfrom engine.balancer.balancer import Balancer\n"
+            "import time\nfrom engine.balancer import map_set, state\nfrom engine.balancer.balancer import Balancer\n"
             f"b = Balancer('main'); s = state.load(b.state_file); place = s.allocation.rings['{name}']\n"
-            "with maps.open_pinned(b.places.maps, s.program.sizes) as live:\n"
+            "with map_set.open_pinned(b.places.maps, s.program.sizes) as live:\n"
             "    first = live.ring_ids().get(place); end = time.time() + 20; now = begun = time.time()\n"
             "    while live.ring_ids().get(place) == first and now < end: time.sleep(0.01); now = time.time()\n"
             "print(begun, now)"

@@ -47,9 +47,9 @@ def python(code: str) -> Task:
     return shell(
         f"PYTHONPATH=/usr/lib/lbops/current python3 - <<'END'\n"
         "from engine.kernel import bpf, link\nfrom engine.tables import layout\n"
-        "from engine.balancer import maps, state\n"
+        "from engine.balancer import map_set, state\n"
         "current = state.load(state.HOST_PATHS.state_file('main'))\n"
-        "live = maps.open_pinned(state.HOST_PATHS.pins / 'main' / 'maps', current.program.sizes)\n"
+        "live = map_set.open_pinned(state.HOST_PATHS.pins / 'main' / 'maps', current.program.sizes)\n"
         f"{code}\nEND"
     )
 

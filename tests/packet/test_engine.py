@@ -13,7 +13,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import history, host_check, maps, programs, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import (
+    history,
+    host_check,
+    map_set,
+    maps,
+    programs,
+    state,
+)
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.places import pinned_id
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
@@ -64,7 +71,7 @@ def run(balancer: Balancer, net, frame: bytes) -> tuple[int, bytes]:
 
 
 def live_maps(balancer: Balancer) -> maps.Maps:
-    return maps.open_pinned(balancer.places.maps, SIZES)
+    return map_set.open_pinned(balancer.places.maps, SIZES)
 
 
 def killed_before_writing(balancer: Balancer, backends: list[dict]) -> None:
@@ -341,7 +348,7 @@ def test_packets_are_counted_by_cpu(balancer, net):
 
 def test_reading_needs_no_more_than_descriptors_to_read(balancer):
     declare(balancer, [WEB], web(1))
-    with maps.open_pinned(balancer.places.maps, SIZES, read_only=True) as live:
+    with map_set.open_pinned(balancer.places.maps, SIZES, read_only=True) as live:
         with pytest.raises(PermissionError):
             live.zero_counters("service_counters", [0])
 
@@ -433,7 +440,7 @@ def test_a_signal_while_new_maps_take_their_place_waits(balancer, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         attach(balancer, sizes=larger)
     monkeypatch.undo()
-    maps.open_pinned(balancer.places.maps, larger).close()
+    map_set.open_pinned(balancer.places.maps, larger).close()
     assert on_hooks(FRONT)["native"] == pinned_id(balancer.places.program(FRONT))
     assert attach(balancer, sizes=larger)
     assert not attach(balancer, sizes=larger)

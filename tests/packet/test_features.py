@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, maps
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, passed, sent, tcp, udp
 from tests.packet.network import FRONT_MAC
@@ -85,5 +85,5 @@ def test_balancers_with_other_features_choose_the_same_backend(rig, request, mak
 def test_the_verifier_takes_all_features_for_a_machine_of_many_cpus(tc):
     features = ALL_FEATURES - (compiler.NOT_ON_TC if tc else frozenset())
     build = compiler.Build(SOURCE, features, SIZES, tc, cpus=512)
-    with maps.create(SIZES) as created:
+    with map_set.create(SIZES) as created:
         os.close(load(build, list(created.descriptors.values())))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_specs, maps
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_set, map_specs
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
@@ -20,7 +20,7 @@ def kernel_bytes(descriptor: int) -> int:
 
 def test_maps_take_what_was_computed():
     """Rounded up to what the kernel's allocators give; the kernel does not count that."""
-    with maps.create(Sizes(max_services=4096, max_backends=65536, max_sessions=32768, max_filters=8192)) as made:
+    with map_set.create(Sizes(max_services=4096, max_backends=65536, max_sessions=32768, max_filters=8192)) as made:
         for spec in map_specs.map_specs(made.sizes):
             (computed,) = map_specs.memory_of([spec], bpf.possible_cpus()).values()
             found = kernel_bytes(made[spec.name])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import maps, watch
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_set, watch
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
@@ -138,7 +138,7 @@ def test_an_interface_that_comes_back_has_the_program_put_back(balancer, tmp_pat
         assert program(balancer)["attached"] and problems(balancer) == []
         assert [verdict(arm) for arm in ARMS] == [TX, TX]
         # Packets of the new device are not refused for their size.
-        with maps.open_pinned(balancer.places.maps, SIZES) as live_maps:
+        with map_set.open_pinned(balancer.places.maps, SIZES) as live_maps:
             _version, _generation, _seed, *found = layout.CONTROL.unpack(
                 bpf.map_lookup(live_maps["control"], layout.index(0), layout.CONTROL.size)
             )

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, maps, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
@@ -61,7 +61,7 @@ class Program:
             features = used_features(self.config, self.filters) | more_features
         if tc:
             features -= compiler.NOT_ON_TC
-        self.maps = maps.create(sizes)
+        self.maps = map_set.create(sizes)
         self.maps.update_control({number: mtu for number, _name in socket.if_nameindex()[: layout.MAX_INTERFACES]})
         self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
         allocation = self.plan.allocation

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, map_specs, maps, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, map_set, map_specs, plan
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import model
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
@@ -100,7 +100,7 @@ def test_new_maps_share_what_stays():
     found = needs(larger, former=Sizes(), new_maps=True)
     assert found["max_backends"] > 65536 * (112 + 64 * bpf.possible_cpus())
     assert found["max_sessions"] == 0
-    names = [spec.name for spec in maps.unshared(larger.sizes, Sizes())]
+    names = [spec.name for spec in map_set.unshared(larger.sizes, Sizes())]
     assert "backend_counters" in names and "service_counters" not in names
 
 

@@ -27,7 +27,7 @@ from . import (
     legacy,
     live,
     lock,
-    maps,
+    map_set,
     observed,
     programs,
     reader,
@@ -215,7 +215,7 @@ class Balancer:
             programs.complete_interrupted(self.places, current)
             self._finish_preparations()
             if current and current.tables.following and self.places.maps.exists():
-                with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
+                with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
                     current = health_view.follow(
                         current, live_maps, self.observed(), partial(state.save, self.state_file)
                     )
@@ -298,7 +298,7 @@ class Balancer:
         with lock.locked(self.paths.state, create=False):
             current = self._live(self._health.load())
             self._health.save_seen(seen)
-            with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
+            with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
                 if not drift.is_sure(current, live_maps):
                     raise EngineError(f"a change of balancer {self.name} was interrupted; apply or restore it first")
                 followed = health_view.follow(current, live_maps, seen, self._health.save, newer)
@@ -355,7 +355,7 @@ class Balancer:
         if current is None or not self.places.maps.exists():
             return
         present = tuple(name for name in current.document.interfaces if link.exists(name))
-        with maps.open_pinned(self.places.maps, current.program.sizes) as live_maps:
+        with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
             live_maps.update_control(mtus(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 

@@ -18,7 +18,7 @@ from ..kernel import link
 from ..tables import memory
 from ..tables.filter_table import pack_filter_table, pack_stricter_table
 from ..tables.layout import BACKEND
-from . import compiler, consequences, drift, host_check, maps, observed, plan, programs, state, writing
+from . import compiler, consequences, drift, host_check, map_set, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
 from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
@@ -171,9 +171,7 @@ class Change:
         self.digest = build.digest()
         same = live_maps is not None and current is not None and current.program.digest == self.digest
         self.reusable = same
-        self.due = [
-            interface for interface in self.present if not same or not self._is_right(interface, live_maps)
-        ]
+        self.due = [interface for interface in self.present if not same or not self._is_right(interface, live_maps)]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
         self.removed = [interface for interface in dict.fromkeys(known) if interface not in document.interfaces]
 
@@ -310,8 +308,8 @@ def _open(places: Places, current: state.State | None, document: Document) -> It
         yield None
         return
     try:
-        live_maps = maps.open_pinned(places.maps, document.sizes)
-    except maps.OtherLayout:
+        live_maps = map_set.open_pinned(places.maps, document.sizes)
+    except map_set.OtherLayout:
         yield None
         return
     with live_maps:
@@ -319,19 +317,19 @@ def _open(places: Places, current: state.State | None, document: Document) -> It
 
 
 def _readable(places: Places, current: state.State) -> bool:
-    """Whether the maps of the state are pinned, in the layout of this engine."""
+    """Whether the maps of the state are pinned, in a layout of which new maps can share some."""
     try:
-        maps.open_pinned(places.maps, current.program.sizes).close()
+        map_set.open_shareable(places.maps, current.program.sizes).close()
         return True
-    except maps.OtherLayout:
+    except map_set.OtherLayout:
         return False
 
 
 def adopted(places: Places, document: Document) -> state.State | None:
     """Maps whose state file is lost go on as they are; what packets may see in them is not given away."""
     try:
-        live_maps = maps.open_pinned(places.maps, document.sizes)
-    except maps.OtherLayout:
+        live_maps = map_set.open_pinned(places.maps, document.sizes)
+    except map_set.OtherLayout:
         return None
     with live_maps:
         entries, size = live_maps.read_backends(), BACKEND.size

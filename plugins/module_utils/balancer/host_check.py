@@ -17,7 +17,7 @@ from ..kernel.device import Link, links
 from ..kernel.xdp_features import xdp_features
 from ..tables import memory
 from ..tables.layout import Sizes
-from . import maps, plan, state
+from . import map_set, plan, state
 from .document import Document, addresses_of_kernel
 from .map_specs import memory_of
 from .places import Places
@@ -80,7 +80,7 @@ def needed_memory(
     sizes, services, cpus = document.sizes, planned.desired.services, bpf.possible_cpus()
     needs = memory.lookup_tables(services[name] for name in (*planned.new_rings, *planned.swapped_rings))
     if new_maps:
-        needs += memory_of(maps.unshared(sizes, former), cpus)
+        needs += memory_of(map_set.unshared(sizes, former), cpus)
     if new_flow_tables:
         needs += memory.flow_tables(sizes, cpus)
     if planned.endpoints is not None:
@@ -171,9 +171,7 @@ def warnings(document: Document) -> list[str]:
             found.append(f"service {service.name} has no backends: its packets are dropped as no_backend")
         if service.address in local:
             last = service.last_port if service.first_port else 65535
-            shadowed = sockets.listeners(
-                Address(service.address).packed, service.protocol, service.first_port, last
-            )
+            shadowed = sockets.listeners(Address(service.address).packed, service.protocol, service.first_port, last)
             words = f"; {', '.join(shadowed)} of this host will get no packets for it" if shadowed else ""
             found.append(f"service {service.name}: the VIP {service.address} is an address of this host{words}")
     return found

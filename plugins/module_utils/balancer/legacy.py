@@ -107,7 +107,8 @@ def _load(raw: dict[str, Any], interface: str) -> State:
             frozenset(retiring["rings"]),
             frozenset(retiring["backends"]),
         ),
-        load_tables({"endpoints6": 0, "filters": 0, **tables}),
+        # All tables are written anew.
+        load_tables({"endpoints6": 0, "filters": 0, **tables, "following": False}),
         dict(zip(document.filters, filter_ids)),
         Retained.load(raw.get("departed", {})),
         raw.get("generation", 0),

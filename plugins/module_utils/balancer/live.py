@@ -48,8 +48,7 @@ class Reading:
             "services": self.service_entries(),
             "backends": self.backend_entries(),
             "filters": [
-                {**public(item), **dict(zip(("packets", "dropped"), row))}
-                for item, row in zip(filters, self.filters)
+                {**public(item), **dict(zip(("packets", "dropped"), row))} for item, row in zip(filters, self.filters)
             ],
             "reasons": [
                 {"reason": reason, "verdict": verdict, "packets": packets}

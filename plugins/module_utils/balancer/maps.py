@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The live maps of one program: created, pinned, opened, checked, written."""
+"""The live maps of a balancer: what is in them, read and written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..errors import EngineError
 from ..kernel import bpf
 from ..tables.layout import (
     BACKEND,
@@ -22,7 +20,6 @@ from ..tables.layout import (
     COUNTERS,
     FILTER_COUNTERS,
     LATENCY,
-    LAYOUT_VERSION,
     LIMIT,
     MAX_INTERFACES,
     POOL,
@@ -40,27 +37,6 @@ from ..tables.layout import (
 from ..tables.tables import Endpoints, retired, unpack_endpoint6_table, unpack_endpoint_table
 from .map_specs import MapSpec, lookup_map, map_specs
 
-# Maps that packets write to.
-SHARED = frozenset(
-    (
-        "control",
-        "service_counters",
-        "backend_counters",
-        "reasons",
-        "round_robin",
-        "client_next_hops",
-        "flows",
-        "fragments",
-        "budget",
-        "sessions",
-        "pools",
-        "pool_cursors",
-        "links",
-        "filter_counters",
-        "filter_limits",
-        "latency",
-    )
-)
 # How much of a per-CPU map is read in one call.
 READ_BYTES = 1 << 20
 
@@ -72,6 +48,7 @@ class Maps:
     sizes: Sizes
     descriptors: dict[str, int]
     write_seconds: float = 0.0  # spent in writing, so far
+    former_control: tuple[int, int] = (0, 0)  # see map_set.open_shareable()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -310,7 +287,7 @@ class Maps:
         """One for each CPU, where there is none yet."""
         spec = self.spec("flows")
         for cpu in set(range(spec.max_entries)) - self._table_ids("flows", spec.max_entries).keys():
-            descriptor = _inner_map(spec)
+            descriptor = inner_map(spec)
             try:
                 bpf.map_update(self["flows"], index(cpu), index(descriptor))
             finally:
@@ -369,7 +346,7 @@ class Maps:
         """Make the program ask the kernel's tables again; `mtus` are those of the interfaces by their indexes."""
         control = bpf.map_lookup(self["control"], index(0), CONTROL.size)
         version, generation, seed, *_interfaces = CONTROL.unpack(control)
-        bpf.map_update(self["control"], index(0), _control(version, generation % 0xFFFFFFFF + 1, seed, mtus))
+        bpf.map_update(self["control"], index(0), pack_control(version, generation % 0xFFFFFFFF + 1, seed, mtus))
 
     def layout_version(self) -> int:
         version: int = CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))[0]
@@ -383,13 +360,14 @@ def _integers(data: bytes) -> list[int]:
     return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
 
 
-def _inner_map(spec: MapSpec) -> int:
+def inner_map(spec: MapSpec) -> int:
+    """An empty map that goes into this one; its descriptor."""
     return bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, spec.inner_entries, flags=spec.inner_flags)
 
 
 def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
     """A frozen map: nobody can change it, so its id stands for its content."""
-    descriptor = _inner_map(spec)
+    descriptor = inner_map(spec)
     try:
         entries = len(value) // spec.value_size
         if spec.inner_entries == 1:
@@ -403,96 +381,7 @@ def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
         raise
 
 
-def _create(spec: MapSpec) -> int:
-    if not spec.holds_maps:
-        return bpf.map_create(spec.name, spec.type, spec.value_size, spec.max_entries)
-    inner = _inner_map(spec)
-    try:
-        return bpf.map_create(spec.name, spec.type, 4, spec.max_entries, inner=inner)
-    finally:
-        os.close(inner)
-
-
-def _control(version: int, generation: int, seed: int, mtus: dict[int, int]) -> bytes:
+def pack_control(version: int, generation: int, seed: int, mtus: dict[int, int]) -> bytes:
     """struct control."""
     found = [number for pair in sorted(mtus.items()) for number in pair]
     return CONTROL.pack(version, generation, seed, *found, *[0] * (2 * MAX_INTERFACES - len(found)))
-
-
-def unshared(sizes: Sizes, old: Sizes | None) -> list[MapSpec]:
-    """Those that create() makes anew beside maps of the sizes `old`."""
-    shared = {spec.name: spec for spec in map_specs(old) if spec.name in SHARED} if old else {}
-    return [spec for spec in map_specs(sizes) if shared.get(spec.name) != spec]
-
-
-def create(sizes: Sizes, old: Maps | None = None) -> Maps:
-    """New, empty maps that belong to nobody yet; of `old` those are shared whose content is not the document's.
-
-    So flows, sessions and counters go on where only the sizes of other maps change.
-    """
-    maps = Maps(sizes, {})
-    made = unshared(sizes, old.sizes if old else None)
-    try:
-        for spec in map_specs(sizes):
-            if old and spec not in made:
-                maps.descriptors[spec.name] = os.dup(old[spec.name])
-                continue
-            try:
-                maps.descriptors[spec.name] = _create(spec)
-            except OSError as error:
-                raise EngineError(
-                    f"the kernel makes no map {spec.name} of {spec.max_entries} values of {spec.value_size} bytes: "
-                    f"{error.strerror}; lower the sizes of the balancer (max_endpoints, max_backends, max_flows, ...)"
-                ) from None
-        if not old:
-            seed = int.from_bytes(os.urandom(8), "little")
-            bpf.map_update(maps["control"], index(0), _control(LAYOUT_VERSION, 1, seed, {}))
-    except (EngineError, OSError):
-        maps.close()
-        raise
-    return maps
-
-
-def pin(maps: Maps, directory: Path) -> None:
-    for name, descriptor in maps.descriptors.items():
-        bpf.object_pin(descriptor, str(directory / name))
-
-
-def open_pinned(directory: Path, sizes: Sizes, read_only: bool = False) -> Maps:
-    """The pinned maps; EngineError if they are not what this engine writes."""
-    maps = Maps(sizes, {})
-    try:
-        for spec in map_specs(sizes):
-            path = directory / spec.name
-            try:
-                descriptor = bpf.object_get(str(path), read_only)
-            except FileNotFoundError:
-                raise _other_layout(directory, f"{spec.name} is not pinned") from None
-            maps.descriptors[spec.name] = descriptor
-            info = bpf.map_info(descriptor)
-            value_size = 4 if spec.holds_maps else spec.value_size
-            found = (info.type, info.value_size, info.max_entries)
-            if found != (spec.type, value_size, spec.max_entries):
-                raise _other_layout(
-                    directory,
-                    f"{spec.name} has type {found[0]} with {found[2]} values of {found[1]} bytes, "
-                    f"not type {spec.type} with {spec.max_entries} of {value_size}",
-                )
-        version = maps.layout_version()
-        if version != LAYOUT_VERSION:
-            raise _other_layout(directory, f"their layout version is {version}, this engine's is {LAYOUT_VERSION}")
-    except (EngineError, OSError):
-        maps.close()
-        raise
-    return maps
-
-
-class OtherLayout(EngineError):
-    """Pinned maps were made by another version of the engine."""
-
-
-def _other_layout(directory: Path, problem: str) -> OtherLayout:
-    return OtherLayout(
-        f"the maps pinned in {directory} have another layout ({problem}); apply the balancer with the current "
-        "collection, which moves the configuration into new maps without losing a packet"
-    )

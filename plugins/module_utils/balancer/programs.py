@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..kernel import bpf, link, tc
-from . import compiled, compiler, drift, legacy, maps, state
+from . import compiled, compiler, drift, legacy, map_set, maps, state
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
 from .places import Places, pinned_id, remove_tree
@@ -185,9 +185,9 @@ def _is_of(current: state.State | None, directory: Path) -> bool:
     if current is None:
         return False
     try:
-        with maps.open_pinned(directory, current.program.sizes) as found:
+        with map_set.open_pinned(directory, current.program.sizes) as found:
             return drift.table_ids(found) == drift.known_ids(current.tables)
-    except maps.OtherLayout:
+    except map_set.OtherLayout:
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..kernel import bpf, device, link
-from . import live, maps, observed, problems, state
+from . import live, map_set, observed, problems, state
 from .hooks import Hooks
 from .places import Places, pinned_id
 
@@ -89,7 +89,7 @@ def read(places: Places, current: state.State | None) -> live.Reading:
         applied_by=current.applied_by,
         counting_since=current.counting_since,
     )
-    with maps.open_pinned(places.maps, current.program.sizes, read_only=True) as live_maps:
+    with map_set.open_pinned(places.maps, current.program.sizes, read_only=True) as live_maps:
         return live.read(facts, current, live_maps, observed.load(places.health_file).healthy)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import EngineError
 from ..kernel import link
 from ..tables.layout import MAX_INTERFACES
-from . import compiled, counters, history, maps, plan, programs, state, writing
+from . import compiled, counters, history, map_set, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .native import NativeHook
@@ -86,9 +86,9 @@ class Transaction:
         known = current.program.hooks if current else {}
         if not self._change.due:
             hooks = {name: known[name] for name in document.interfaces if name in known}
-            return hooks, maps.open_pinned(places.maps, document.sizes)
+            return hooks, map_set.open_pinned(places.maps, document.sizes)
         new_maps = self._change.details["new_maps"]
-        live_maps = self._make_maps() if new_maps else maps.open_pinned(places.maps, document.sizes)
+        live_maps = self._make_maps() if new_maps else map_set.open_pinned(places.maps, document.sizes)
         try:
             with programs.Loader(self._change.build(self._change.interim), live_maps, places.compiled) as loader:
                 self._load(loader)
@@ -151,9 +151,9 @@ class Transaction:
     def _make_maps(self) -> maps.Maps:
         """New maps with everything that the document declares, and with what packets left in the old ones."""
         places, document, current = self._change.places, self._change.document, self._change.current
-        old = maps.open_pinned(places.maps, current.program.sizes) if current and self._change.kept else None
+        old = map_set.open_shareable(places.maps, current.program.sizes) if current and self._change.kept else None
         try:
-            live_maps = maps.create(document.sizes, old)
+            live_maps = map_set.create(document.sizes, old)
         finally:
             if old:
                 old.close()
@@ -165,7 +165,7 @@ class Transaction:
             live_maps.zero_counters("filter_counters", created)
             live_maps.reset_limits(created)
         places.new_maps.mkdir(mode=0o700)
-        maps.pin(live_maps, places.new_maps)
+        map_set.pin(live_maps, places.new_maps)
         tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, in_use=False)
         self._new_tables = replace(tables, filters=live_maps.swap_table("filters", self._change.filter_table))
         return live_maps
@@ -181,7 +181,7 @@ class Transaction:
         counters.resume(current, planned, live_maps)
         self._retained = current.retained.after({}, {}, config.services, config.backends)
         try:
-            old = maps.open_pinned(self._change.places.maps, current.program.sizes)
+            old = map_set.open_shareable(self._change.places.maps, current.program.sizes)
         except EngineError:
             # Maps of another layout may count something else.
             return

@@ -111,9 +111,7 @@ def write(
     return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
 
 
-def _in_use(
-    planned: plan.Plan, live_maps: maps.Maps, keys: frozenset[model.BackendKey]
-) -> frozenset[model.BackendKey]:
+def _in_use(planned: plan.Plan, live_maps: maps.Maps, keys: frozenset[model.BackendKey]) -> frozenset[model.BackendKey]:
     """Those of these backends whose entries are not retired: rings may point at them."""
     entries = live_maps.read_backends() if keys else b""
     return frozenset(

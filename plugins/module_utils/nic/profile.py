@@ -52,11 +52,7 @@ class Work:
     def untried(self) -> Image:
         """The values without those that would take the link down once more for nothing."""
         return profiles.arguments(
-            [
-                choice
-                for choice in self.choices
-                if choice not in self.settled or not TUNERS[choice.group].risks_link
-            ]
+            [choice for choice in self.choices if choice not in self.settled or not TUNERS[choice.group].risks_link]
         )
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/lbops/current")
 
-from engine.balancer import compiler, maps  # noqa: E402
+from engine.balancer import compiler, map_set  # noqa: E402
 from engine.kernel import bpf  # noqa: E402
 from engine.tables import layout  # noqa: E402
 
@@ -23,7 +23,7 @@ BUILD = compiler.Build(Path("/usr/lib/lbops/current/bpf"), frozenset(compiler.FE
 def main() -> int:
     start = time.monotonic()
     code = compiler.compile_program(BUILD)
-    with maps.create(SIZES, 1500) as live:
+    with map_set.create(SIZES) as live:
         relocated = bpf.relocate(code, list(live.descriptors.values()))
         try:
             os.close(bpf.program_load("test", relocated, program_type=BUILD.program_type, flags=BUILD.load_flags))
