@@ -79,10 +79,10 @@ def test_a_ring_of_hash_has_the_backends_in_turn():
     assert packed == ((3, 512, 0, 0), [1 + slot % 3 for slot in range(512)])
 
 
-def test_a_ring_of_hash_is_in_the_order_of_the_inventory_and_without_the_drained():
+def test_a_ring_of_hash_is_in_the_order_of_addresses_and_without_the_drained():
     backends = [BACKENDS[2], {**BACKENDS[0], "state": "drained"}, {**BACKENDS[1], "weight": 5}]
     packed = ring({"scheduler": "hash"}, backends[:2] + [{**BACKENDS[1], "weight": 1}])
-    assert packed is not None and packed[1][:4] == [1, 3, 1, 3]
+    assert packed is not None and packed[1][:4] == [3, 1, 3, 1]
     packed = ring({"scheduler": "hash"}, backends)
     assert packed is not None and packed[1].count(3) == pytest.approx(512 * 5 / 6, abs=5)
 

@@ -20,11 +20,12 @@ def carry(
     new: maps.Maps,
 ) -> None:
     """From maps that are given up to those with indexes as in `allocation`; maps that both share go on counting."""
-    for name, before, after in (
+    places: list[tuple[str, dict[Any, int], dict[Any, int]]] = [
         ("service_counters", current.allocation.service_counters, allocation.service_counters),
         ("backend_counters", current.allocation.backend_counters, allocation.backend_counters),
         ("filter_counters", current.filter_ids, filter_ids),
-    ):
+    ]
+    for name, before, after in places:
         if old.number(name) != new.number(name):
             rows = old.read_counters(name)
             new.set_counters(name, {after[key]: rows[index] for key, index in before.items() if key in after})
@@ -35,7 +36,7 @@ def carry(
 
 def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> None:
     """Let what comes again go on counting where it was."""
-    for name, gone, before, after in (
+    places: list[tuple[str, dict[Any, tuple[int, ...]], dict[Any, int], dict[Any, int]]] = [
         (
             "service_counters",
             current.retained.services,
@@ -48,7 +49,8 @@ def resume(current: state.State, planned: plan.Plan, live_maps: maps.Maps) -> No
             current.allocation.backend_counters,
             planned.allocation.backend_counters,
         ),
-    ):
+    ]
+    for name, gone, before, after in places:
         live_maps.set_counters(
             name, {after[key]: row for key, row in gone.items() if key in after and key not in before}
         )

@@ -10,9 +10,9 @@ Counters stay with the service's name and the backend's key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Callable, TypeVar
+from typing import Any, Callable, TypeVar
 
 from ..config.filters import FilterKey, Filters
 from ..config.model import Backend, BackendKey, Config, Pool, Service, ring_members
@@ -53,9 +53,9 @@ class Drift:
 class Changes:
     """Names of services or keys of backends."""
 
-    created: list
-    modified: list
-    removed: list
+    created: list[Any]
+    modified: list[Any]
+    removed: list[Any]
 
     def __bool__(self) -> bool:
         return bool(self.created or self.modified or self.removed)
@@ -102,7 +102,7 @@ class Plan:
         return bool(self.services or self.backends or self.drift)
 
 
-def compare(current: dict, desired: dict) -> Changes:
+def compare(current: Mapping[Any, Any], desired: Mapping[Any, Any]) -> Changes:
     """What to create, modify and remove, each in the order of its own list."""
     return Changes(
         created=[key for key in desired if key not in current],
@@ -316,6 +316,7 @@ def make(
         out=out,
         suspended_backends=[key for key in backends if key in out - was_out],
         replies_linger=interim is not None
+        and final is not None
         and any(key[-1] in (ENDPOINT_BACKEND, ENDPOINT_SOURCE) for key in interim.keys() - final.keys()),
     )
 

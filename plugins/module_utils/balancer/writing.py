@@ -26,13 +26,14 @@ RINGS_AT_ONCE = 100
 # What health checks saw since they were asked last, or None.
 News = Callable[[], Optional[Observed]]
 # The final tables of both families and the interim ones, where the plan has them.
-EndpointTables = tuple
+Packed = Optional[tuple[bytes, Optional[bytes]]]
+EndpointTables = tuple[Packed, Packed]
 
 
 def endpoint_tables(planned: plan.Plan, sizes: Sizes) -> EndpointTables:
     """Raises EngineError for what does not fit."""
 
-    def pack(found: tables.Endpoints | None) -> tuple[bytes, bytes | None] | None:
+    def pack(found: tables.Endpoints | None) -> Packed:
         return None if found is None else tables.pack_endpoint_tables(found, sizes)
 
     return pack(planned.endpoints), pack(planned.interim_endpoints)
@@ -94,14 +95,13 @@ def write(
         live_maps.write_rings(pack(planned.new_rings[start : start + RINGS_AT_ONCE]), table_ids)
     if interim is not None:
         swap(interim)
-        live_maps.write_rings(swapped, table_ids)
+    elif final is not None:
+        endpoint_ids = swap(final)
+    live_maps.write_rings(swapped, table_ids)
+    if interim is not None and final is not None:
         if planned.replies_linger and in_use:
             time.sleep(REPLY_LINGER)
         endpoint_ids = swap(final)
-    else:
-        if final is not None:
-            endpoint_ids = swap(final)
-        live_maps.write_rings(swapped, table_ids)
     if in_use:
         live_maps.write_rings(dict.fromkeys(planned.removed_rings), table_ids)
         gone = [allocation.backends[key] for key in (*planned.suspended_backends, *leaving)]

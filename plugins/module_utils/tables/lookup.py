@@ -29,15 +29,16 @@ class Members:
     """
 
     size: int
-    ids: array
-    weights: array
+    ids: array[int]
+    weights: array[int]
     largest: int  # weight
-    offsets: array  # the first slot that a backend wants
-    skips: array  # and how far it is to the next one
+    offsets: array[int]  # the first slot that a backend wants
+    skips: array[int]  # and how far it is to the next one
 
 
 # Fills the slots of a Maglev table: an array of ids. All implementations agree with fill().
-Fill = Callable[[Members], array]
+# Python 3.9 evaluates this line and has no "array[int]".
+Fill = Callable[[Members], "array[int]"]
 
 
 def members(names: list[str], weights: list[int], ids: list[int], size: int = DEFAULT_TABLE_SIZE) -> Members:
@@ -62,7 +63,7 @@ def members(names: list[str], weights: list[int], ids: list[int], size: int = DE
     )
 
 
-def fill(found: Members) -> array:
+def fill(found: Members) -> array[int]:
     """Share the slots by weight so that a change of one backend moves few slots of the others.
 
     A backend takes its turn in a round when its accumulated weight reaches the largest.

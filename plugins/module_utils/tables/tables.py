@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from ..config.addresses import Address
@@ -44,6 +44,8 @@ from .layout import (
 
 # Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
 Endpoints = dict[bytes, int]
+# The slot of a key, of 64 bits shifted right so far.
+Home = Callable[[bytes, int], int]
 MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
@@ -212,6 +214,9 @@ def _home4(key: bytes, shift: int) -> int:
 
 
 def _home6(key: bytes, shift: int) -> int:
+    upper: int
+    lower: int
+    rest: int
     upper, lower, rest = struct.unpack("<QQI", key)
     number = (upper ^ rest << 32) * ENDPOINT_MULTIPLIER & MASK64
     return ((number ^ number >> 32 ^ lower) * ENDPOINT_MULTIPLIER & MASK64) >> shift
@@ -242,7 +247,7 @@ def _port_bits(found: Endpoints, kind: int) -> int:
     return bits
 
 
-def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home) -> bytes:
+def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home: Home) -> bytes:
     if len(found) > sizes.max_endpoints:
         raise EngineError(
             f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
@@ -259,7 +264,7 @@ def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_
     )
 
 
-def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home) -> bytearray | None:
+def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home: Home) -> bytearray | None:
     """Linear probing; None if some key would lie farther from its home than the program looks."""
     table = bytearray(table_bytes)
     shift = 64 - (slots.bit_length() - 1)
@@ -318,16 +323,15 @@ def _place_in_order(backend: Backend) -> tuple[int, bytes, int]:
     return address.family, address.packed, backend.port or 0
 
 
-def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array:
+def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array[int]:
     """The ids of backends, slot by slot; the order in which an inventory lists them makes no difference."""
-    if service.scheduler != "maglev":
-        active, ids = zip(*sorted(zip(active, ids), key=lambda entry: _place_in_order(entry[0])))
-    weights = [backend.share for backend in active]
     if service.scheduler == "maglev":
         names = [f"{backend.target}:{backend.port or service.port}" for backend in active]
-        return fill(lookup.members(names, weights, ids, service.table_size))
+        return fill(lookup.members(names, [backend.share for backend in active], ids, service.table_size))
+    in_order = sorted(zip(active, ids), key=lambda entry: _place_in_order(entry[0]))
+    weights = [backend.share for backend, _number in in_order]
     cycle = lookup.round_robin(weights) if service.scheduler == "round_robin" else lookup.hashed(weights)
-    return array("I", map(ids.__getitem__, cycle))
+    return array("I", (in_order[turn][1] for turn in cycle))
 
 
 def pack_ring(
