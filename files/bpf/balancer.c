@@ -18,6 +18,7 @@
 #include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 
+#include "address.h"
 #include "choose.h"
 #include "count.h"
 #include "echo.h"
@@ -29,7 +30,9 @@
 #include "ipip.h"
 #include "latency.h"
 #include "layout.h"
+#include "packet.h"
 #include "parse.h"
+#include "verifier.h"
 
 /* No host on a network sends from such an address (RFC 6890); nor does the VIP send to itself. */
 static __always_inline int is_martian(const int family, const struct packet *packet)

@@ -8,9 +8,10 @@
 #include "flow_table.h"
 #include "layout.h"
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 #include "select.h"
 #include "sessions.h"
+#include "verifier.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
 #define FLOWS_ARE_REMEMBERED

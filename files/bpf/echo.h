@@ -3,9 +3,11 @@
 #ifndef LBOPS_ECHO_H
 #define LBOPS_ECHO_H
 
+#include "address.h"
 #include "count.h"
 #include "csum.h"
 #include "next_hop.h"
+#include "packet.h"
 #include "too_big.h"
 
 #define ECHO_REQUEST 8

@@ -8,7 +8,8 @@
 #include "endpoints.h"
 #include "layout.h"
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
+#include "verifier.h"
 
 #define LENGTHS4_STEPS 6 /* halvings of 32 lengths */
 #define LENGTHS6_STEPS 8 /* of 128 */

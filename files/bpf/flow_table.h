@@ -10,7 +10,7 @@
 #include "endpoints.h"
 #include "layout.h"
 #include "maps.h"
-#include "parse.h"
+#include "verifier.h"
 
 #define FLOWS_PER_BUCKET 8
 #define FLOW_NUMBER_BITS 21

@@ -3,11 +3,13 @@
 #ifndef LBOPS_FORWARD_H
 #define LBOPS_FORWARD_H
 
+#include "address.h"
 #include "choose.h"
 #include "count.h"
 #include "csum.h"
 #include "layout.h"
 #include "next_hop.h"
+#include "packet.h"
 #include "parse.h"
 
 /* What becomes of a packet; what is NULL or 0 stays. The deltas are those of struct backend. */

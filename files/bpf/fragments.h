@@ -8,7 +8,7 @@
 
 #include "endpoints.h"
 #include "flow_table.h"
-#include "parse.h"
+#include "packet.h"
 
 #define FRAGMENT_TIMEOUT 2 /* ticks */
 

@@ -34,14 +34,6 @@ static __always_inline void *frame_end(const hook_context *ctx)
 	return end;
 }
 
-/*
- * A function of its own in the program, which the verifier follows once for all who call it: it takes four numbers and
- * gives one. In BCC's section for the program, behind it: definitions come after balancer() (search.h), so that the
- * program begins with that. plugins/module_utils/kernel/btf.py tells the kernel the types (global functions, kernel 5.6).
- */
-#define END_OF_PROGRAM 0x6c626f7073656e64ULL
-#define SUBPROGRAM static __attribute__((__noinline__, used, section(".bpf.fn.balancer")))
-
 #ifdef HOOK_TC
 
 #define PASS -1 /* TC_ACT_UNSPEC: the next filter decides, if there is one */

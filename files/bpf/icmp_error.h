@@ -6,8 +6,11 @@
 #ifndef LBOPS_ICMP_ERROR_H
 #define LBOPS_ICMP_ERROR_H
 
+#include "address.h"
 #include "choose.h"
 #include "forward.h"
+#include "packet.h"
+#include "parse.h"
 
 #define UNREACHABLE 3
 #define TIME_EXCEEDED 11

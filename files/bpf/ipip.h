@@ -3,10 +3,12 @@
 #ifndef LBOPS_IPIP_H
 #define LBOPS_IPIP_H
 
+#include "address.h"
 #include "choose.h"
 #include "count.h"
 #include "csum.h"
 #include "link_header.h"
+#include "packet.h"
 #include "too_big.h"
 
 /* What the outer header takes over from the inner one. */

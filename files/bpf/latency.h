@@ -8,7 +8,7 @@
 
 #include "layout.h"
 #include "maps.h"
-#include "parse.h"
+#include "verifier.h"
 
 #ifdef FEATURE_LATENCY
 #define LATENCY_SAMPLE 256

@@ -3,8 +3,9 @@
 #ifndef LBOPS_LINK_HEADER_H
 #define LBOPS_LINK_HEADER_H
 
+#include "address.h"
 #include "next_hop.h"
-#include "parse.h"
+#include "packet.h"
 
 struct link_header {
 	__be16 destination[3];

@@ -4,7 +4,9 @@
 #define LBOPS_PARSE_H
 
 #include "hook.h"
+#include "packet.h"
 #include "reasons.h"
+#include "verifier.h"
 
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_FRAGMENT_OFFSET 0x1fff
@@ -19,18 +21,6 @@
 #define ROUTING_HEADER 43
 #define FRAGMENT_HEADER 44
 #define DESTINATION_OPTIONS 60
-
-/* struct ethhdr is packed, so its addresses would be copied byte by byte. */
-struct ethernet {
-	__be16 destination[3];
-	__be16 source[3];
-	__be16 type;
-};
-
-struct vlan_tag {
-	__be16 control;
-	__be16 type;
-};
 
 struct extension_header {
 	__u8 next;
@@ -47,12 +37,6 @@ struct fragment_header {
 	__be32 identification;
 };
 
-enum fragment {
-	NOT_FRAGMENTED,
-	FIRST_FRAGMENT,
-	LATER_FRAGMENT,
-};
-
 /* What parsing found out; offsets are in bytes. */
 struct parsed {
 	__u32 link_length;    /* of the Ethernet header with its tags */
@@ -62,68 +46,7 @@ struct parsed {
 	__u32 fragment;
 };
 
-struct packet {
-	struct ethernet *eth;
-	union {
-		void *network;
-		struct iphdr *ip;
-		struct ipv6hdr *ip6;
-	};
-	union {
-		void *l4;
-		struct tcphdr *tcp;
-		struct udphdr *udp; /* its ports are TCP's, too */
-		struct icmphdr *icmp; /* as is the head of ICMPv6 */
-	};
-	void *end;
-	__u32 link_length;
-	__u32 identification;
-	__u8 protocol;
-	__u8 fragment;
-};
-
-/*
- * The verifier follows every way through the program with all that it knows of the values on it. After parsing, it is
- * to forget by which way it came, or it would check the rest of the program anew for each.
- */
-#define FORGET(value, unknown) asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(value) : "r"(unknown))
-
 #define PARSED -1
-
-static __always_inline __be32 *source_of(const int family, const struct packet *packet)
-{
-	return family == 4 ? &packet->ip->saddr : (__be32 *)&packet->ip6->saddr;
-}
-
-static __always_inline __be32 *destination_of(const int family, const struct packet *packet)
-{
-	return family == 4 ? &packet->ip->daddr : (__be32 *)&packet->ip6->daddr;
-}
-
-static __always_inline __u8 *hop_limit(const int family, const struct packet *packet)
-{
-	return family == 4 ? &packet->ip->ttl : &packet->ip6->hop_limit;
-}
-
-static __always_inline __u64 network_length(const int family, const struct packet *packet)
-{
-	return family == 4 ? ntohs(packet->ip->tot_len) :
-			     ntohs(packet->ip6->payload_len) + sizeof(struct ipv6hdr);
-}
-
-static __always_inline int is_icmp(const int family, const struct packet *packet)
-{
-	return packet->protocol == (family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
-}
-
-static __always_inline __u64 frame_bytes(hook_context *ctx, const struct packet *packet)
-{
-#if defined(HOOK_TC) || defined(FEATURE_MULTI_BUFFER)
-	return frame_length(ctx);
-#else
-	return packet->end - (void *)packet->eth;
-#endif
-}
 
 static __always_inline int is_plain4(const struct iphdr *ip, const void *end)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Loops over many places, as subprograms (hook.h): how often they are called costs the verifier nothing. */
+/* Loops over many places, as subprograms (verifier.h): how often they are called costs the verifier nothing. */
 #ifndef LBOPS_SEARCH_H
 #define LBOPS_SEARCH_H
 
 #include "flow_table.h"
 #include "select.h"
 #include "sessions.h"
+#include "verifier.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
 /*

@@ -6,6 +6,7 @@
 #include "endpoints.h"
 #include "layout.h"
 #include "maps.h"
+#include "verifier.h"
 
 /* What tells flows to a service apart. */
 struct flow {

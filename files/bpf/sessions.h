@@ -7,13 +7,15 @@
 #ifndef LBOPS_SESSIONS_H
 #define LBOPS_SESSIONS_H
 
+#include "address.h"
 #include "clock.h"
 #include "csum.h"
 #include "layout.h"
 #include "maps.h"
 #include "next_hop.h"
-#include "parse.h"
+#include "packet.h"
 #include "select.h"
+#include "verifier.h"
 
 /* Ports tried before a pool counts as exhausted; the next packet goes on from there. */
 #define PORTS_TRIED 32

@@ -6,9 +6,11 @@
 #ifndef LBOPS_TOO_BIG_H
 #define LBOPS_TOO_BIG_H
 
+#include "address.h"
 #include "budget.h"
 #include "csum.h"
 #include "link_header.h"
+#include "packet.h"
 
 /* The longest IPv4 header and 8 bytes; as much as one call of bpf_csum_diff() sums up. */
 #define QUOTE4 68

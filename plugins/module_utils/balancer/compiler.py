@@ -24,7 +24,7 @@ from ..tables.layout import Sizes
 
 SOURCE = "balancer.c"
 FUNCTION = b"balancer"
-# END_OF_PROGRAM of files/bpf/hook.h, as both halves of a 64-bit load have it.
+# END_OF_PROGRAM of files/bpf/verifier.h, as both halves of a 64-bit load have it.
 END_OF_PROGRAM = 0x6C626F7073656E64
 LONGEST_PROGRAM = 1 << 20  # bytes
 # What can be left out of a program, and the name under which the C code knows it.

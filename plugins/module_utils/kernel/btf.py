@@ -4,7 +4,7 @@
 """The little type information (BTF) with which the kernel verifies a subprogram once, not at every call.
 
 Documentation/bpf/btf.rst has the format. Every subprogram is u64 f(u64, u64, u64, u64), see SUBPROGRAM in
-files/bpf/hook.h.
+files/bpf/verifier.h.
 """
 
 from __future__ import annotations
