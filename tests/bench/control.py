@@ -41,7 +41,9 @@ AIMS = {
     "apply_100k_one_changed": report.Aim(6.0),
     "map_write_10k": report.Aim(0.1),
     **{f"growth_{kind}": report.Aim(1.05) for kind in modules.KINDS},
-    "site_unchanged_one_host": report.Aim(15.0),
+    "site_unchanged_one_host": report.Aim(6.0),
+    "backends_unchanged_one_host": report.Aim(2.5),
+    "backends_one_changed_one_host": report.Aim(2.5),
 }
 PEAK_AIM = 1024.0  # MiB
 
