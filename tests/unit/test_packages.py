@@ -28,7 +28,6 @@ KNOW_ANSIBLE = {"adapter.py", "host/adapter.py", "nic/adapter.py"}
 LONGEST = 400  # lines
 # Files that are still longer. Take one off once it is not; add none.
 TOO_LONG = {
-    "plugins/module_utils/config/model.py",
     "plugins/module_utils/nic/profile.py",
 }
 SHIPPED = sorted(path for pattern in ("plugins/**/*.py", "roles/*/files/**/*.py") for path in ROOT.glob(pattern))
