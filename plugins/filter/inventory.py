@@ -12,9 +12,10 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
-from ansible_collections.lbops.xdp.plugins.module_utils.config import health, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, health, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.exporter_options import check_listening, check_web
 from ansible_collections.lbops.xdp.plugins.module_utils.config.filters import parse_filters
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError, Problems
 
 # What the role adds to the keys of a service.
@@ -138,10 +139,8 @@ def _service_problems(
     if problems:
         return problems
     try:
-        config = model.Config(
-            model.parse_services(services(declared)), model.parse_backends(backends(declared, groups, hostvars))
-        )
-        model.check(config)
+        config = model.Config(parse_services(services(declared)), parse_backends(backends(declared, groups, hostvars)))
+        cross_check.check(config)
         parse_filters(filters or [])
         return health.problems(health.parse(declared), config)
     except Problems as error:

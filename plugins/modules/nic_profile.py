@@ -112,7 +112,7 @@ pending:
 """
 
 from ansible_collections.lbops.xdp.plugins.module_utils.adapter import INTERFACE_ARGUMENT, run
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import profile
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import profile, way_back
 from ansible_collections.lbops.xdp.plugins.module_utils.nic.profiles import PROFILES
 
 
@@ -121,7 +121,7 @@ def operate(params, check):
     if params["state"] == "confirmed":
         return profile.confirm(interface, check)
     if params["state"] == "restored":
-        return profile.restore(interface, check)
+        return way_back.restore(interface, check)
     return profile.apply(interface, params["profile"], params["overrides"], params["revert_after"], check)
 
 

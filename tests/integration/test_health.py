@@ -248,7 +248,7 @@ def test_the_way_over_ipv6(lab, checked, over_ipv6, check):
     options = {"check": check, "end_to_end": True, "timeout": 0.5, **({"request": "?"} if check == "udp" else {})}
     code = (
         "import asyncio\nfrom engine.config.health import parse_one\n"
-        "from engine.config.model import parse_backends, parse_services\n"
+        "from engine.config.parsing import parse_backends, parse_services\n"
         "from health.checks import problem_of\nfrom health.common import Target\n"
         f"services = parse_services([{{'name': 'six', 'address': '{over_ipv6['vip']}', 'protocol': '{protocol}', "
         "'port': 8080, 'forwarding': 'dsr'}])\n"

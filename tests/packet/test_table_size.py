@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout, tables
 
@@ -61,7 +61,7 @@ def test_a_table_of_another_size_takes_the_place_of_the_old_one():
     program = Program(services, backends)
     try:
         for size, room in ((251, 1021), (131071, 131071), (4093, 4093), (65537, 65537), (65521, 65537), (16381, 16381)):
-            service = next(iter(model.parse_services([{**services[0], "table_size": size}]).values()))
+            service = next(iter(parse_services([{**services[0], "table_size": size}]).values()))
             packed = tables.pack_ring(service, program.config.backends.values(), program.backend_ids)
             ids: dict[int, int] = {}
             program.maps.write_rings({program.rings["web"]: packed}, ids)

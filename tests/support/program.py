@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan
-from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
@@ -54,8 +55,8 @@ class Program:
         more_features: frozenset[str] = frozenset(),
     ) -> None:
         """Features None: what the configuration needs, and more_features."""
-        self.config = model.Config(model.parse_services(services), model.parse_backends(backends))
-        model.check(self.config)
+        self.config = model.Config(parse_services(services), parse_backends(backends))
+        cross_check.check(self.config)
         self.filters = filters.parse_filters(list(declared_filters))
         if features is None:
             features = used_features(self.config, self.filters) | more_features

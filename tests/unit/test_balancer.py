@@ -18,6 +18,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import document
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, files
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
@@ -43,7 +44,7 @@ def paths(tmp_path) -> state.Paths:
 
 
 def known_state() -> state.State:
-    config = model.Config(model.parse_services(SERVICES), model.parse_backends(BACKENDS))
+    config = model.Config(parse_services(SERVICES), parse_backends(BACKENDS))
     program = state.ProgramState("digest", ["dnat"], Sizes(), {"eth0": state.Hook("native", "why")})
     allocation = plan.make(model.Config({}, {}), plan.Allocation(), config, Sizes()).allocation
     return state.State(Document(Settings(("eth0",)), config), program, allocation)

@@ -9,12 +9,8 @@ import hashlib
 from typing import Any
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.config.model import (
-    BackendKey,
-    Config,
-    parse_backends,
-    parse_services,
-)
+from ansible_collections.lbops.xdp.plugins.module_utils.config.model import BackendKey, Config
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.digest import tables_digest
 
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53}

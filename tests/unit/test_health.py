@@ -331,7 +331,7 @@ def test_a_damaged_health_file_is_as_good_as_none(tmp_path, content):
     [("www.example.net", "www.example.net"), ("www.example.net:8443", "www.example.net"), ("[fd00::1]:80", "fd00::1")],
 )
 def test_the_name_of_a_certificate(host, name):
-    from engine.config.model import parse_backends, parse_services
+    from engine.config.parsing import parse_backends, parse_services
 
     services = parse_services([{key: value for key, value in SERVICE.items() if key != "backends"}])
     [backend] = parse_backends([{"service": "web", "address": "fd00::2"}]).values()
@@ -479,7 +479,7 @@ def test_checks_keep_their_rhythm_and_never_pause_too_long(monkeypatch):
 
 
 def target(weight: int = 1, host: int = 1, **service: Any) -> Target:
-    from engine.config.model import parse_backends, parse_services
+    from engine.config.parsing import parse_backends, parse_services
 
     declared = {key: value for key, value in SERVICE.items() if key != "backends"}
     [parsed] = parse_services([{**declared, **service}]).values()

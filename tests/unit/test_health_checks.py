@@ -31,7 +31,8 @@ engine = types.ModuleType("engine")
 engine.__path__ = list(module_utils.__path__)
 sys.modules.setdefault("engine", engine)
 
-from engine.config.model import Backend, parse_services  # noqa: E402
+from engine.config.model import Backend  # noqa: E402
+from engine.config.parsing import parse_services  # noqa: E402
 
 from roles.health.files import web  # noqa: E402
 from roles.health.files.checks import CHECKS, problem_of  # noqa: E402

@@ -15,6 +15,7 @@ from ansible_collections.lbops.xdp.plugins.filter import inventory
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import SERVICE_KEYS, parse_services
 
 ROOT = Path(__file__).resolve().parents[2]
 DNS = {"name": "dns", "address": "192.0.2.10", "protocol": "udp", "port": 53, "backends": "resolvers"}
@@ -29,7 +30,7 @@ def problems(*declared: dict[str, Any], rules: list[dict[str, Any]] | None = Non
 
 def features(declared: list[dict[str, Any]], rules: list[dict[str, Any]] | None = None) -> list[str]:
     """What these need to have compiled in."""
-    config = model.Config(model.parse_services(inventory.services(declared)), {})
+    config = model.Config(parse_services(inventory.services(declared)), {})
     return sorted(used_features(config, filters.parse_filters(rules or [])))
 
 
@@ -289,7 +290,7 @@ def test_every_filter_is_documented():
 def test_the_role_documents_the_keys_of_services():
     specs = yaml.safe_load((ROOT / "roles/balancer/meta/argument_specs.yml").read_text(encoding="utf-8"))
     options = specs["argument_specs"]["main"]["options"]["balancer_services"]["options"]
-    assert set(options) == model.SERVICE_KEYS | set(inventory.INVENTORY_KEYS)
+    assert set(options) == SERVICE_KEYS | set(inventory.INVENTORY_KEYS)
 
 
 def test_features_are_such_as_can_be_compiled_in():

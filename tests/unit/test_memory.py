@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, map_set, map_specs, plan
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import memory
@@ -27,7 +28,7 @@ def service(name: str = "web", last: int = 10, **keys) -> dict:
 
 
 def document(services: list[dict], backends: list[dict], **sizes: int) -> Document:
-    config = model.Config(model.parse_services(services), model.parse_backends(backends))
+    config = model.Config(parse_services(services), parse_backends(backends))
     return Document(Settings(("eth0",), sizes=Sizes(**sizes)), config)
 
 
@@ -48,7 +49,7 @@ def needs(wanted: Document, before: Document | None = None, **others) -> memory.
 
 @pytest.mark.parametrize(("slots", "kib"), [(251, 8), (1021, 8), (4093, 32), (16381, 68), (65537, 260), (131071, 516)])
 def test_a_lookup_table_takes_what_the_documentation_says(slots, kib):
-    made = model.parse_services([service(table_size=slots)])
+    made = parse_services([service(table_size=slots)])
     assert memory.lookup_tables(made.values()) == {"table_size": kib * KIB}
 
 

@@ -9,7 +9,8 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import ticks
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import hashed
@@ -28,10 +29,10 @@ BACKENDS = [{"address": f"10.0.0.{host}"} for host in (1, 2, 3)]
 
 def config(service: dict, backends: list[dict]) -> model.Config:
     built = model.Config(
-        model.parse_services([{**WEB, **service}]),
-        model.parse_backends([{"service": "web", **backend} for backend in backends]),
+        parse_services([{**WEB, **service}]),
+        parse_backends([{"service": "web", **backend} for backend in backends]),
     )
-    model.check(built)
+    cross_check.check(built)
     return built
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan
-from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 from hypothesis import given
@@ -36,12 +37,12 @@ def out(**other: Any) -> dict[str, Any]:
 
 
 def parsed(**other: Any) -> model.Service:
-    return model.parse_services([service(**other)])["web"]
+    return parse_services([service(**other)])["web"]
 
 
 def check(services: list[dict], backends: list[dict]) -> model.Config:
-    config = model.Config(model.parse_services(services), model.parse_backends(backends))
-    model.check(config)
+    config = model.Config(parse_services(services), parse_backends(backends))
+    cross_check.check(config)
     return config
 
 
@@ -282,13 +283,13 @@ def test_redirect_goes_to_interfaces():
 )
 def test_nothing_beside_an_interface(key, value):
     with refused("backends[0] (web ", f"{key} {value!r} beside interface: redirect leaves frames as they are"):
-        model.parse_backends([out(**{key: value})])
+        parse_backends([out(**{key: value})])
 
 
 @pytest.mark.parametrize("value", ["", "a/b", "a b", "x" * 16], ids=repr)
 def test_interface_that_is_none(value):
     with refused(f"interface {value!r} is not a name of an interface"):
-        model.parse_backends([out(interface=value)])
+        parse_backends([out(interface=value)])
 
 
 def test_interfaces_and_addresses_each_where_they_belong():
@@ -300,7 +301,7 @@ def test_interfaces_and_addresses_each_where_they_belong():
 
 def test_one_interface_twice():
     with refused("backends[1] (web eth1): duplicate backend of service web"):
-        model.parse_backends([out(), out(weight=2)])
+        parse_backends([out(), out(weight=2)])
 
 
 # --- written and read
@@ -318,13 +319,13 @@ KINDS = st.one_of(
 
 @given(KINDS, PORTS | RANGES | st.just("any"), st.sampled_from(("maglev", "hash")))
 def test_services_of_all_modes_survive_being_written_and_read(kind, port, scheduler):
-    found = model.parse_services([service(port=port, scheduler=scheduler, **kind)])
-    assert model.parse_services([entry.as_dict() for entry in found.values()]) == found
+    found = parse_services([service(port=port, scheduler=scheduler, **kind)])
+    assert parse_services([entry.as_dict() for entry in found.values()]) == found
 
 
 def test_an_interface_survives_being_written_and_read():
-    found = model.parse_backends([out(weight=3, name="uplink")])
-    assert model.parse_backends([entry.as_dict() for entry in found.values()]) == found
+    found = parse_backends([out(weight=3, name="uplink")])
+    assert parse_backends([entry.as_dict() for entry in found.values()]) == found
 
 
 # --- what is planned

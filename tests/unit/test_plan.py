@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan
-from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 from hypothesis import given, settings
@@ -20,8 +21,8 @@ EMPTY = model.Config({}, {})
 
 
 def config(services: list[dict], backends: list[dict]) -> model.Config:
-    made = model.Config(model.parse_services(services), model.parse_backends(backends))
-    model.check(made)
+    made = model.Config(parse_services(services), parse_backends(backends))
+    cross_check.check(made)
     return made
 
 

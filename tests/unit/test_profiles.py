@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import preflight, profile, profiles, tuned
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import preflight, profiles, tuned
 from ansible_collections.lbops.xdp.plugins.module_utils.nic.profiles import Choice
+from ansible_collections.lbops.xdp.plugins.module_utils.nic.work import lines
 
 PORTS = ["ip_src", "ip_dst", "port_src", "port_dst"]
 FOUR_CPUS = {"cores": [0, 1, 2, 3], "preferred": [0, 1, 2, 3], "online": "0-3", "possible": "0-3", "isolated": ""}
@@ -290,6 +291,6 @@ def test_a_difference_has_each_value_with_its_reason():
         {"option": "rings.rx", "before": 256, "after": 512, "changes": True, "why": "a"},
         {"option": "features.lro", "before": False, "after": False, "changes": False, "why": "b"},
     ]
-    before, after = profile.lines(plan)
+    before, after = lines(plan)
     assert before == {"rings.rx": "256", "features.lro": "False  # b"}
     assert after == {"rings.rx": "512  # a", "features.lro": "False  # b"}

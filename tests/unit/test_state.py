@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
@@ -35,7 +36,7 @@ FILTERS = [
 
 @pytest.fixture
 def full() -> state.State:
-    config = model.Config(model.parse_services(SERVICES), model.parse_backends(BACKENDS))
+    config = model.Config(parse_services(SERVICES), parse_backends(BACKENDS))
     declared = filters.parse_filters(FILTERS)
     settings = Settings(("eth0", "eth1.7"), mode="tc", prepare=True, latency=True, sizes=Sizes(max_flows=9))
     hooks = {"eth0": state.Hook("tc", "why", 1.5), "eth1.7": state.Hook("", "detached")}

@@ -9,7 +9,8 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.config import model
+from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, model
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import (
@@ -29,8 +30,8 @@ TCP, UDP, ICMP = 6, 17, 1
 
 
 def config(services: list[dict], backends: list[dict]) -> model.Config:
-    built = model.Config(model.parse_services(services), model.parse_backends(backends))
-    model.check(built)
+    built = model.Config(parse_services(services), parse_backends(backends))
+    cross_check.check(built)
     return built
 
 

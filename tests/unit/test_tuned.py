@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,15 @@ from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineErro
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import device as network_device
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel.device import Device
-from ansible_collections.lbops.xdp.plugins.module_utils.nic import link_file, profile, revert_timer, service, tuned
+from ansible_collections.lbops.xdp.plugins.module_utils.nic import (
+    link_file,
+    profile,
+    revert_timer,
+    service,
+    tuned,
+    way_back,
+    work,
+)
 from ansible_collections.lbops.xdp.plugins.module_utils.nic.tuned import Tuned, Tuning
 
 FACTS = {
@@ -223,14 +232,21 @@ class Host:
         return [("rings", EngineError(failing))] if failing else []
 
 
+def replace(monkeypatch, name: str, function: Callable[..., Any]) -> None:
+    """In every module that has it by that name."""
+    for module in (profile, tuned, way_back, work):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, function)
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch) -> Host:
     made = Host()
     monkeypatch.setattr(tuned, "STATE", tmp_path)
     monkeypatch.setattr(tuned, "RUN", tmp_path)
     monkeypatch.setattr(tuned, "apply", made.apply)
-    monkeypatch.setattr(profile, "of_device", made.facts)
-    monkeypatch.setattr(profile, "find", made.find)
+    replace(monkeypatch, "of_device", made.facts)
+    replace(monkeypatch, "find", made.find)
     monkeypatch.setattr(service, "_wait_for", made.find)
     monkeypatch.setattr(tuned, "links", lambda: made.devices)
     monkeypatch.setattr(tuned, "boot_id", lambda: made.boot)
@@ -267,33 +283,33 @@ def test_check_real_again_check(host: Host):
 
 def test_what_nobody_confirms_is_taken_back_and_cannot_be_confirmed_later(host: Host):
     tune(512)
-    assert profile.revert("eth0") == (True, [])
+    assert way_back.revert("eth0") == (True, [])
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
     with pytest.raises(EngineError, match="eth0: there is nothing to confirm: the change was taken back"):
         profile.confirm("eth0", check=False)
-    assert profile.revert("eth0") == (False, [])
+    assert way_back.revert("eth0") == (False, [])
 
 
 def test_a_second_change_is_taken_back_to_the_first(host: Host):
     tune(512)
     profile.confirm("eth0", check=False)
     tune(1024)
-    assert profile.revert("eth0") == (True, [])
+    assert way_back.revert("eth0") == (True, [])
     assert host.rings["rx"] == 512
     with pytest.raises(EngineError, match="nothing to confirm"):
         profile.confirm("eth0", check=False)
     assert tuned.load("eth0").devices["eth0"].saved == {"rings": {"rx": 512}}
     tune(1024)
     assert profile.confirm("eth0", check=False).changed
-    assert profile.restore("eth0", check=False).changed
+    assert way_back.restore("eth0", check=False).changed
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
-    assert not profile.restore("eth0", check=False).changed
+    assert not way_back.restore("eth0", check=False).changed
 
 
 def test_a_confirmed_change_is_not_taken_back(host: Host):
     tune(512)
     profile.confirm("eth0", check=False)
-    assert profile.revert("eth0") == (False, []) and host.rings["rx"] == 512
+    assert way_back.revert("eth0") == (False, []) and host.rings["rx"] == 512
 
 
 def test_a_change_that_fails_is_taken_back_at_once(host: Host):
@@ -309,7 +325,7 @@ def test_a_device_that_goes_away_meanwhile_fails_the_change(host: Host, monkeypa
             raise EngineError("eth0 went away while it was worked on")
         return host.facts(device)
 
-    monkeypatch.setattr(profile, "of_device", facts)
+    replace(monkeypatch, "of_device", facts)
     with pytest.raises(EngineError, match=r"went away .* \(all of the change was taken back\)"):
         tune(512)
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
@@ -363,7 +379,7 @@ def test_a_change_after_a_reboot_is_taken_back_to_what_is_there_now(host: Host):
     tune(512)
     host.boot, host.rings["rx"] = "second", 128
     tune(1024)
-    assert profile.revert("eth0") == (True, []) and host.rings["rx"] == 128
+    assert way_back.revert("eth0") == (True, []) and host.rings["rx"] == 128
 
 
 def test_without_its_timer_a_change_cannot_be_confirmed(host: Host):
@@ -404,18 +420,18 @@ def test_files_for_udev_go_with_the_change(host: Host, tmp_path: Path, monkeypat
     tune(512)
     # Of a run that was killed.
     file.write_text("stale")
-    profile.revert("eth0")
+    way_back.revert("eth0")
     assert not file.exists()
     tune(512)
     profile.confirm("eth0", check=False)
     tune(1024)
     file.write_text("stale")
-    profile.revert("eth0")
+    way_back.revert("eth0")
     assert file.read_text() == "rx=512"
     tuned.path_of("eth0").unlink()
-    assert profile.restore("eth0", check=True).changed and file.exists()
-    assert profile.restore("eth0", check=False).changed and not file.exists()
-    assert not profile.restore("eth0", check=False).changed
+    assert way_back.restore("eth0", check=True).changed and file.exists()
+    assert way_back.restore("eth0", check=False).changed and not file.exists()
+    assert not way_back.restore("eth0", check=False).changed
 
 
 def a_bond(host: Host) -> None:
@@ -446,8 +462,8 @@ def test_restoring_finds_a_device_by_its_own_address(host: Host):
     with pytest.raises(EngineError, match="eth1: its device is tuned as eth0 already; go on with that name"):
         tune(1024, interface="eth1")
     with pytest.raises(EngineError, match="is tuned as eth0 already"):
-        profile.restore("eth1", check=False)
-    assert profile.restore("eth0", check=False).changed
+        way_back.restore("eth1", check=False)
+    assert way_back.restore("eth0", check=False).changed
     assert host.rings["rx"] == 256 and tuned.load("eth0") is None
 
 
@@ -458,9 +474,9 @@ def test_restoring_a_device_that_is_gone_keeps_what_it_was(host: Host):
     del host.devices[0]
     for check in (True, False):
         with pytest.raises(EngineError, match=r"eth0 \(00:07\) is not there; bring it back, or remove .*nic-eth0.json"):
-            profile.restore("eth0", check=check)
+            way_back.restore("eth0", check=check)
     host.devices.append(device_link(9, "eth0", "00:07"))
-    assert profile.restore("eth0", check=False).changed and host.rings["rx"] == 256
+    assert way_back.restore("eth0", check=False).changed and host.rings["rx"] == 256
 
 
 def test_a_member_that_was_renamed(host: Host):
@@ -473,7 +489,7 @@ def test_a_member_that_was_renamed(host: Host):
         "m0": 256,
         "m9": 256,
     }
-    assert profile.revert("bond0") == (True, [])
+    assert way_back.revert("bond0") == (True, [])
 
 
 def test_a_member_is_not_tuned_apart_from_its_bond(host: Host):
@@ -484,11 +500,11 @@ def test_a_member_is_not_tuned_apart_from_its_bond(host: Host):
 
 
 def test_another_name_of_a_device_is_the_same_to_the_state(host: Host, monkeypatch):
-    monkeypatch.setattr(profile, "find", lambda interface: host.find({"enp1s0": "eth0"}.get(interface, interface)))
+    replace(monkeypatch, "find", lambda interface: host.find({"enp1s0": "eth0"}.get(interface, interface)))
     tune(512, interface="enp1s0")
     assert list(tuned.STATE.glob("nic-*")) == [tuned.path_of("eth0")]
-    assert profile.confirm("enp1s0", check=False).changed and profile.restore("enp1s0", check=False).changed
-    for operation in (profile.confirm, profile.restore):
+    assert profile.confirm("enp1s0", check=False).changed and way_back.restore("enp1s0", check=False).changed
+    for operation in (profile.confirm, way_back.restore):
         with pytest.raises(EngineError, match="interface '../eth0' does not exist"):
             operation("../eth0", check=False)
 
@@ -545,7 +561,7 @@ def test_what_cannot_be_put_back_is_said(host: Host):
     document = tuned.load("eth0")
     document.devices["eth0"].before["rings"]["rx"] = 300
     tuned.save(document)
-    warnings = profile.restore("eth0", check=False).warnings
+    warnings = way_back.restore("eth0", check=False).warnings
     assert warnings == ["eth0: rings.rx was 300, and 296 is what the device makes of that now"]
     assert host.rings["rx"] == 296 and tuned.load("eth0") is None
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..config.filters import parse_filters
-from ..config.model import parse_services
+from ..config.parsing import parse_services
 from ..errors import EngineError
 from ..kernel import files, link, neighbours
 from ..outcome import Outcome

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..config.cross_check import check
 from ..config.features import used_features
 from ..config.filters import Filter, Filters, parse_filters
-from ..config.model import Backend, Config, Service, check, parse_backends, parse_services
+from ..config.model import Backend, Config, Service
+from ..config.parsing import parse_backends, parse_services
 from ..errors import EngineError
 from ..tables.layout import MAX_INTERFACES, Sizes
 

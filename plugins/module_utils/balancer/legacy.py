@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.filters import parse_filters
-from ..config.model import BackendKey, Config, Pool, parse_backends, parse_services
+from ..config.model import BackendKey, Config, Pool
+from ..config.parsing import parse_backends, parse_services
 from ..errors import EngineError
 from ..kernel import files
 from ..tables.layout import Sizes

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..config.cross_check import check
 from ..config.filters import parse_filters
-from ..config.model import Backend, BackendKey, Config, check, parse_backends, parse_services
+from ..config.model import Backend, BackendKey, Config
+from ..config.parsing import parse_backends, parse_services
 from ..errors import EngineError
 from ..outcome import Outcome
 from .consequences import resets

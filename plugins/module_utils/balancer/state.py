@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.filters import FilterKey, Filters, parse_filters
-from ..config.model import Backend, BackendKey, Config, Pool, parse_services
+from ..config.model import Backend, BackendKey, Config, Pool
+from ..config.parsing import parse_services
 from ..errors import EngineError
 from ..kernel import files
 from ..tables.digest import tables_digest

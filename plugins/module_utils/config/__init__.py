@@ -4,5 +4,5 @@
 """What the inventory may say: services, backends, filters and health checks, parsed and checked before use.
 
 Pure: no I/O and no libc, so the controller's filter plugins load it alone. Imports no other package of the engine.
-Start reading with vocabulary.py, then model.py.
+Start reading with vocabulary.py and model.py, then parsing.py (one entry) and cross_check.py (all of them together).
 """

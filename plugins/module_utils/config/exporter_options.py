@@ -9,7 +9,7 @@ import ipaddress
 from typing import Any
 
 from ..errors import EngineError
-from .model import NUMBER_PATTERN
+from .entries import NUMBER_PATTERN
 
 FILES = ("cert_file", "key_file")
 # Of bcrypt digests.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .addresses import parse_prefix
-from .model import Entry, parse_entries, raise_all
+from .entries import Entry, parse_entries, raise_all
 from .vocabulary import FILTER_ACTIONS
 
 FILTER_KEYS = frozenset(("name", "prefix", "action", "protocol", "rate", "burst"))

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import EngineError, Problems
 from .addresses import Address
-from .model import Backend, Config, Entry, Service
+from .entries import Entry
+from .model import Backend, Config, Service
 
 # The keys that each kind of check has besides those that all have.
 KINDS: dict[str, frozenset[str]] = {

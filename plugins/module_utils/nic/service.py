@@ -13,7 +13,7 @@ import time
 
 from ..errors import EngineError
 from ..kernel.device import Device, find
-from . import profile, tuned
+from . import tuned, way_back
 
 # Drivers take their time at boot, and most make their vectors only when the link is brought up.
 TIMEOUT = 60.0  # seconds
@@ -59,7 +59,7 @@ def main() -> int:
         if operation == "apply":
             failures = apply(interface)
         else:
-            pending, failures = profile.revert(interface)
+            pending, failures = way_back.revert(interface)
             result = "done" if pending else "nothing to do"
     except (EngineError, OSError) as error:
         failures = [str(error)]

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..kernel import cpus, files
-from ..kernel.device import Device, Link, links
+from ..kernel.device import Device, Link, find, links, missing
 from . import tuning
 from .device_info import TUNERS, fact_of
 from .irq_affinity import list_text
@@ -103,6 +103,18 @@ def path_of(interface: str) -> Path:
     return STATE / f"{files.NIC_PREFIX}{interface}.json"
 
 
+def key(interface: str) -> str:
+    """What the state is kept under: the device's own name, whichever was given, or what it was called when tuned."""
+    if "/" in interface or not interface:
+        raise missing(interface)
+    if path_of(interface).exists():
+        return interface
+    try:
+        return find(interface).name
+    except EngineError:
+        return interface
+
+
 def load(interface: str) -> Tuning | None:
     """None if there is none. Raises EngineError for what this engine cannot read."""
     path = path_of(interface)
@@ -140,6 +152,15 @@ def holder(devices: list[Device], interface: str) -> str | None:
             if any(tuned.locate(name) in devices for name, tuned in other.devices.items()):
                 return other.interface
     return None
+
+
+def check_holder(devices: list[Device], interface: str) -> None:
+    other = holder(devices, interface)
+    if other:
+        raise EngineError(
+            f"{interface}: its device is tuned as {other} already; go on with that name, or let go of it first, with "
+            f"nic_profile interface={other} state=restored"
+        )
 
 
 def end_of_other_boots(tuning_state: Tuning) -> bool:

@@ -1,0 +1,131 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What no entry shows alone: services and backends checked against each other, before anything is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .addresses import family_of
+from .entries import raise_all
+from .model import ANY_PORT, Backend, BackendKey, Config, Service, backend_ports
+from .primes import next_prime
+from .vocabulary import MAX_TABLE_SIZE
+
+
+def check(config: Config) -> None:
+    """What no entry shows alone. Raises EngineError."""
+    raise_all([*_pool_problems(config), *_table_problems(config), *backend_problems(config).values()])
+
+
+def _table_problems(config: Config) -> list[str]:
+    """Tables with less slots than their services have backends, which would leave some without packets."""
+    counts = Counter(backend.service for backend in config.backends.values())
+    problems = []
+    for service in config.services.values():
+        count = counts[service.name]
+        if count <= service.table_size:
+            continue
+        if count > MAX_TABLE_SIZE:
+            remedy = f"a service has {MAX_TABLE_SIZE} at the most"
+        elif service.scheduler == "maglev":
+            remedy = f"set table_size to {next_prime(count)} or more"
+        else:
+            remedy = f"set scheduler to maglev and table_size to {next_prime(count)} or more"
+        problems.append(
+            f"service {service.name}: its table has {service.table_size} slots for {count} backends; {remedy}"
+        )
+    return problems
+
+
+def backend_problems(config: Config) -> dict[BackendKey, str]:
+    """What is wrong with backends together with their services and with each other; of two, with the later one."""
+    errors = {}
+    vips = {service.address: service.name for service in config.services.values()}
+    replies: dict[tuple[str, str], dict[int, str]] = {}
+    for key, backend in config.backends.items():
+        service = config.services.get(backend.service)
+        if service is None:
+            known = ", ".join(config.services) or "none"
+            errors[key] = f"{_label(backend)}: unknown service {backend.service!r}; known services: {known}"
+            continue
+        problem = _misfit(config, backend, service)
+        if not problem and service.forwarding in ("dnat", "full_nat"):
+            if backend.address in vips:
+                problem = f"the address is the VIP of service {vips[backend.address]}"
+            elif service.forwarding == "dnat":
+                taken = replies.setdefault((backend.target, service.protocol), {})
+                problem = _ambiguous_reply(taken, service, backend)
+        if problem:
+            errors[key] = f"{_label(backend)}: {problem}"
+    return errors
+
+
+def _label(backend: Backend) -> str:
+    return f"backend {backend.target} of service {backend.service}"
+
+
+def _pool_problems(config: Config) -> list[str]:
+    problems = []
+    by_address: dict[str, Service] = {}
+    vips = {service.address: service.name for service in config.services.values()}
+    for service in config.services.values():
+        if not service.pool:
+            continue
+        other = by_address.setdefault(service.pool.address, service)
+        if other.pool != service.pool:
+            problems.append(
+                f"service {service.name}: source_ports {service.source_ports} of {service.source} are "
+                f"{other.source_ports} for service {other.name}; services share an address with the same ports only"
+            )
+        if service.pool.address in vips:
+            problems.append(
+                f"service {service.name}: source {service.source} is the VIP of service {vips[service.pool.address]}"
+            )
+    return problems
+
+
+def _misfit(config: Config, backend: Backend, service: Service) -> str:
+    """Why a backend cannot serve its service; nothing if it can."""
+    if service.forwarding == "redirect":
+        return "" if backend.interface else "redirect goes to an interface; give interface instead of address"
+    if backend.address is None:
+        return f"interface {backend.interface} is for redirect, not for {service.forwarding}; give address"
+    family = family_of(backend.address)
+    if service.forwarding == "ipip":
+        source = service.source_prefix
+        if source is not None and family != source.family:
+            return f"the outer header's source {service.source} is not of its family, IPv{family}"
+        if (service.family, family) == (6, 4):
+            return f"ipip carries IPv6 over IPv6 only, and the VIP {service.address} is IPv6"
+    elif family != service.family:
+        return f"{service.forwarding} cannot go from IPv{service.family}, the VIP's family, to IPv{family}"
+    if backend.port is not None and service.keeps_ports:
+        return f"port {backend.port} for a service on ports {service.port}; leave port out"
+    if not separate_ports(config, backend, service):
+        return f"declared twice, with and without port {service.first_port}"
+    if service.forwarding in ("dsr", "ipip") and backend.port not in (None, service.first_port):
+        return f"port {backend.port}, but {service.forwarding} leaves the port {service.port} as it is"
+    return ""
+
+
+def _ambiguous_reply(taken: dict[int, str], service: Service, backend: Backend) -> str:
+    """A reply is known by the port it comes from, so a port of a backend serves one service; 0 stands for all."""
+    for port in backend_ports(service, backend.port):
+        other = taken.setdefault(port, service.name)
+        if port == 0 or 0 in taken:
+            other = next((name for name in taken.values() if name != service.name), other)
+        if other != service.name:
+            return (
+                f"{service.protocol} port {port or ANY_PORT} serves {other} already, and a dnat reply could "
+                "not tell them apart; give each service a port of its own on the backend"
+            )
+    return ""
+
+
+def separate_ports(config: Config, backend: Backend, service: Service) -> bool:
+    """False if the same backend is also declared with the port it gets anyway."""
+    return backend.port is not None or BackendKey(service.name, backend.target, service.first_port) not in (
+        config.backends
+    )

@@ -1,0 +1,215 @@
+# Copyright: (c) 2026, The lbops.xdp authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Services and backends parsed from what the inventory declares, each entry by itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from .addresses import Address, parse_prefix
+from .entries import Entry, parse_entries, raise_all
+from .model import ANY_PORT, Backend, BackendKey, Service
+from .primes import next_prime
+from .vocabulary import DEFAULT_TABLE_SIZE, FORWARDINGS, MAX_TABLE_SIZE, MIN_TABLE_SIZE, PROTOCOLS, SCHEDULERS
+
+MAX_WEIGHT = 65535
+STATES = ("enabled", "drained")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
+INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
+MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# Modes whose packets bear an address of the balancer's.
+MODES_WITH_SOURCE = ("full_nat", "ipip")
+# Below what Linux takes for its own connections (net.ipv4.ip_local_port_range).
+DEFAULT_SOURCE_PORTS = "10000-32767"
+# Seconds; as IPVS has them.
+DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
+MAX_IDLE_TIMEOUT = 3600
+SERVICE_KEYS = frozenset(
+    (
+        "name",
+        "address",
+        "protocol",
+        "port",
+        "scheduler",
+        "forwarding",
+        "flow_table",
+        "idle_timeout",
+        "source",
+        "source_ports",
+        "table_size",
+    )
+)
+BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
+
+
+def _service(entry: Entry) -> Service:
+    name = str(entry.required("name"))
+    if not NAME_PATTERN.fullmatch(name):
+        raise entry.error(f"name {name!r} may hold letters, digits and _ . : - only, 63 of them at the most")
+    address = entry.address("address")
+    protocol = entry.choice("protocol", PROTOCOLS)
+    port = entry.required("port")
+    first_port, last_port = (0, 0) if port == ANY_PORT else entry.port_range("port", port)
+    scheduler = entry.choice("scheduler", SCHEDULERS, "maglev")
+    forwarding = entry.choice("forwarding", FORWARDINGS, "dnat")
+    service = Service(
+        name,
+        address,
+        protocol,
+        first_port,
+        last_port,
+        scheduler,
+        forwarding,
+        flow_table=_flow_table(entry, forwarding),
+        source=_source(entry, forwarding, Address(address)),
+        source_ports=_source_ports(entry, forwarding),
+        table_size=_table_size(entry, scheduler),
+    )
+    if scheduler == "round_robin" and protocol == "tcp" and not service.remembers_flows and forwarding != "redirect":
+        raise entry.error(
+            "scheduler 'round_robin' sends each packet of a TCP connection to another backend; use maglev, or "
+            "flow_table: true"
+        )
+    return replace(service, idle_timeout=_idle_timeout(entry, service))
+
+
+def _flow_table(entry: Entry, forwarding: str) -> bool:
+    wanted = entry.boolean("flow_table")
+    if wanted and forwarding == "full_nat":
+        raise entry.error("flow_table is of no use with full_nat, which keeps a session for each flow anyway")
+    return wanted
+
+
+def _idle_timeout(entry: Entry, service: Service) -> int:
+    value = entry.raw.get("idle_timeout")
+    if not service.remembers_flows:
+        if value is not None:
+            raise entry.error("idle_timeout is for services with flow_table: true or forwarding full_nat")
+        return 0
+    return (
+        DEFAULT_IDLE_TIMEOUTS[service.protocol]
+        if value is None
+        else entry.integer("idle_timeout", 1, MAX_IDLE_TIMEOUT, value)
+    )
+
+
+def _source(entry: Entry, forwarding: str, vip: Address) -> str | None:
+    value = entry.raw.get("source")
+    if forwarding not in MODES_WITH_SOURCE:
+        if value is not None:
+            raise entry.error(f"source is for {' and '.join(MODES_WITH_SOURCE)}, not for {forwarding}")
+        return None
+    if value is None:
+        raise entry.error(
+            f"source is missing: {forwarding} sends from an address of the balancer's, such as 198.51.100.2"
+            + (", or from a prefix of which each flow gets an address" if forwarding == "ipip" else "")
+        )
+    if forwarding == "full_nat":
+        source = entry.address("source")
+        if Address(source).family != vip.family:
+            raise entry.error(f"source {source!r} is not of the VIP's family, IPv{vip.family}")
+        if source == str(vip):
+            raise entry.error(f"source {source!r} is the VIP; replies to it could not be told from requests")
+        return source
+    try:
+        return str(parse_prefix(str(value)))
+    except ValueError as error:
+        raise entry.error(f"source {value!r} {error}") from None
+
+
+def _source_ports(entry: Entry, forwarding: str) -> str | None:
+    value = entry.raw.get("source_ports")
+    if forwarding != "full_nat":
+        if value is not None:
+            raise entry.error(f"source_ports is for full_nat, not for {forwarding}")
+        return None
+    first, last = entry.port_range("source_ports", DEFAULT_SOURCE_PORTS if value is None else value)
+    return f"{first}-{last}"
+
+
+def _table_size(entry: Entry, scheduler: str) -> int:
+    value = entry.raw.get("table_size")
+    if value is None:
+        return DEFAULT_TABLE_SIZE
+    if scheduler != "maglev":
+        raise entry.error(f"table_size is for scheduler maglev, not for {scheduler}")
+    size = entry.integer("table_size", MIN_TABLE_SIZE, MAX_TABLE_SIZE, value)
+    if next_prime(size) != size:
+        raise entry.error(f"table_size {value!r} is not a prime number; the next one is {next_prime(size)}")
+    return size
+
+
+def parse_services(raw: Any) -> dict[str, Service]:
+    """The services by name. Raises EngineError naming each bad entry, duplicates included."""
+    services: dict[str, Service] = {}
+    ports: dict[tuple[str, str, int], str] = {}
+    errors = []
+    for entry, service in parse_entries("services", raw, SERVICE_KEYS, _service):
+        if service.name in services:
+            errors.append(f"{entry.where}: duplicate service, the name {service.name} is taken already")
+            continue
+        services[service.name] = service
+        for port in service.ports:
+            other = ports.setdefault((service.address, service.protocol, port), service.name)
+            if other != service.name:
+                errors.append(
+                    f"{entry.where}: duplicate service, {service.address} {service.protocol} port "
+                    f"{port or ANY_PORT} "
+                    f"belongs to {other} already"
+                )
+                break
+    raise_all(errors)
+    return services
+
+
+def _mac(entry: Entry) -> str | None:
+    value = entry.raw.get("mac")
+    if value is None:
+        return None
+    mac = str(value).lower()
+    if not MAC_PATTERN.fullmatch(mac):
+        raise entry.error(f"mac {value!r} is not an Ethernet address such as 52:54:00:12:34:56")
+    if mac == "00:00:00:00:00:00" or int(mac[:2], 16) & 1:
+        raise entry.error(f"mac {value!r} is not the address of one host")
+    return mac
+
+
+def _backend(entry: Entry) -> Backend:
+    raw = entry.raw
+    mac = _mac(entry)
+    port = raw.get("port")
+    weight = raw.get("weight")
+    name = raw.get("name")
+    interface = raw.get("interface")
+    if interface is not None:
+        for key in ("address", "port", "mac"):
+            if raw.get(key) is not None:
+                raise entry.error(f"{key} {raw[key]!r} beside interface: redirect leaves frames as they are")
+        if not INTERFACE_PATTERN.fullmatch(str(interface)):
+            raise entry.error(f"interface {interface!r} is not a name of an interface")
+    return Backend(
+        service=str(entry.required("service")),
+        address=entry.address("address") if interface is None else None,
+        port=None if port is None else entry.integer("port", 1, 65535, port),
+        weight=1 if weight is None else entry.integer("weight", 0, MAX_WEIGHT, weight),
+        state=entry.choice("state", STATES, "enabled"),
+        mac=mac,
+        name=None if name is None else str(name),
+        interface=None if interface is None else str(interface),
+    )
+
+
+def parse_backends(raw: Any) -> dict[BackendKey, Backend]:
+    """The backends by key. Raises EngineError naming each bad entry, duplicates included."""
+    backends: dict[BackendKey, Backend] = {}
+    errors = []
+    for entry, backend in parse_entries("backends", raw, BACKEND_KEYS, _backend):
+        key = backend.key
+        if key in backends:
+            errors.append(f"{entry.where}: duplicate backend of service {backend.service}")
+        backends[key] = backend
+    raise_all(errors)
+    return backends
