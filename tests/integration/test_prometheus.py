@@ -178,7 +178,7 @@ def test_every_query_of_the_dashboard_has_an_answer(lab: Lab, prometheus: Promet
         for text in queries():
             labels = re.fullmatch(r"label_values\((\w+)(?:\{(.*)\})?, (\w+)\)", text)
             query = f"{labels[1]}{{{labels[2] or ''}}}" if labels else text
-            for variable in ("instance", "interface", "service"):
+            for variable in ("instance", "balancer", "interface", "service"):
                 query = query.replace(f'"${variable}"', '".+"')
             found = prometheus.query(query.replace("$__rate_interval", "10s"))
             if not found or (labels and not all(labels[3] in one["metric"] for one in found)):

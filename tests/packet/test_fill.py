@@ -9,7 +9,10 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.fill import Fastest, KernelFill
@@ -50,6 +53,19 @@ def test_small_tables_are_the_same(in_kernel, weights, size, seed):
 def test_tables_of_all_sizes_are_the_same(in_kernel, weights, size, seed):
     found = members(weights, size, seed)
     assert in_kernel(found) == lookup.fill(found)
+
+
+def test_it_takes_no_capability_but_bpf():
+    """The service for health checks has no other of those that the kernel asks for."""
+    code = (
+        "from ansible_collections.lbops.xdp.plugins.module_utils.balancer.fill import KernelFill\n"
+        "from ansible_collections.lbops.xdp.plugins.module_utils.tables import lookup\n"
+        "found = lookup.members(['10.0.0.1:80', '10.0.0.2:80'], [1, 2], [7, 8], 251)\n"
+        "assert KernelFill()(found) == lookup.fill(found)"
+    )
+    limited = ("setpriv", "--inh-caps=-all", "--bounding-set=-all,+bpf")
+    collections = Path(__file__).parents[2] / "build/collections"
+    subprocess.run([*limited, sys.executable, "-c", code], cwd=collections, check=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000, DEFAULT_TABLE_SIZE - 1, DEFAULT_TABLE_SIZE, 70_000])

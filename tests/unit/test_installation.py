@@ -111,6 +111,17 @@ def test_a_version_that_somebody_changed_is_found_and_put_right(tmp_path: Path, 
     assert installation.found(wanted) == wanted and read(installation.link) == release(1)[0]
 
 
+def test_compiled_python_is_no_change(tmp_path: Path):
+    """Whoever starts Python by hand in the version's directory leaves it."""
+    installation = install(tmp_path, release(1))
+    for directory in ("engine", "engine/kernel"):
+        compiled = installation.link / directory / "__pycache__/state.cpython-311.pyc"
+        compiled.parent.mkdir()
+        compiled.touch()
+    wanted = version(*release(1))
+    assert installation.found(wanted) == wanted
+
+
 @pytest.mark.parametrize("path", [UNIT, COMMAND])
 def test_a_unit_or_command_that_somebody_changed_is_found_and_put_right(tmp_path: Path, path: str):
     installation = install(tmp_path, release(1))

@@ -169,10 +169,11 @@ def _checksum(path: Path, mode: int = 0o644) -> str:
 
 
 def _checksums(directory: Path) -> Manifest:
-    """Of all files; compiled Python is not there, because everything starts with PYTHONDONTWRITEBYTECODE."""
+    """Of all files but compiled Python, which what people start by hand may leave."""
     return {
         os.path.join(os.path.relpath(parent, directory), name).removeprefix("./"): _checksum(Path(parent, name))
         for parent, _directories, names in os.walk(directory)
+        if os.path.basename(parent) != "__pycache__"
         for name in names
     }
 
