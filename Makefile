@@ -106,7 +106,7 @@ test-sanity: deps .venv/test.stamp ## Run ansible-test sanity, without any ignor
 test-packet: .venv/test.stamp collection bcc ## Run the BPF program on crafted frames
 	$(need_root)
 	$(call headline,packet)
-	@$(PYTEST) tests/packet
+	@$(PYTEST) -n 2 --dist loadfile tests/packet
 
 .PHONY: test-nic
 test-nic: .venv/test.stamp collection bcc ## Run the modules for network devices on virtual ones

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -233,7 +234,12 @@ def test_an_interface_that_goes_away_in_the_middle(programs, monkeypatch):
         put(programs.new, "generic", interface="gone")
 
 
-def test_a_signal_waits_for_the_end_of_a_switch(programs, monkeypatch):
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_signal_waits_for_the_end_of_a_switch(programs, monkeypatch, threads):
+    # A thread that does not block the signal takes it.
+    ended = threading.Event()
+    for _number in range(threads):
+        threading.Thread(target=ended.wait).start()
     before, seen, attach = begin(programs, "native"), [], link.attach
 
     def signalled(*arguments) -> None:
@@ -250,6 +256,7 @@ def test_a_signal_waits_for_the_end_of_a_switch(programs, monkeypatch):
         with pytest.raises(SystemExit):
             put(programs.new, "generic")
     finally:
+        ended.set()
         signal.signal(signal.SIGTERM, previous)
     assert seen and on_hooks(FRONT) == before
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,24 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Signals that end a process wait until the interface carries a program again."""
+    waiting: list[int] = []
+    # Another thread may take a signal that this one blocks; Python then calls the handler in the main thread.
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: found for number in SIGNALS if (found := signal.getsignal(number)) is not None}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        for number, handler in handlers.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, lambda received, _frame: waiting.append(received))
         yield
     finally:
+        # Whatever was blocked goes to the list as well.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received in waiting:
+            signal.raise_signal(received)
 
 
 class Kept:
