@@ -106,7 +106,8 @@ enum forwarding {
 };
 
 /*
- * Written once, before a lookup table or endpoint table points at it; a changed backend gets a new id.
+ * Written once, before a lookup table or endpoint table points at it; a changed backend gets a new id. Only
+ * forwarding is written again: 0 retires the entry.
  * The deltas are what a rewrite of VIP and port adds to the complement of a checksum (RFC 1624, equation 3),
  * folded to 16 bits; those of the IPv4 header include the decremented TTL.
  */

@@ -16,7 +16,7 @@ enum reason {
 	/* Dropped. */
 	DROP_NO_BACKEND,
 	DROP_NO_ROUTE,
-	DROP_NO_NEIGHBOUR, /* dsr, ipip: the kernel would take the packet as its own */
+	DROP_NO_NEIGHBOUR, /* dsr, ipip, full_nat: the kernel would not forward the packet */
 	DROP_MARTIAN,
 	DROP_FRAGMENT,
 	DROP_NO_PORT,

@@ -56,7 +56,7 @@ options:
   max_backends:
     description:
       - How many backends of all services the maps hold, plus one; 1048576 at the most.
-      - A backend that changes needs a second place while both are in use.
+      - A backend that changes takes two entries while both are in use.
     type: int
     default: 16384
   max_endpoints:

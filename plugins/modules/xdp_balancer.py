@@ -12,7 +12,8 @@ version_added: 0.3.0
 description:
   - Makes a balancer what these arguments say; everything of it that they do not name is removed. The whole document is
     checked before anything is touched, and only what differs is written.
-  - A packet meets the old document or the new one, never a mix, and is never left without one. The program is compiled
+  - A packet meets the old document or the new one, never a mix. Only a switch between native and generic XDP leaves a
+    moment in which packets are not balanced, since the kernel takes no two at once. The program is compiled
     on the host with what services and filters need, and compiled again only when that, its sizes or its source changed.
   - Each change counts the generation up. The last ten documents are kept in C(/var/lib/lbops/<balancer>/history).
   - When sizes change, or another release lays out the maps differently, new maps are filled before the program that

@@ -10,9 +10,9 @@ module: xdp_filters
 short_description: Declare which sources an XDP load balancer drops or limits
 version_added: 0.2.0
 description:
-  - A filter is a source prefix, and what happens to packets from there, before anything else looks at them. It holds
-    for every IP packet that arrives on the interface, for services or not, SSH and the replies of backends included;
-    exempt those with C(pass).
+  - A filter is a source prefix, and what happens to packets from there before services are looked up. It holds for
+    every well-formed IP packet that arrives on an interface of the balancer, for services or not, SSH and the replies
+    of backends included; exempt those with C(pass).
   - The longest prefix that holds a packet's source and has a rule for its protocol decides; a rule for one protocol
     comes before one for all.
   - All filters change over in one step. A filter keeps its counters for as long as its prefix and protocol stay.

@@ -10,7 +10,7 @@ module: xdp_info
 short_description: Read everything live from an XDP load balancer
 version_added: 0.1.0
 description:
-  - Returns program, services, backends and counters of one balancer. Changes nothing.
+  - Returns program, services, backends, filters, reasons and history of one balancer. Changes nothing.
 extends_documentation_fragment:
   - lbops.xdp.balancer
 attributes:
@@ -68,8 +68,13 @@ backends:
   returned: success
   type: list
   elements: dict
+filters:
+  description: The filters with C(packets), those that matched, and C(dropped).
+  returned: success
+  type: list
+  elements: dict
 reasons:
-  description: How many packets were passed, dropped or answered, by reason.
+  description: How many packets were passed, dropped, forwarded in spite of it or answered, by reason.
   returned: success
   type: list
   elements: dict

@@ -81,7 +81,8 @@ options:
         default: dnat
       flow_table:
         description:
-          - Remember on each CPU which backend a flow was given, so that no change of backends moves a flow.
+          - Remember on each CPU which backend a flow was given, so that it stays there as long as that backend is in
+            the service, unchanged and healthy.
           - Without it nothing is remembered, and a change moves the flows whose slot changes.
         type: bool
         default: false
@@ -108,7 +109,7 @@ options:
           - With few slots a service takes less memory of the kernel; with 100 slots or more for each backend, shares
             follow the weights to 1 percent. A service has no more backends than slots.
           - Another size moves most flows of the service, but for those in the flow table. All balancers need the same.
-          - Another size than the default needs the feature C(table_size) of M(lbops.xdp.xdp_program).
+          - A size other than the default compiles the program again, once.
         type: int
   purge:
     description: Remove services that are not in the list, together with their backends.

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fill Maglev tables in the kernel, some thirty times as fast as lookup.fill() and with the same result.
+"""Fill Maglev tables in the kernel, some twenty times as fast as lookup.fill() and with the same result.
 
 A small program, assembled here so that no compiler is needed, runs with BPF_PROG_TEST_RUN; nothing is attached. It
 keeps its state in maps that this process has mapped. It is a socket filter, a type for which CAP_BPF is enough: health

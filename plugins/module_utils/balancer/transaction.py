@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carry out a change: a packet meets the old document or the new one, never a mix and never none.
+"""Carry out a change: a packet meets the old document or the new one, never a mix.
 
 New programs and maps come first, where they are needed; then tables, adding, switching in one step, removing last; then
 what nothing uses any more is taken away.

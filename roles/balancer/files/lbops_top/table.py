@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of lbops-top, for a terminal of any width. Entries are those of top_rates.report()."""
+"""The table of lbops-top, for a terminal of any width. Entries are those of rates.report()."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Values as lbops-top writes them. Entries are those of top_rates.report()."""
+"""Values as lbops-top writes them. Entries are those of rates.report()."""
 
 from __future__ import annotations
 
