@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,24 @@ class Guests:
         """What a command prints on each guest."""
         return {guest: self.ssh(guest, command) for guest in GUESTS}
 
+    def beside(self, guest: str, namespace: str, command: str) -> str:
+        """What a shell prints in one of the network namespaces beside the guest."""
+        inside = network.inside(RUN / guest / "net", namespace)
+        result = run([*inside, "sh", "-c", command], timeout=COMMAND_SECONDS)
+        assert result.returncode == 0, f"{namespace} of {guest}: {command}: {result.stderr}"
+        return result.stdout.strip()
+
     def client(self, guest: str, *command: str) -> str:
         """What a program prints on the client beside the guest."""
         inside = network.inside(RUN / guest / "net", "client")
         return run([*inside, *command], timeout=COMMAND_SECONDS).stdout
 
-    def reboot(self) -> None:
+    def reboot(self, command: str = "systemctl reboot", names: Sequence[str] = tuple(GUESTS)) -> None:
         boot_id = "cat /proc/sys/kernel/random/boot_id"
-        booted = self.each(boot_id)
-        for guest in GUESTS:
+        booted = {guest: self.ssh(guest, boot_id) for guest in names}
+        for guest in names:
             # The guest may close the connection before it says that it obeys.
-            self.ssh(guest, "systemctl reboot", check=False)
+            self.ssh(guest, command, check=False)
             access.close(guest)
 
         def problem(guest: str) -> str:
@@ -91,7 +98,7 @@ class Guests:
                 return "it has not gone down"
             return "" if found.stdout else found.stderr.strip() or "ssh fails"
 
-        for guest in GUESTS:
+        for guest in names:
             wait_for(guest, partial(problem, guest))
             # "degraded" is the business of the tests.
             self.ssh(guest, "systemctl is-system-running --wait", check=False)

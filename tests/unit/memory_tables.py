@@ -416,7 +416,8 @@ def installed(kernel: Kernel, patch: Any) -> Iterator[Kernel]:
         device.Link(index_of(name), name, "", None, "", "", True, True, "UP", 1500, None, 0, None, True)
         for name in INTERFACES
     ]
-    patch.setattr(host_check, "links", lambda: links)
+    for module in (device, host_check):
+        patch.setattr(module, "links", lambda: links)
     patch.setattr(host_check, "xdp_features", lambda _index: None)
     patch.setattr(neighbours, "local_addresses", frozenset)
     patch.setattr(change, "examine", lambda _interface, _multi_buffer: [])

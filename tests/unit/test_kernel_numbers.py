@@ -39,6 +39,15 @@ HEADERS = (
 COMMANDS = [name for name in vars(bpf) if name.startswith(("MAP_", "PROG_", "OBJ_"))]
 COMMANDS = [name for name in COMMANDS if not name.startswith(("MAP_TYPE_", "MAP_FLAG_", "PROG_TYPE_", "PROG_FLAG_"))]
 TYPES = [name for name in vars(bpf) if name.startswith(("MAP_TYPE_", "PROG_TYPE_"))]
+BOND_MODES = {
+    "ROUNDROBIN": "balance-rr",
+    "ACTIVEBACKUP": "active-backup",
+    "XOR": "balance-xor",
+    "BROADCAST": "broadcast",
+    "8023AD": "802.3ad",
+    "TLB": "balance-tlb",
+    "ALB": "balance-alb",
+}
 VALID = "NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT"
 # An expression of C, and what it is here.
 NUMBERS = {
@@ -62,6 +71,9 @@ NUMBERS = {
     "XDP_FLAGS_DRV_MODE": link.HOOK_FLAGS["native"],
     "XDP_FLAGS_SKB_MODE": link.HOOK_FLAGS["generic"],
     "XDP_FLAGS_HW_MODE": link.HOOK_FLAGS["offload"],
+    "IFLA_INFO_DATA": device.IFLA_INFO_DATA,
+    "IFLA_BOND_MODE": device.IFLA_BOND_MODE,
+    **{f"BOND_MODE_{name}": device.BOND_MODES.index(mode) for name, mode in BOND_MODES.items()},
     "IFLA_BOND_SLAVE_STATE": device.IFLA_BOND_SLAVE_STATE,
     "IFLA_BOND_SLAVE_MII_STATUS": device.IFLA_BOND_SLAVE_MII_STATUS,
     "IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE": device.IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE,

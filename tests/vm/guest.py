@@ -124,10 +124,13 @@ def _devices() -> list[str]:
     models = {
         "mgmt0": "virtio-net-pci",
         "data0": "virtio-net-pci,mq=on,vectors=18,rss=on,hash=on,rx_queue_size=1024",
-        "igb0": "igb,bus=igb_port",
+        "igb0": "igb,bus=port1",
         "vmx0": "vmxnet3",
+        "igb1": "igb,bus=port2",
     }
-    options = ["-device", "pcie-root-port,id=igb_port,chassis=1,slot=1"]
+    options = []
+    for port in (1, 2):
+        options += ["-device", f"pcie-root-port,id=port{port},chassis={port},slot={port}"]
     for number, (name, model) in enumerate(models.items(), start=1):
         queues = f",queues={network.DATA_QUEUES}" if name == network.DATA_TAP else ""
         options += ["-netdev", tap.format(name) + queues]

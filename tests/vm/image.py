@@ -20,19 +20,25 @@ from tests.vm.common import HERE, VmError, run
 from tests.vm.trees import cached, digest, mmdebstrap
 
 SUITES = ("bookworm", "trixie")
+# A second kernel, which the guest has the means to start, and no headers of it.
+OTHER_KERNELS = {"bookworm": "linux-image-6.12-amd64"}
 GUEST = HERE / "guest"
 DISK_SIZE = "4G"
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 
-def packages() -> list[str]:
+def packages(suite: str) -> list[str]:
     lines = (GUEST / "packages.txt").read_text(encoding="ascii").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    found = [line for line in lines if line and not line.startswith("#")]
+    return found + ([OTHER_KERNELS[suite]] if suite in OTHER_KERNELS else [])
 
 
-def _kernel_release(tree: Path) -> str:
-    (kernel,) = (tree / "boot").glob("vmlinuz-*")
-    return kernel.name.removeprefix("vmlinuz-")
+def _kernel_releases(tree: Path) -> tuple[str, list[str]]:
+    """The one that the headers are for, and the others."""
+    (headers,) = (tree / "usr" / "src").glob("linux-headers-*-amd64")
+    release = headers.name.removeprefix("linux-headers-")
+    found = [path.name.removeprefix("vmlinuz-") for path in (tree / "boot").glob("vmlinuz-*")]
+    return release, [name for name in found if name != release]
 
 
 def _module_files(tree: Path, release: str) -> list[Path]:
@@ -69,6 +75,7 @@ def _write_initrd(tree: Path, release: str, scratch: Path, initrd: Path) -> None
         (scratch / "modules" / names[-1]).write_bytes(lzma.decompress(content) if path.suffix == ".xz" else content)
     (scratch / "modules" / "order").write_text("\n".join(names) + "\n", encoding="ascii")
     pack(scratch, initrd)
+    shutil.rmtree(scratch)
 
 
 def _build(suite: str, directory: Path) -> None:
@@ -78,7 +85,7 @@ def _build(suite: str, directory: Path) -> None:
         tree,
         "--variant=minbase",
         "--hook-dir=/usr/share/mmdebstrap/hooks/eatmydata",
-        f"--include={','.join(packages())}",
+        f"--include={','.join(packages(suite))}",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -88,10 +95,11 @@ def _build(suite: str, directory: Path) -> None:
         # The role finds packages installed without asking a mirror.
         "--skip=cleanup/apt/lists",
     )
-    release = _kernel_release(tree)
+    release, others = _kernel_releases(tree)
     shutil.copy(tree / "boot" / f"vmlinuz-{release}", directory / "vmlinuz")
     _write_initrd(tree, release, directory / "initrd.tree", directory / "initrd")
-    shutil.rmtree(directory / "initrd.tree")
+    for other in others:
+        _write_initrd(tree, other, directory / "initrd.tree", tree / "boot" / f"initrd.img-{other}")
     # A file system for reading by many guests at once: no journal to replay.
     options = ("-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-E", "root_owner=0:0", "-m", "0")
     run("mke2fs", *options, "-d", tree, directory / "disk", DISK_SIZE)

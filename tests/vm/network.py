@@ -26,7 +26,7 @@ DSR_VIP = "10.77.0.130"
 MANAGEMENT_ADDRESS = "10.0.2.2/24"
 DATA_TAP, DATA_QUEUES = "data0", 8
 # Of taps that are not on the bridge, the guest's interfaces have a link and nobody to talk to.
-SINGLE_QUEUE_TAPS = ("mgmt0", "igb0", "vmx0")
+SINGLE_QUEUE_TAPS = ("mgmt0", "igb0", "vmx0", "igb1")
 DSR_TABLE = "100"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..config.filters import parse_filters
 from ..config.parsing import parse_services
 from ..errors import EngineError
-from ..kernel import files, link, neighbours
+from ..kernel import device, files, link, neighbours
 from ..outcome import Outcome
 from . import (
     drift,
@@ -175,7 +175,7 @@ class Balancer:
         others = tuple(documents)
         if document is not None:
             documents[self.name] = document
-        needs = {name: (entry.interfaces, _has_ipv6(entry)) for name, entry in documents.items()}
+        needs = {name: (device.with_bonds(entry.interfaces), _has_ipv6(entry)) for name, entry in documents.items()}
         paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
         if repair and not check:
             return host_settings.restore(needs, paths)

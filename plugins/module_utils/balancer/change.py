@@ -73,11 +73,14 @@ class Change:
             self.interim_filter_table = self._interim_filters()
             self._plan_program(live_maps)
         host_check.refuse_lack_of_memory(self._needed_memory())
-        created = [document.config.backends[key] for key in self.planned.backends.created]
-        host_check.refuse_lost_next_hops(created, self.expected_hooks())
+        self.refuse_lost_next_hops(self.expected_hooks())
         host_check.refuse_wrong_arms(list(document.config.backends.values()), self.present)
         if self.changed:
             self.warnings += host_check.warnings(document) + consequences.resets(self.before, document)
+
+    def refuse_lost_next_hops(self, hooks: dict[str, str]) -> None:
+        created = [self.document.config.backends[key] for key in self.planned.backends.created]
+        host_check.refuse_lost_next_hops(created, self.document, hooks)
 
     def _refuse_foreign(self) -> None:
         for interface, hooks in self.hooks.items():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..errors import EngineError
 from ..kernel import bpf, link, neighbours, sockets
 from ..kernel.device import Link, links
 from ..kernel.xdp_features import xdp_features
+from ..nic.preflight import LATER_OR_NEVER
 from ..tables import memory
 from ..tables.layout import Sizes
 from . import map_set, plan, state
@@ -27,6 +27,8 @@ MEMINFO = Path("/proc/meminfo")
 _OPTION_WORDS = {"table_size": "table_size of services"}
 # Devices on top of another one, which IFLA_LINK names. A veth's is its other end.
 STACKED_KINDS = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
+# bond_xdp_check()
+XDP_BOND_MODES = ("balance-rr", "active-backup", "balance-xor", "802.3ad")
 
 
 def refuse_shared_interfaces(places: Places, interfaces: Collection[str]) -> None:
@@ -117,29 +119,76 @@ def _mebibytes(size: int) -> int:
     return -(-size >> 20)
 
 
-def refuse_lost_next_hops(created: list[Backend], hooks: dict[str, str]) -> None:
+def refuse_lost_next_hops(created: list[Backend], document: Document, hooks: dict[str, str]) -> None:
     """Raises EngineError for an interface of a backend that is not there, or that takes no packets.
 
     `hooks`: by interface of the balancer. A frame that native XDP sends to a device without ndo_xdp_xmit, such as a
-    bridge or a VLAN, is lost.
+    bridge or a VLAN, is lost. The kernel's routes lead over a bond, never over its members: what arrives on a member
+    leaves by the bond.
     """
-    reached_over = {link.interface_index(backend.interface): backend for backend in created if backend.interface}
+    subjects = {
+        link.interface_index(backend.interface): f"{_words(backend)} is reached"
+        for backend in created
+        if backend.interface
+    }
     native = [interface for interface, hook in hooks.items() if hook == "native"]
-    if not native or not created:
+    if not native:
         return
     by_address = {backend.address: backend for backend in created if not backend.mac}
     for neighbour, address in neighbours.ways(addresses_of_kernel(created)).neighbours.items():
-        reached_over.setdefault(neighbour.interface, by_address[address])
-    for index, backend in sorted(reached_over.items()):
+        subjects.setdefault(neighbour.interface, f"{_words(by_address[address])} is reached")
+    found = {entry.index: entry for entry in links()}
+    for entry in found.values() if _follows_routes(document) else ():
+        if entry.name in native and entry.master in found and found[entry.master].kind == "bond":
+            subjects.setdefault(entry.master, f"what the program on {entry.name} forwards is sent")
+    for index, subject in sorted(subjects.items()):
         from_others = [interface for interface in native if link.interface_index(interface) != index]
-        features = xdp_features(index) if from_others else None
-        if features is not None and "ndo_xmit" not in features:
-            name = socket.if_indextoname(index)
+        why = _takes_no_packets(found[index], found.values(), native) if from_others and index in found else ""
+        if why:
+            name = found[index].name
+            instead = name if found[index].kind == "bond" else f"the interface that {name} is made of"
             raise EngineError(
-                f"backend {backend.target} of service {backend.service} is reached over {name}, which takes no "
-                f"packets from native XDP on {from_others[0]} (its driver has no ndo_xdp_xmit, or not now); attach "
-                f"the program with mode: tc or mode: generic, or to the interface that {name} is made of"
+                f"{subject} over {name}, which takes no packets from native XDP on {from_others[0]} ({why}); attach "
+                f"the program with mode: tc or mode: generic, or to {instead}"
             )
+
+
+def _words(backend: Backend) -> str:
+    return f"backend {backend.target} of service {backend.service}"
+
+
+def _follows_routes(document: Document) -> bool:
+    """Whether there are packets that go where the kernel's routes lead: to backends, or back to clients."""
+    replies = any(service.forwarding in ("dnat", "full_nat") for service in document.config.services.values())
+    return replies or bool(addresses_of_kernel(document.config.backends.values()))
+
+
+def _takes_no_packets(entry: Link, found: Collection[Link], native: Collection[str]) -> str:
+    """Why a device does not take what native XDP sends to it; empty if it does, or if the kernel does not say."""
+    features = xdp_features(entry.index)
+    if features is not None and "ndo_xmit" in features:
+        return ""
+    if entry.kind == "bond" and entry.name not in native:
+        return _bond_takes_no_packets(entry, found, native, features is not None)
+    # Most drivers take some once they have a program (xdp_features_set_redirect_target()), veth if its other end has.
+    if features is None or (entry.name in native and entry.kind != "veth"):
+        return ""
+    return "its driver has no ndo_xdp_xmit, or not now"
+
+
+def _bond_takes_no_packets(bond: Link, found: Collection[Link], native: Collection[str], told: bool) -> str:
+    """A bond sends by whichever member its mode chooses, before Linux 6.3 also by one whose driver cannot do it."""
+    if bond.bond_mode not in XDP_BOND_MODES:
+        return f"its mode is {bond.bond_mode}"
+    for member in found:
+        if member.master != bond.index:
+            continue
+        known = "" if told else LATER_OR_NEVER.get(link.driver(member.name), "")
+        if known:
+            return f"its member {member.name}: {known}"
+        if member.name not in native and "ndo_xmit" not in (xdp_features(member.index) or ()):
+            return f"its member {member.name} has no native program of this balancer"
+    return ""
 
 
 def refuse_wrong_arms(backends: list[Backend], interfaces: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import EngineError
-from ..kernel import link
+from ..kernel import device, link
 from ..tables.layout import MAX_INTERFACES
 from . import compiled, counters, history, map_set, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
@@ -125,6 +125,8 @@ class Transaction:
 
     def _commit(self, found: dict[str, tuple[str, str]]) -> None:
         """With new maps, the state comes first: by it the next run knows which maps a killed one was to leave."""
+        # A driver may have refused what was expected of it, so that mode auto took another hook.
+        self._change.refuse_lost_next_hops({name: hook.hook for name, hook in self._hooks(found).items()})
         if self._change.details["new_maps"]:
             self._moved = self._in_new_maps(self._hooks(found))
             unfinished = replace(self._moved, program=replace(self._moved.program, digest=""))
@@ -336,5 +338,5 @@ def detach(places: Places, interface: str) -> None:
 
 
 def mtus(interfaces: tuple[str, ...]) -> dict[int, int]:
-    """By the interface's index, in bytes without the Ethernet header."""
-    return {link.interface_index(name): link.mtu(name) for name in interfaces}
+    """By the interface's index, in bytes without the Ethernet header; for as many as the program knows."""
+    return {link.interface_index(name): link.mtu(name) for name in device.with_bonds(interfaces)[:MAX_INTERFACES]}

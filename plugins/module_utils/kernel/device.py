@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,12 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER, IFLA_OPERSTATE, IF
 IFLA_LINK = 5
 IFLA_XDP, IFLA_MAX_MTU, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 43, 51, 53, 54
 IFNAMSIZ = 16
-IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 4, 5
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BOND_MODE = 1
 IFLA_BOND_SLAVE_STATE, IFLA_BOND_SLAVE_MII_STATUS, IFLA_BOND_SLAVE_AD_ACTOR_OPER_PORT_STATE = 1, 2, 7
 BOND_STATE_ACTIVE, BOND_LINK_UP = 0, 0
+# Of the numbers of BOND_MODE_*, as ip(8) writes them.
+BOND_MODES = ("balance-rr", "active-backup", "balance-xor", "broadcast", "802.3ad", "balance-tlb", "balance-alb")
 # LACP_STATE_COLLECTING, LACP_STATE_DISTRIBUTING of include/uapi/linux/if_bonding.h
 LACP_MOVES_PACKETS = 0x10 | 0x20
 IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
@@ -60,6 +64,7 @@ class Link:
     member_up: bool  # what a bond says of this member; true for all others
     qdisc: str = ""
     lower: int | None = None  # IFLA_LINK: the index of the device that this one is made of; of a veth, its other end
+    bond_mode: str = ""  # of a bond
 
     @property
     def usable(self) -> bool:
@@ -84,6 +89,11 @@ def _member_up(member: dict[int, bytes]) -> bool:
     return active and number(lacp) & LACP_MOVES_PACKETS == LACP_MOVES_PACKETS
 
 
+def _bond_mode(data: dict[int, bytes]) -> str:
+    mode = number(data.get(IFLA_BOND_MODE, b""))
+    return BOND_MODES[mode] if mode < len(BOND_MODES) else str(mode)
+
+
 def parse_link(message: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFOMSG.unpack_from(message)
     found = dict(attributes(message[IFINFOMSG.size :]))
@@ -93,10 +103,11 @@ def parse_link(message: bytes) -> Link:
     if string(info.get(IFLA_INFO_SLAVE_KIND, b"")) == "bond":
         member_up = _member_up(dict(attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))))
     state = number(found.get(IFLA_OPERSTATE, b""))
+    kind = string(info.get(IFLA_INFO_KIND, b""))
     return Link(
         index=index,
         name=string(found[IFLA_IFNAME]),
-        kind=string(info.get(IFLA_INFO_KIND, b"")),
+        kind=kind,
         master=number(found[IFLA_MASTER]) if IFLA_MASTER in found else None,
         address=found.get(IFLA_ADDRESS, b"").hex(":"),
         permanent_address=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
@@ -110,6 +121,7 @@ def parse_link(message: bytes) -> Link:
         member_up=member_up,
         qdisc=string(found.get(IFLA_QDISC, b"")),
         lower=number(found[IFLA_LINK]) if IFLA_LINK in found else None,
+        bond_mode=_bond_mode(dict(attributes(info.get(IFLA_INFO_DATA, b"")))) if kind == "bond" else "",
     )
 
 
@@ -118,6 +130,23 @@ def links() -> list[Link]:
         return [
             parse_link(reply) for reply in route.request(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), netlink.NLM_F_DUMP)
         ]
+
+
+def with_bonds(interfaces: Sequence[str]) -> list[str]:
+    """These, the members of those that are bonds, and the bonds of those that are members.
+
+    Native XDP on a bond runs on its members. The kernel's routes lead over the bond, and what it gets comes from there.
+    """
+    found = links()
+    bonds = {entry.index: entry for entry in found if entry.kind == "bond"}
+    chosen = list(interfaces)
+    for entry in found:
+        bond = bonds.get(entry.master or 0)
+        if bond and bond.name in interfaces:
+            chosen.append(entry.name)
+        if bond and entry.name in interfaces:
+            chosen.append(bond.name)
+    return list(dict.fromkeys(chosen))
 
 
 @dataclass(frozen=True)

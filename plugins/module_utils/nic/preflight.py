@@ -32,7 +32,7 @@ _REFUSED_WITH = {"mlx5_core": ("lro", "gro_hw"), "gve": ("lro",), "hv_netvsc": (
 _SWITCH_OFF = ("virtio_net", "vmxnet3", "bnxt_en", "atlantic")
 
 # Kernels before 6.3 do not say what a driver can do; of these it is known that they can do nothing there.
-_LATER_OR_NEVER = {
+LATER_OR_NEVER = {
     "vmxnet3": "vmxnet3 has native XDP from Linux 6.6 on",
     "e1000": "e1000 has no native XDP",
     "e1000e": "e1000e has no native XDP",
@@ -86,8 +86,8 @@ def problems(facts: dict[str, Any], multi_buffer: bool) -> list[Problem]:
     explained = facts["driver"] == "veth" or any(problem.blocks for problem in merging)
     if features is not None and "basic" not in features and not explained:
         return [_problem(facts, "the driver does not support XDP in native mode", _OTHER_MODES)]
-    if features is None and facts["driver"] in _LATER_OR_NEVER:
-        return [_problem(facts, _LATER_OR_NEVER[facts["driver"]], _OTHER_MODES, certain=False)]
+    if features is None and facts["driver"] in LATER_OR_NEVER:
+        return [_problem(facts, LATER_OR_NEVER[facts["driver"]], _OTHER_MODES, certain=False)]
     others = [_offloads(facts), mtu_problem(facts, multi_buffer), _half(facts), _veth_queues(facts), _locks(facts)]
     found = merging + [problem for problem in others if problem]
     if features is None and not any(problem.refuses for problem in found):
