@@ -132,6 +132,11 @@ class Balancer:
         known, repair = current or adopted(self.places, document), conditions.repair
         change = Change(self.places, known, document, conditions.force, repair)
         change.work_out()
+        change.warnings += [
+            f"{name}: its balancer is removed with its flows, sessions and counters; only the first interface's is "
+            "taken over"
+            for name in legacy.given_up(self.places, document.interfaces)
+        ]
         settings = self._set_host(document, True, repair)
         planned = time.monotonic() - started - waited
         after_state = current

@@ -16,7 +16,7 @@ from ..config.model import BackendKey, Config
 from ..errors import EngineError
 from ..kernel import link
 from ..tables import memory
-from ..tables.filter_table import pack_filter_table, pack_stricter_table
+from ..tables.filter_table import pack_filter_table, pack_strictest_table
 from ..tables.layout import BACKEND
 from . import compiler, consequences, drift, host_check, map_set, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
@@ -134,7 +134,7 @@ class Change:
             out=self.seen.out(document.config),
             live=live_maps.read_endpoints() if self.drift.endpoints else None,
         )
-        self.filter_ids = plan.assign_filters(document.filters, current.filter_ids, document.sizes)
+        self.filter_ids = plan.assign_filters(document.filters, self._filter_ids_in_use(current), document.sizes)
         self.filters_repaired = live_maps.table_id("filters") != current.tables.filters
 
     def _plan_new_maps(self) -> None:
@@ -160,10 +160,23 @@ class Change:
 
     def _interim_filters(self) -> bytes | None:
         """Services and filters are switched one after the other; what either document drops is dropped in between."""
-        if self.current is None or self.details["new_maps"] or not (self.filters and self.planned.changed):
+        self.leaving: tuple[state.FilterSet, ...] = ()
+        current = self.current
+        if current is None or self.details["new_maps"] or not self.planned.changed:
             return None
-        ids = {**self.current.filter_ids, **self.filter_ids}
-        return pack_stricter_table(self.before.filters, self.document.filters, ids, self.document.sizes)
+        self.leaving = current.leaving
+        if self.filters:
+            self.leaving += (state.FilterSet(current.filters, current.filter_ids),)
+        if not self.leaving:
+            return None
+        sets = [*(found.filters for found in self.leaving), self.document.filters]
+        ids = {**self._filter_ids_in_use(current), **self.filter_ids}
+        return pack_strictest_table(sets, ids, self.document.sizes)
+
+    @staticmethod
+    def _filter_ids_in_use(current: state.State) -> dict[FilterKey, int]:
+        leaving = {key: number for found in current.leaving for key, number in found.ids.items()}
+        return {**leaving, **current.filter_ids}
 
     def _plan_program(self, live_maps: maps.Maps | None) -> None:
         """Which features the program has while both documents are live, and whether it has to be put on hooks."""

@@ -33,8 +33,8 @@ _MASK = 0x1FFFF
 # A round gives a member a turn or not, and looks at a slot. Rounds of a run, and runs of a system call: together enough
 # to come past all members once and past all slots once, so that each call fills some.
 _ROUNDS, _RUNS = 32, 8192
-# The least frame that BPF_PROG_TEST_RUN takes. The program does not look at it.
-_FRAME = bytes(14)
+# The program does not look at it. Some kernels refuse one that is empty behind the Ethernet header.
+_FRAME = bytes(64)
 
 
 def _program(members: int, table: int) -> bytes:

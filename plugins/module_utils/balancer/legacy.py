@@ -52,6 +52,12 @@ def find(paths: Paths, interfaces: Iterable[str]) -> str | None:
     return next((interface for interface in interfaces if state_file(paths, interface).exists()), None)
 
 
+def given_up(places: Places, interfaces: Iterable[str]) -> list[str]:
+    """Those of these interfaces whose own balancer is removed: only that of the first is taken over."""
+    found = [interface for interface in interfaces if state_file(places.paths, interface).exists()]
+    return found if places.state_file.exists() else found[1:]
+
+
 def load(paths: Paths, interface: str) -> State:
     """Raises EngineError for a file that cannot be read."""
     path = state_file(paths, interface)
@@ -111,6 +117,7 @@ def _load(raw: dict[str, Any], interface: str) -> State:
         # All tables are written anew.
         load_tables({"endpoints6": 0, "filters": 0, **tables, "following": False}),
         dict(zip(document.filters, filter_ids)),
+        (),
         Retained.load(raw.get("departed", {})),
         raw.get("generation", 0),
         raw.get("applied_at", 0.0),

@@ -182,7 +182,7 @@ def complete_interrupted(places: Places, current: state.State | None) -> None:
 
 def _is_of(current: state.State | None, directory: Path) -> bool:
     """Whether the tables in these maps are those that the state names."""
-    if current is None:
+    if current is None or drift.unfinished(current):
         return False
     try:
         with map_set.open_pinned(directory, current.program.sizes) as found:

@@ -105,12 +105,25 @@ class Tables:
 
 
 @dataclass(frozen=True)
+class FilterSet:
+    """The filters of a document, with the places of their counters and limits."""
+
+    filters: Filters
+    ids: dict[FilterKey, int]
+
+    def dump(self) -> list[dict[str, Any]]:
+        return [{**entry.as_dict(), "id": self.ids[key]} for key, entry in self.filters.items()]
+
+
+@dataclass(frozen=True)
 class State:
     document: Document
     program: ProgramState = ProgramState()
     allocation: Allocation = Allocation()
     tables: Tables = Tables()
     filter_ids: dict[FilterKey, int] = field(default_factory=dict)
+    # Of documents whose services may still be live, after a change that did not end: what they drop is dropped.
+    leaving: tuple[FilterSet, ...] = ()
     retained: Retained = Retained()
     # How often something was changed, and when that was last.
     generation: int = 0
@@ -153,6 +166,7 @@ class State:
                 "retiring_rings": sorted(allocation.retiring_rings),
                 "retiring_backends": sorted(allocation.retiring_backends),
             },
+            "leaving": [found.dump() for found in self.leaving],
             "tables": self.tables.dump(),
             "retained": self.retained.dump(),
         }
@@ -177,6 +191,12 @@ def _load_document(raw: dict[str, Any]) -> Document:
     plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
     settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
     return Document(settings, config, parse_filters(raw["filters"]))
+
+
+def _load_filter_set(entries: list[dict[str, Any]]) -> FilterSet:
+    ids = [entry.pop("id") for entry in entries]
+    filters = parse_filters(entries)
+    return FilterSet(filters, dict(zip(filters, ids)))
 
 
 def _load(raw: dict[str, Any]) -> State:
@@ -208,6 +228,7 @@ def _load(raw: dict[str, Any]) -> State:
         allocation,
         load_tables(raw["tables"]),
         dict(zip(document.filters, places["filters"])),
+        tuple(map(_load_filter_set, raw.get("leaving", ()))),
         Retained.load(raw["retained"]),
         raw["generation"],
         raw["applied_at"],

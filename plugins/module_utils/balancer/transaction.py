@@ -181,6 +181,7 @@ class Transaction:
         if current is None:
             return
         counters.resume(current, planned, live_maps)
+        self._reset_changed_limits(current, live_maps)
         self._retained = current.retained.after({}, {}, config.services, config.backends)
         try:
             old = map_set.open_shareable(self._change.places.maps, current.program.sizes)
@@ -208,7 +209,7 @@ class Transaction:
         """The state as it was, and with the document and the program."""
         document, current = self._change.document, self._change.current or state.State(self._change.document)
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
-        return current, replace(self._counted(current), document=document, program=program)
+        return current, replace(self._counted(current), document=document, program=program, leaving=())
 
     def _in_new_maps(self, hooks: dict[str, state.Hook]) -> state.State:
         current, after = self._after(hooks)
@@ -236,10 +237,9 @@ class Transaction:
             live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
             counters.resume(current, self._change.planned, live_maps)
             retained = counters.retained(current, self._change.planned, live_maps)
-            if self._change.interim_filter_table is not None:
-                # The state names the old table until the intent: a run killed here is begun anew by the next.
-                live_maps.swap_table("filters", self._change.interim_filter_table)
             self._save_intent(after, retained, current.tables.filters)
+            if self._change.interim_filter_table is not None:
+                live_maps.swap_table("filters", self._change.interim_filter_table)
             written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
             # Until here packets may have been counted for what is removed.
             retained = counters.retained(current, self._change.planned, live_maps)
@@ -252,25 +252,35 @@ class Transaction:
 
     def _save_intent(self, after: state.State, retained: Any, filters: int) -> None:
         """Before the maps are touched: a killed run leaves a state whose indexes are right and whose tables are not."""
-        # The filters are written after this; until then the old table is live.
+        # The filters are written after this; until then the old table is live, or the one in between.
         intent = replace(
             after,
             allocation=self._change.planned.allocation,
-            tables=state.Tables(filters=state.UNKNOWN_TABLE if self._change.filters else filters),
+            tables=state.Tables(filters=state.UNKNOWN_TABLE if self._change.interim_filter_table else filters),
             filter_ids=self._change.filter_ids,
+            leaving=self._change.leaving,
             retained=retained,
         )
         state.save(self._change.places.state_file, intent)
 
     def _write_filters(self, current: state.State, after: state.State, live_maps: maps.Maps) -> state.State:
         ids = self._change.filter_ids
-        unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
-        state.save(self._change.places.state_file, unsure)
+        # With a table in between, the intent has said so; nothing may fail before what it drops too much is gone.
+        if self._change.interim_filter_table is None:
+            unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
+            state.save(self._change.places.state_file, unsure)
         written = live_maps.swap_table("filters", self._change.filter_table)
-        # A limit that was used up under the old rate would be so for as long as that rate says.
-        wanted = self._change.document.filters
-        live_maps.reset_limits(ids[key] for key in ids if current.filters.get(key) != wanted[key])
+        self._reset_changed_limits(current, live_maps)
         return replace(after, tables=replace(after.tables, filters=written))
+
+    def _reset_changed_limits(self, current: state.State, live_maps: maps.Maps) -> None:
+        """A limit that was used up under the old rate would be so for as long as that rate says."""
+        wanted, repaired = self._change.document.filters, self._change.filters_repaired
+        live_maps.reset_limits(
+            number
+            for key, number in self._change.filter_ids.items()
+            if repaired or current.filters.get(key) != wanted[key]
+        )
 
     def _remove_interfaces(self) -> None:
         for interface in self._change.removed:

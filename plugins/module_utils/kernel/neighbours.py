@@ -107,6 +107,8 @@ def local_addresses() -> set[str]:
     found = set()
     with netlink.Socket(netlink.NETLINK_ROUTE) as route:
         for reply in route.request(RTM_GETADDR, bytes(IFADDRMSG_SIZE), netlink.NLM_F_DUMP):
+            if reply[0] not in (AF_INET, AF_INET6):
+                continue
             given = dict(netlink.attributes(reply[IFADDRMSG_SIZE:]))
             # Of a link to one peer IFA_ADDRESS is the peer's; an address of IPv6 may have no IFA_LOCAL.
             found.add(socket.inet_ntop(reply[0], given.get(IFA_LOCAL) or given[IFA_ADDRESS]))

@@ -10,7 +10,7 @@ so far; so a prefix leaves markers at the shorter lengths that the search for it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 from ..config.addresses import BITS, Prefix, parse_prefix
@@ -52,8 +52,9 @@ def _stricter(before: Verdict | None, after: Verdict | None) -> Verdict | None:
     return tuple(one if _strictness(one) > _strictness(other) else other for one, other in zip(before, after))
 
 
-def _strictness(rule: Filter | None) -> int:
-    return ("pass", "limit", "drop").index(rule.action) if rule else 0
+def _strictness(rule: Filter | None) -> tuple[int, int]:
+    """Of two limits the one with the lower rate is stricter."""
+    return (("pass", "limit", "drop").index(rule.action), -rule.rate) if rule else (0, 0)
 
 
 class _Family:
@@ -246,18 +247,18 @@ def pack_filter_table(found: Filters, ids: dict[FilterKey, int], sizes: Sizes) -
     return _pack(*_families(_verdicts(found)), ids, sizes)
 
 
-def pack_stricter_table(before: Filters, after: Filters, ids: dict[FilterKey, int], sizes: Sizes) -> bytes:
-    """The table that drops what either of two sets drops: for the time in which services and filters both change.
+def pack_strictest_table(sets: Sequence[Filters], ids: dict[FilterKey, int], sizes: Sizes) -> bytes:
+    """The table that drops what any of these sets drops, and limits what any limits, at the lowest rate.
 
-    `ids` has those of both. Where one limits and the other passes, the limit holds. Raises EngineError if the prefixes
-    of both do not fit together.
+    `ids` has those of all. Raises EngineError if the prefixes do not fit together.
     """
-    one, other = _verdicts(before), _verdicts(after)
+    own = [_verdicts(found) for found in sets]
     nothing: Verdict = (None,) * len(FILTER_CLASSES)
-    prefixes = [*one, *(prefix for prefix in other if prefix not in one)]
-    families = _families({prefix: one.get(prefix, nothing) for prefix in prefixes})
-    for family, further in zip(families, _families({prefix: other.get(prefix, nothing) for prefix in prefixes})):
-        family.take_stricter(further)
+    prefixes = list(dict.fromkeys(prefix for found in own for prefix in found))
+    families, *others = (_families({prefix: found.get(prefix, nothing) for prefix in prefixes}) for found in own)
+    for further in others:
+        for family, other in zip(families, further):
+            family.take_stricter(other)
     return _pack(*families, ids, sizes)
 
 
