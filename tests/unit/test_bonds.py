@@ -48,8 +48,8 @@ class Host:
     drivers: dict[str, str] = field(default_factory=dict)
     route: int = 4
 
-    def refuse(self, hooks: dict[str, str], service: dict = DNAT, backend: dict = BACKEND) -> None:
-        document = declared(service, backend)
+    def refuse(self, hooks: dict[str, str], service: dict | None = None, backend: dict | None = None) -> None:
+        document = declared(service or DNAT, backend or BACKEND)
         host_check.refuse_lost_next_hops(list(document.config.backends.values()), document, hooks)
 
 
