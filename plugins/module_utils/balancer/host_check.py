@@ -127,7 +127,7 @@ def refuse_lost_next_hops(created: list[Backend], document: Document, hooks: dic
     leaves by the bond.
     """
     subjects = {
-        link.interface_index(backend.interface): f"{_words(backend)} is reached"
+        link.interface_index(backend.interface): f"{backend.label} is reached"
         for backend in created
         if backend.interface
     }
@@ -136,7 +136,7 @@ def refuse_lost_next_hops(created: list[Backend], document: Document, hooks: dic
         return
     by_address = {backend.address: backend for backend in created if not backend.mac}
     for neighbour, address in neighbours.ways(addresses_of_kernel(created)).neighbours.items():
-        subjects.setdefault(neighbour.interface, f"{_words(by_address[address])} is reached")
+        subjects.setdefault(neighbour.interface, f"{by_address[address].label} is reached")
     found = {entry.index: entry for entry in links()}
     for entry in found.values() if _follows_routes(document) else ():
         if entry.name in native and entry.master in found and found[entry.master].kind == "bond":
@@ -151,10 +151,6 @@ def refuse_lost_next_hops(created: list[Backend], document: Document, hooks: dic
                 f"{subject} over {name}, which takes no packets from native XDP on {from_others[0]} ({why}); attach "
                 f"the program with mode: tc or mode: generic, or to {instead}"
             )
-
-
-def _words(backend: Backend) -> str:
-    return f"backend {backend.target} of service {backend.service}"
 
 
 def _follows_routes(document: Document) -> bool:
@@ -204,7 +200,7 @@ def refuse_wrong_arms(backends: list[Backend], interfaces: Collection[str]) -> N
         if neighbour.interface in indexes:
             backend = given[address]
             raise EngineError(
-                f"backend {address} of service {backend.service}: with mac {backend.mac} its packets leave by the "
+                f"{backend.label}: with mac {backend.mac} its packets leave by the "
                 f"interface that they arrive on, but the kernel reaches it over {indexes[neighbour.interface]} only; "
                 "leave mac out"
             )

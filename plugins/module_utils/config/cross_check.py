@@ -48,7 +48,7 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
         service = config.services.get(backend.service)
         if service is None:
             known = ", ".join(config.services) or "none"
-            errors[key] = f"{_label(backend)}: unknown service {backend.service!r}; known services: {known}"
+            errors[key] = f"{backend.label}: unknown service {backend.service!r}; known services: {known}"
             continue
         problem = _misfit(config, backend, service)
         if not problem and service.forwarding in ("dnat", "full_nat"):
@@ -58,12 +58,8 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
                 taken = replies.setdefault((backend.target, service.protocol), {})
                 problem = _ambiguous_reply(taken, service, backend)
         if problem:
-            errors[key] = f"{_label(backend)}: {problem}"
+            errors[key] = f"{backend.label}: {problem}"
     return errors
-
-
-def _label(backend: Backend) -> str:
-    return f"backend {backend.target} of service {backend.service}"
 
 
 def _pool_problems(config: Config) -> list[str]:

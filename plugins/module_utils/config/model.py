@@ -136,6 +136,11 @@ class Backend(NamedTuple):
         return BackendKey(self.service, self.target, self.port)
 
     @property
+    def label(self) -> str:
+        """As errors and warnings name it."""
+        return f"backend {self.target} of service {self.service}"
+
+    @property
     def share(self) -> int:
         """The weight that counts: a drained backend keeps its replies but gets nothing new."""
         return self.weight if self.state == "enabled" else 0
