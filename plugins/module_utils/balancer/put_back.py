@@ -29,12 +29,13 @@ def undisturbed() -> Iterator[None]:
     # Another thread may take a signal that this one blocks; Python then calls the handler in the main thread.
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: found for number in SIGNALS if (found := signal.getsignal(number)) is not None}
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        # None: a handler that Python did not set, and cannot set again.
+        handlers = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        for number, handler in handlers.items():
-            if handler != signal.SIG_IGN:
-                signal.signal(number, lambda received, _frame: waiting.append(received))
+        for number in handlers:
+            signal.signal(number, lambda received, _frame: waiting.append(received))
         yield
     finally:
         # Whatever was blocked goes to the list as well.
