@@ -127,13 +127,8 @@ def open_shareable(directory: Path, sizes: Sizes) -> Maps:
 
 def _former_control(directory: Path) -> tuple[int, int]:
     """The generation of next hops, and the seed of the flow table."""
+    descriptor = _open(directory, MapSpec("control", bpf.MAP_TYPE_ARRAY, FORMER_CONTROL.size, 1))
     try:
-        descriptor = bpf.object_get(str(directory / "control"))
-    except FileNotFoundError:
-        raise _other_layout(directory, "control is not pinned") from None
-    try:
-        if bpf.map_info(descriptor).value_size != FORMER_CONTROL.size:
-            raise _other_layout(directory, "control has another size")
         control = bpf.map_lookup(descriptor, index(0), FORMER_CONTROL.size)
     finally:
         os.close(descriptor)
