@@ -70,10 +70,11 @@ class Change:
             self.filter_table = (
                 pack_filter_table(document.filters, self.filter_ids, document.sizes) if document.filters else None
             )
+            self.leaving = self._filters_to_leave()
             self.interim_filter_table = self._interim_filters()
             self._plan_program(live_maps)
         host_check.refuse_lack_of_memory(self._needed_memory())
-        self.refuse_lost_next_hops(self.expected_hooks())
+        self.refuse_lost_next_hops(self.expected_hooks)
         host_check.refuse_wrong_arms(list(document.config.backends.values()), self.present)
         if self.changed:
             self.warnings += host_check.warnings(document) + consequences.resets(self.before, document)
@@ -134,7 +135,7 @@ class Change:
             out=self.seen.out(document.config),
             live=live_maps.read_endpoints() if self.drift.endpoints else None,
         )
-        self.filter_ids = plan.assign_filters(document.filters, self._filter_ids_in_use(current), document.sizes)
+        self.filter_ids = plan.assign_filters(document.filters, current.filter_ids_in_use, document.sizes)
         self.filters_repaired = live_maps.table_id("filters") != current.tables.filters
 
     def _plan_new_maps(self) -> None:
@@ -149,7 +150,7 @@ class Change:
                 self.planned = plan.make(
                     current.config, current.allocation, document.config, document.sizes, everything, out=out
                 )
-                self.filter_ids = plan.assign_filters(document.filters, current.filter_ids, document.sizes)
+                self.filter_ids = plan.assign_filters(document.filters, current.filter_ids_in_use, document.sizes)
                 self.kept = _fits(self.planned.allocation, self.filter_ids, document)
             except EngineError:
                 # Beside those of the old document there is no room in the new sizes.
@@ -158,25 +159,21 @@ class Change:
             self.planned = plan.make(EMPTY, plan.Allocation(), document.config, document.sizes, out=out)
             self.filter_ids = plan.assign_filters(document.filters, {}, document.sizes)
 
-    def _interim_filters(self) -> bytes | None:
-        """Services and filters are switched one after the other; what either document drops is dropped in between."""
-        self.leaving: tuple[state.FilterSet, ...] = ()
+    def _filters_to_leave(self) -> tuple[state.FilterSet, ...]:
+        """Those of the documents whose services are live until this one's are."""
         current = self.current
         if current is None or self.details["new_maps"] or not self.planned.changed:
-            return None
-        self.leaving = current.leaving
-        if self.filters:
-            self.leaving += (state.FilterSet(current.filters, current.filter_ids),)
+            return ()
+        changing = (state.FilterSet(current.filters, current.filter_ids),) if self.filters else ()
+        return (*current.leaving, *changing)
+
+    def _interim_filters(self) -> bytes | None:
+        """Services and filters are switched one after the other; what either document drops is dropped in between."""
         if not self.leaving:
             return None
+        ids = {key: number for found in self.leaving for key, number in found.ids.items()}
         sets = [*(found.filters for found in self.leaving), self.document.filters]
-        ids = {**self._filter_ids_in_use(current), **self.filter_ids}
-        return pack_strictest_table(sets, ids, self.document.sizes)
-
-    @staticmethod
-    def _filter_ids_in_use(current: state.State) -> dict[FilterKey, int]:
-        leaving = {key: number for found in current.leaving for key, number in found.ids.items()}
-        return {**leaving, **current.filter_ids}
+        return pack_strictest_table(sets, {**ids, **self.filter_ids}, self.document.sizes)
 
     def _plan_program(self, live_maps: maps.Maps | None) -> None:
         """Which features the program has while both documents are live, and whether it has to be put on hooks."""
@@ -226,6 +223,7 @@ class Change:
     def build(self, features: frozenset[str]) -> compiler.Build:
         return compiler.Build(Path(self.document.settings.source), features, self.document.sizes)
 
+    @cached_property
     def expected_hooks(self) -> dict[str, str]:
         """By interface, the hook that its program is on or that is tried first; empty for none."""
         return {

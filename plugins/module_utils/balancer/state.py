@@ -140,6 +140,12 @@ class State:
     def filters(self) -> Filters:
         return self.document.filters
 
+    @property
+    def filter_ids_in_use(self) -> dict[FilterKey, int]:
+        """Those of the document, and those of documents that are being left."""
+        leaving = {key: number for found in self.leaving for key, number in found.ids.items()}
+        return {**leaving, **self.filter_ids}
+
     @cached_property
     def tables_digest(self) -> str:
         """Computed once: the exporter keeps a state for as long as its file."""

@@ -125,8 +125,10 @@ class Transaction:
 
     def _commit(self, found: dict[str, tuple[str, str]]) -> None:
         """With new maps, the state comes first: by it the next run knows which maps a killed one was to leave."""
-        # A driver may have refused what was expected of it, so that mode auto took another hook.
-        self._change.refuse_lost_next_hops({name: hook.hook for name, hook in self._hooks(found).items()})
+        hooks = {**self._change.expected_hooks, **{name: hook for name, (hook, _why) in found.items()}}
+        if hooks != self._change.expected_hooks:
+            # A driver refused what was expected of it, so that mode auto took another hook.
+            self._change.refuse_lost_next_hops(hooks)
         if self._change.details["new_maps"]:
             self._moved = self._in_new_maps(self._hooks(found))
             unfinished = replace(self._moved, program=replace(self._moved.program, digest=""))
@@ -135,7 +137,7 @@ class Transaction:
 
     def _load(self, loader: programs.Loader) -> None:
         """What the verifier refuses is to be known before anything is touched."""
-        for interface, hook in self._change.expected_hooks().items():
+        for interface, hook in self._change.expected_hooks.items():
             known = self._change.known(interface)
             if self._change.reusable and known and pinned_id(self._change.places.program(interface)):
                 loader.reuse(known.hook == "tc", self._change.places.program(interface))
@@ -161,11 +163,9 @@ class Transaction:
                 old.close()
         if self._change.kept and current:
             # Maps that are shared still have what was counted for those that were removed before.
-            created = [number for key, number in self._change.filter_ids.items() if key not in current.filter_ids]
             live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
             live_maps.zero_counters("backend_counters", self._change.planned.zero_backend_counters)
-            live_maps.zero_counters("filter_counters", created)
-            live_maps.reset_limits(created)
+            self._begin_filters(current, live_maps)
         places.new_maps.mkdir(mode=0o700)
         map_set.pin(live_maps, places.new_maps)
         tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, in_use=False)
@@ -228,9 +228,7 @@ class Transaction:
         current, after = self._after(hooks)
         filters_change = bool(self._change.filters or self._change.filters_repaired)
         if filters_change:
-            created = [number for key, number in self._change.filter_ids.items() if key not in current.filter_ids]
-            live_maps.zero_counters("filter_counters", created)
-            live_maps.reset_limits(created)
+            self._begin_filters(current, live_maps)
         if self._change.planned.changed:
             # Nobody has these indexes yet: a run killed from here on leaves no backend with another's numbers.
             live_maps.zero_counters("service_counters", self._change.planned.zero_service_counters)
@@ -256,7 +254,7 @@ class Transaction:
         intent = replace(
             after,
             allocation=self._change.planned.allocation,
-            tables=state.Tables(filters=state.UNKNOWN_TABLE if self._change.interim_filter_table else filters),
+            tables=state.Tables(filters=filters if self._change.interim_filter_table is None else state.UNKNOWN_TABLE),
             filter_ids=self._change.filter_ids,
             leaving=self._change.leaving,
             retained=retained,
@@ -272,6 +270,12 @@ class Transaction:
         written = live_maps.swap_table("filters", self._change.filter_table)
         self._reset_changed_limits(current, live_maps)
         return replace(after, tables=replace(after.tables, filters=written))
+
+    def _begin_filters(self, current: state.State, live_maps: maps.Maps) -> None:
+        """Let those that are new count from zero, before a table has them."""
+        created = [number for key, number in self._change.filter_ids.items() if key not in current.filter_ids]
+        live_maps.zero_counters("filter_counters", created)
+        live_maps.reset_limits(created)
 
     def _reset_changed_limits(self, current: state.State, live_maps: maps.Maps) -> None:
         """A limit that was used up under the old rate would be so for as long as that rate says."""
