@@ -30,8 +30,8 @@ _MEMBER = struct.Struct("=6I")
 _SLOT, _STEP, _CREDIT, _WEIGHT, _ID = (_STATE.size + 4 * field for field in range(5))
 # Room for MAX_TABLE_SIZE members and slots; both are counted with these bits.
 _MASK = 0x1FFFF
-# A round gives a member a turn or not, and looks at a slot. Rounds of a run, and runs of a system call: together enough
-# to come past all members once and past all slots once, so that each call fills some.
+# A round adds a member's weight, probes a slot, or does both. One system call has enough rounds to visit all members
+# and all slots once, so it fills at least one slot.
 _ROUNDS, _RUNS = 32, 8192
 # The program does not look at it. Some kernels refuse one that is empty behind the Ethernet header.
 _FRAME = bytes(64)
@@ -40,9 +40,8 @@ _FRAME = bytes(64)
 def _program(members: int, table: int) -> bytes:
     """The loop of lookup.fill(), resumed where the last run left it. Members and table are descriptors of maps.
 
-    The rounds of a run are one behind the other: without CAP_PERFMON the verifier also follows jumps that only a CPU's
-    guess takes, on which it knows of no end of a loop. Masks change no number; they let it see that every round starts
-    from the same state.
+    The loop is unrolled: without CAP_PERFMON the verifier also follows speculative paths, on which a loop has no bound.
+    Masks change no number; they let the verifier see that every round starts from the same state.
     """
     turn, slot, step, member, at, word, wrap, slots, state = (f"r{number}" for number in range(1, 10))
     code = Assembler()

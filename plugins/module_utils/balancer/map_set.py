@@ -37,7 +37,7 @@ SHARED = frozenset(
     )
 )
 
-# The layout of balancers that had the name of their interface. Of what packets write to, only control was another:
+# The layout of balancers that had the name of their interface. Of the maps that packets write to, only control differs:
 # struct control was layout_version, next_hop_generation, mtu, unused, seed.
 FORMER_LAYOUT = 2
 FORMER_CONTROL = struct.Struct("<IIIIQ")

@@ -122,7 +122,7 @@ class State:
     allocation: Allocation = Allocation()
     tables: Tables = Tables()
     filter_ids: dict[FilterKey, int] = field(default_factory=dict)
-    # Of documents whose services may still be live, after a change that did not end: what they drop is dropped.
+    # The filters of documents whose services may still be live, because a change did not end.
     leaving: tuple[FilterSet, ...] = ()
     retained: Retained = Retained()
     # How often something was changed, and when that was last.

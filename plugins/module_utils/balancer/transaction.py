@@ -250,7 +250,7 @@ class Transaction:
 
     def _save_intent(self, after: state.State, retained: Any, filters: int) -> None:
         """Before the maps are touched: a killed run leaves a state whose indexes are right and whose tables are not."""
-        # The filters are written after this; until then the old table is live, or the one in between.
+        # The filters are written after this; until then the old table is live, or the interim one.
         intent = replace(
             after,
             allocation=self._change.planned.allocation,
@@ -263,7 +263,7 @@ class Transaction:
 
     def _write_filters(self, current: state.State, after: state.State, live_maps: maps.Maps) -> state.State:
         ids = self._change.filter_ids
-        # With a table in between, the intent has said so; nothing may fail before what it drops too much is gone.
+        # With an interim table the intent has said so. A save that failed here would leave that table live.
         if self._change.interim_filter_table is None:
             unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
             state.save(self._change.places.state_file, unsure)
