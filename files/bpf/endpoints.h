@@ -97,6 +97,15 @@ static __always_inline const __u32 *find_port_endpoint(const int family, const v
 	return id;
 }
 
+/* Whether a VIP or a source of full_nat can have the address at all. */
+static __always_inline int may_be_own(const int family, const void *table, const __be32 *address)
+{
+	const struct endpoint_table *header = table;
+	__u32 mixed = family == 4 ? address[0] : address[0] ^ address[1] ^ address[2] ^ address[3];
+
+	return header->own_addresses >> (mixed * ENDPOINT_MULTIPLIER >> 58) & 1;
+}
+
 static __always_inline int is_vip(const int family, const void *table, const __be32 *address)
 {
 	return find_endpoint(family, table, ENDPOINT_VIP, address, IPPROTO_ICMP, 0) != NULL;

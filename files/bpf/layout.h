@@ -13,7 +13,7 @@
 #ifndef LBOPS_LAYOUT_H
 #define LBOPS_LAYOUT_H
 
-#define LAYOUT_VERSION 3
+#define LAYOUT_VERSION 4
 /* Of a balancer. */
 #define MAX_INTERFACES 16
 
@@ -28,6 +28,8 @@
 #define FRAGMENT_SHIFT 55
 /* Pools of source ports. */
 #define MAX_POOLS 64
+/* Room for reasons (reasons.h), so that the map of a host stays when some are added. */
+#define MAX_REASONS 64
 /* The number that a flow is remembered with is a backend, or with this bit a session. */
 #define FLOW_IS_SESSION (1 << 20)
 
@@ -53,6 +55,8 @@ struct endpoint_table {
 	/* Bit n is set if some endpoint of the kind has a port that is n modulo 64; any port sets all. */
 	__u64 service_ports;
 	__u64 backend_ports;
+	/* Bit n is set if some VIP or source of full_nat has n as the upper six bits of its words' XOR, multiplied. */
+	__u64 own_addresses;
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -71,6 +75,7 @@ struct endpoint6_table {
 	__u32 unused;
 	__u64 service_ports;
 	__u64 backend_ports;
+	__u64 own_addresses;
 	struct endpoint6 slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 

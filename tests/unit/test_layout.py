@@ -21,13 +21,15 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
 SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
 
+ENDPOINT_TABLE_FIELDS = ["shift", "unused", "service_ports", "backend_ports", "own_addresses"]
+
 # Each C structure with the format that packs it and its fields, but for those that are padding to Python. Several
 # Python fields may make up one C field.
 STRUCTURES = {
     "endpoint": (layout.ENDPOINT, ["key key key key", "id", "unused"]),
-    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
+    "endpoint_table": (layout.ENDPOINT_TABLE_HEADER, ENDPOINT_TABLE_FIELDS),
     "endpoint6": (layout.ENDPOINT6, ["address", "key key key", "id"]),
-    "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ["shift", "unused", "service_ports", "backend_ports"]),
+    "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ENDPOINT_TABLE_FIELDS),
     "lookup_table": (layout.LOOKUP_TABLE, ["scheduler", "length", "flags", "idle_timeout"]),
     "backend": (layout.BACKEND, layout.BACKEND_FIELDS),
     "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes", "new_flows"]),
@@ -300,7 +302,7 @@ def test_entries_of_maps(compiled):
         "backends": 1024,
         "service_counters": 64,
         "backend_counters": 1024,
-        "reasons": compiled["REASONS"],
+        "reasons": 64,
         "round_robin": 64,
         "client_next_hops": compiled["CLIENT_NEXT_HOPS"],
         "endpoints6": 1,

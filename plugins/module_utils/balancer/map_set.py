@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import EngineError
 from ..kernel import bpf
-from ..tables.layout import LAYOUT_VERSION, Sizes, index
+from ..tables.layout import INDEX, LAYOUT_VERSION, Sizes, index
 from .map_specs import MapSpec, map_specs
 from .maps import Maps, inner_map, pack_control
 
@@ -37,10 +37,9 @@ SHARED = frozenset(
     )
 )
 
-# The layout of balancers that had the name of their interface. Of the maps that packets write to, only control differs:
-# struct control was layout_version, next_hop_generation, mtu, unused, seed.
-FORMER_LAYOUT = 2
-FORMER_CONTROL = struct.Struct("<IIIIQ")
+# Former layouts: new maps share those of their maps that packets write to and that have the same shape still.
+# struct control was: layout_version, next_hop_generation, mtu, unused, seed; then without MTU, but with 16 interfaces.
+FORMER_CONTROLS = {2: struct.Struct("<II8xQ"), 3: struct.Struct("<IIQ128x")}
 
 
 def _create(spec: MapSpec) -> int:
@@ -110,7 +109,7 @@ def open_pinned(directory: Path, sizes: Sizes, read_only: bool = False) -> Maps:
 
 
 def open_shareable(directory: Path, sizes: Sizes) -> Maps:
-    """The pinned maps for create(); of the former layout, those that new ones may share. Raises OtherLayout."""
+    """The pinned maps for create(); of a former layout, those that new ones may share. Raises OtherLayout."""
     try:
         return open_pinned(directory, sizes)
     except OtherLayout:
@@ -118,7 +117,9 @@ def open_shareable(directory: Path, sizes: Sizes) -> Maps:
     try:
         for spec in map_specs(sizes):
             if spec.name in SHARED and spec.name != "control":
-                maps.descriptors[spec.name] = _open(directory, spec)
+                descriptor = _open_alike(directory, spec)
+                if descriptor is not None:
+                    maps.descriptors[spec.name] = descriptor
     except (EngineError, OSError):
         maps.close()
         raise
@@ -127,31 +128,53 @@ def open_shareable(directory: Path, sizes: Sizes) -> Maps:
 
 def _former_control(directory: Path) -> tuple[int, int]:
     """The generation of next hops, and the seed of the flow table."""
-    descriptor = _open(directory, MapSpec("control", bpf.MAP_TYPE_ARRAY, FORMER_CONTROL.size, 1))
+    descriptor = _get(directory, "control", read_only=True)
     try:
-        control = bpf.map_lookup(descriptor, index(0), FORMER_CONTROL.size)
+        control = bpf.map_lookup(descriptor, index(0), bpf.map_info(descriptor).value_size)
     finally:
         os.close(descriptor)
-    version, generation, _mtu, _unused, seed = FORMER_CONTROL.unpack(control)
-    if version != FORMER_LAYOUT:
+    (version,) = INDEX.unpack_from(control)
+    packing = FORMER_CONTROLS.get(version)
+    if packing is None or packing.size != len(control):
         raise _other_layout(directory, f"their layout version is {version}")
+    _version, generation, seed = packing.unpack(control)
     return generation, seed
 
 
-def _open(directory: Path, spec: MapSpec, read_only: bool = False) -> int:
+def _get(directory: Path, name: str, read_only: bool = False) -> int:
     try:
-        descriptor = bpf.object_get(str(directory / spec.name), read_only)
+        return bpf.object_get(str(directory / name), read_only)
     except FileNotFoundError:
-        raise _other_layout(directory, f"{spec.name} is not pinned") from None
+        raise _other_layout(directory, f"{name} is not pinned") from None
+
+
+def _shape(spec: MapSpec) -> tuple[int, int, int]:
+    """Type, bytes of a value, number of values."""
+    return spec.type, 4 if spec.holds_maps else spec.value_size, spec.max_entries
+
+
+def _shape_of(descriptor: int) -> tuple[int, int, int]:
     info = bpf.map_info(descriptor)
-    value_size = 4 if spec.holds_maps else spec.value_size
-    found = (info.type, info.value_size, info.max_entries)
-    if found != (spec.type, value_size, spec.max_entries):
+    return info.type, info.value_size, info.max_entries
+
+
+def _open_alike(directory: Path, spec: MapSpec) -> int | None:
+    """The pinned map if it is there in this shape."""
+    try:
+        return _open(directory, spec)
+    except OtherLayout:
+        return None
+
+
+def _open(directory: Path, spec: MapSpec, read_only: bool = False) -> int:
+    descriptor = _get(directory, spec.name, read_only)
+    found, wanted = _shape_of(descriptor), _shape(spec)
+    if found != wanted:
         os.close(descriptor)
         raise _other_layout(
             directory,
             f"{spec.name} has type {found[0]} with {found[2]} values of {found[1]} bytes, "
-            f"not type {spec.type} with {spec.max_entries} of {value_size}",
+            f"not type {wanted[0]} with {wanted[2]} of {wanted[1]}",
         )
     return descriptor
 

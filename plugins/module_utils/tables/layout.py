@@ -13,12 +13,13 @@ import struct
 import time
 from dataclasses import dataclass
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 ENDPOINT_PROBES = 16
 ENDPOINT_MULTIPLIER = 0x9E3779B97F4A7C15
 CLIENT_NEXT_HOPS = 32768
 FRAGMENT_BUCKETS = 512
 MAX_POOLS = 64
+MAX_REASONS = 64
 MAX_LINKS = 256
 MAX_INTERFACES = 16
 FLOWS_PER_BUCKET = 8
@@ -42,7 +43,7 @@ SERVICE_KEEPS_TTL = 4
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
 ENDPOINT6 = struct.Struct("<16s2sBBI")  # address, port, protocol, kind, id
-ENDPOINT_TABLE_HEADER = struct.Struct("<IIQQ")  # shift, unused, service_ports, backend_ports
+ENDPOINT_TABLE_HEADER = struct.Struct("<IIQQQ")  # shift, unused, service_ports, backend_ports, own_addresses
 LOOKUP_TABLE = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
 # Slots for which the maps of lookup tables have room, in the order in which the program looks at them.
 TABLE_ROOMS = (65537, 16381, 4093, 1021, 131071)

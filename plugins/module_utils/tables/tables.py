@@ -247,6 +247,17 @@ def _port_bits(found: Endpoints, kind: int) -> int:
     return bits
 
 
+def _own_bits(found: Endpoints) -> int:
+    """Bit n stands for VIPs and sources of full_nat whose hash is n."""
+    bits = 0
+    for address in {key[:-4] for key in found if key[-1] in (ENDPOINT_VIP, ENDPOINT_SOURCE)}:
+        mixed = 0
+        for (word,) in struct.iter_unpack("<I", address):
+            mixed ^= word
+        bits |= 1 << ((mixed * ENDPOINT_MULTIPLIER & MASK64) >> 58)
+    return bits
+
+
 def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home: Home) -> bytes:
     if len(found) > sizes.max_endpoints:
         raise EngineError(
@@ -268,9 +279,8 @@ def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home
     """Linear probing; None if some key would lie farther from its home than the program looks."""
     table = bytearray(table_bytes)
     shift = 64 - (slots.bit_length() - 1)
-    ENDPOINT_TABLE_HEADER.pack_into(
-        table, 0, shift, 0, _port_bits(found, ENDPOINT_SERVICE), _port_bits(found, ENDPOINT_BACKEND)
-    )
+    service_ports, backend_ports = _port_bits(found, ENDPOINT_SERVICE), _port_bits(found, ENDPOINT_BACKEND)
+    ENDPOINT_TABLE_HEADER.pack_into(table, 0, shift, 0, service_ports, backend_ports, _own_bits(found))
     taken = bytearray(slots + ENDPOINT_PROBES)
     header = ENDPOINT_TABLE_HEADER.size
     for key, number in found.items():
