@@ -109,6 +109,34 @@ static __always_inline int find_answered(const int family, const struct packet *
 }
 #endif
 
+/*
+ * Whether the kernel would forward the packet instead of taking it: for a VIP or a source of full_nat that is no address
+ * of this host. The kernel would send it to the router that it came from, which would send it here again.
+ */
+static __always_inline int would_loop(hook_context *ctx, const int family, const struct packet *packet,
+				      const void *table)
+{
+	const __be32 *destination = destination_of(family, packet);
+
+	return may_be_own(family, table, destination) && is_own(family, table, destination) &&
+	       !is_of_host(ctx, family, destination);
+}
+
+/* What no service is there for is the kernel's; so is a fragment whose first went unseen. */
+static __always_inline int leave(hook_context *ctx, const int family, const struct packet *packet, const void *table,
+				 int reason)
+{
+	int is_lone_fragment = packet->fragment == LATER_FRAGMENT;
+
+#ifdef FEATURE_UNSERVED_PASS
+	if (!is_lone_fragment)
+		return count_reason(reason, PASS);
+#endif
+	if (table && would_loop(ctx, family, packet, table))
+		return count_reason(is_lone_fragment ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
+	return count_reason(reason, PASS);
+}
+
 /* What a packet with ports is. */
 enum course {
 	NOT_OURS,
@@ -177,17 +205,6 @@ static __always_inline int send_answer(hook_context *ctx, const int family, stru
 	return count_reason(PASS_NOT_OURS, PASS);
 }
 
-/* A fragment whose first went unseen can reach nobody here; those of other packets are not our business. */
-static __always_inline int lone_fragment(const int family, const struct packet *packet, const void *table)
-{
-	if (is_vip(family, table, destination_of(family, packet)))
-		return count_reason(DROP_FRAGMENT, DROP);
-#ifdef FEATURE_FULL_NAT
-	if (find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0))
-		return count_reason(DROP_FRAGMENT, DROP);
-#endif
-	return count_reason(PASS_NOT_OURS, PASS);
-}
 
 /* Whether an ICMP error is about a flow of a service, which it then is of. */
 static __always_inline int find_quoted_flow(const int family, const struct packet *packet, const void *table,
@@ -230,7 +247,7 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 		return count_reason(PASS_NOT_OURS, PASS);
 	course = find_course(family, packet, table, &service, &choice);
 	if (course == NOT_OURS)
-		return count_reason(PASS_NOT_OURS, PASS);
+		return leave(ctx, family, packet, table, PASS_NOT_OURS);
 	if (course != TO_SERVICE)
 		return send_answer(ctx, family, packet, &choice, course, 1);
 	if (is_martian(family, packet))
@@ -248,6 +265,19 @@ static __always_inline int outlives_hop(const int family, const struct packet *p
 	       backend->forwarding == FORWARDING_REDIRECT;
 }
 
+/*
+ * What filters cannot judge: with filters in use nothing else may decide about it, so that nobody gets past them by
+ * sending what the kernel reads in another way.
+ */
+static __always_inline int cannot_judge(enum reason pass, enum reason drop)
+{
+#ifdef FEATURE_FILTERS
+	return count_reason(drop, DROP);
+#else
+	return count_reason(pass, PASS);
+#endif
+}
+
 /* The others. */
 static __always_inline int handle_any(hook_context *ctx, const int family, struct parsed *parsed)
 {
@@ -260,25 +290,29 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	struct flow flow = {};
 	__u32 service = 0;
 
-	if (reason == PASS_MALFORMED)
-		return count_reason(reason, PASS);
+	if (reason == UNREADABLE)
+		return cannot_judge(PASS_MALFORMED, DROP_MALFORMED);
 	FORGET(reason, packet.protocol);
 #ifdef FEATURE_FILTERS
 	if (is_filtered(family, &packet))
 		return DROP;
 #endif
+	if (reason == PARSED && packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
+		reason = PASS_MALFORMED;
+#ifdef FEATURE_FILTERS
+	if (reason == PASS_MALFORMED)
+		return count_reason(DROP_MALFORMED, DROP);
+	if (reason == PASS_EXTENSION_HEADERS)
+		return count_reason(DROP_EXTENSION_HEADERS, DROP);
+#endif
 	if (reason != PARSED)
-		return count_reason(reason, PASS);
-	if (!table)
-		return count_reason(PASS_NOT_OURS, PASS);
-	if (packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
-		return count_reason(PASS_MALFORMED, PASS);
-	if (packet.fragment && is_icmp(family, &packet))
-		return count_reason(PASS_NOT_OURS, PASS);
+		return leave(ctx, family, &packet, table, reason);
+	if (!table || (packet.fragment && is_icmp(family, &packet)))
+		goto not_ours;
 	if (packet.fragment == LATER_FRAGMENT) {
 		course = find_fragment_course(family, &packet, &choice);
 		if (course == NOT_OURS)
-			return lone_fragment(family, &packet, table);
+			goto not_ours;
 		if (course == TO_SERVICE && !outlives_hop(family, &packet, choice.backend))
 			return count_reason(PASS_TTL_EXPIRED, PASS);
 		has_ports = 0;
@@ -286,7 +320,7 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet)))
 			return answer_echo(ctx, family, &packet);
 		if (!find_quoted_flow(family, &packet, table, &quote, &flow, &service))
-			return count_reason(PASS_NOT_OURS, PASS);
+			goto not_ours;
 		if (is_martian(family, &packet))
 			return count_reason(DROP_MARTIAN, DROP);
 		reason = choose_for_error(family, &packet, service, &flow, &choice);
@@ -302,7 +336,7 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	} else {
 		course = find_course(family, &packet, table, &service, &choice);
 		if (course == NOT_OURS)
-			return count_reason(PASS_NOT_OURS, PASS);
+			goto not_ours;
 		if (course == TO_SERVICE) {
 			if (is_martian(family, &packet))
 				return count_reason(DROP_MARTIAN, DROP);
@@ -318,6 +352,9 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	if (course != TO_SERVICE)
 		return send_answer(ctx, family, &packet, &choice, course, has_ports);
 	return forward(ctx, family, &packet, &choice, has_ports);
+
+not_ours:
+	return leave(ctx, family, &packet, table, PASS_NOT_OURS);
 }
 
 static __always_inline int handle(hook_context *ctx)
@@ -340,6 +377,8 @@ static __always_inline int handle(hook_context *ctx)
 	if (type == htons(ETH_P_IPV6))
 		return handle_any(ctx, 6, &parsed);
 #endif
+	if (is_tag(type))
+		return cannot_judge(PASS_NOT_IP, DROP_MALFORMED);
 	return count_reason(PASS_NOT_IP, PASS);
 }
 

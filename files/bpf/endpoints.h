@@ -111,4 +111,14 @@ static __always_inline int is_vip(const int family, const void *table, const __b
 	return find_endpoint(family, table, ENDPOINT_VIP, address, IPPROTO_ICMP, 0) != NULL;
 }
 
+/* A VIP or a source of full_nat. */
+static __always_inline int is_own(const int family, const void *table, const __be32 *address)
+{
+#ifdef FEATURE_FULL_NAT
+	if (find_endpoint(family, table, ENDPOINT_SOURCE, address, 0, 0))
+		return 1;
+#endif
+	return is_vip(family, table, address);
+}
+
 #endif

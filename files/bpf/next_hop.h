@@ -37,6 +37,14 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
+/* Whether packets for the address end here, or have no route. */
+static __always_inline int is_of_host(hook_context *ctx, const int family, const __be32 *address)
+{
+	struct next_hop unused;
+
+	return ask_kernel(ctx, family, &unused, address, 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
+}
+
 /*
  * A FIB lookup costs more than all the rest of the program, so its answer is remembered per CPU. The engine
  * raises the generation when a route or a neighbour's address changes, and all remembered answers lapse.

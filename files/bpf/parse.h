@@ -47,6 +47,8 @@ struct parsed {
 };
 
 #define PARSED -1
+/* Instead of a reason: not even the addresses can be read. */
+#define UNREADABLE -2
 
 static __always_inline int is_plain4(const struct iphdr *ip, const void *end)
 {
@@ -141,12 +143,12 @@ static __always_inline int parse_ip4(hook_context *ctx, struct iphdr *ip, void *
 	/* 64 bits wide, because narrowing costs BPF two shifts. */
 	__u64 length, least;
 
-	if ((void *)(ip + 1) > end)
-		return PASS_MALFORMED;
+	if ((void *)(ip + 1) > end || ip->version != 4)
+		return UNREADABLE;
 	parsed->protocol = ip->protocol;
 	parsed->network_length = sizeof(*ip);
 	if (*(__u8 *)ip != IP_VERSION_4_NO_OPTIONS) {
-		if (ip->version != 4 || ip->ihl < 5)
+		if (ip->ihl < 5)
 			return PASS_MALFORMED;
 		parsed->network_length = ip->ihl * 4;
 	}
@@ -214,12 +216,12 @@ static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, voi
 	int reason;
 
 	if ((void *)(ip6 + 1) > end || ip6->version != 6)
-		return PASS_MALFORMED;
+		return UNREADABLE;
 	length = ntohs(ip6->payload_len) + sizeof(*ip6);
-	if (longer_than_frame(ctx, parsed->link_length, end - (void *)ip6, length))
-		return PASS_MALFORMED;
 	parsed->protocol = ip6->nexthdr;
 	parsed->network_length = sizeof(*ip6);
+	if (longer_than_frame(ctx, parsed->link_length, end - (void *)ip6, length))
+		return PASS_MALFORMED;
 	least = l4_header_bytes(6, parsed->protocol);
 	if (!least) {
 		reason = skip_extension_headers(ip6, end, parsed);
@@ -234,7 +236,7 @@ static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, voi
 	return length < parsed->network_length + least ? PASS_MALFORMED : PARSED;
 }
 
-/* Pointers into the packet that was parsed; PARSED, or malformed if its parts are not in one piece. */
+/* Pointers into the packet that was parsed; PARSED, or UNREADABLE if its headers are not in one piece. */
 static __always_inline int point(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
 {
 	void *data = frame_start(ctx);
@@ -256,7 +258,7 @@ static __always_inline int point(hook_context *ctx, const int family, struct par
 	packet->l4 = packet->network + (network & MAX_EXTENSION_OFFSET);
 	if ((void *)(packet->eth + 1) + 2 * sizeof(struct vlan_tag) > packet->end ||
 	    packet->network + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > packet->end)
-		return PASS_MALFORMED;
+		return UNREADABLE;
 	return PARSED;
 }
 
@@ -266,14 +268,14 @@ static __always_inline int has_l4(const struct packet *packet)
 	return packet->l4 + sizeof(struct udphdr) <= packet->end;
 }
 
-/* PARSED: TCP, UDP or ICMP with its ports, or a later fragment of it. Below 0 only that; else the reason to pass. */
+/* PARSED: TCP, UDP or ICMP with its ports, or a later fragment of it. Else UNREADABLE, or the reason to pass. */
 static __always_inline int parse_ip(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
 {
 	void *network = frame_start(ctx) + parsed->link_length, *end = frame_end(ctx);
 	int reason = family == 4 ? parse_ip4(ctx, network, end, parsed) : parse_ip6(ctx, network, end, parsed);
 
-	if (reason == PASS_MALFORMED || point(ctx, family, parsed, packet) != PARSED)
-		return PASS_MALFORMED;
+	if (reason == UNREADABLE || point(ctx, family, parsed, packet) != PARSED)
+		return UNREADABLE;
 	return reason;
 }
 

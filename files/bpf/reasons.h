@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What else happened to packets than being forwarded: one counter each. layout.py names them in the same order. */
+/*
+ * What else happened to packets than being forwarded: one counter each. layout.py names them in the same order. New ones
+ * come last, because the map of a host goes on counting.
+ */
 #ifndef LBOPS_REASONS_H
 #define LBOPS_REASONS_H
 
@@ -29,6 +32,11 @@ enum reason {
 	TX_TOO_BIG,
 	/* Forwarded, but not remembered. */
 	FORWARD_FLOW_LIMIT,
+	/* Dropped because filters are in use. */
+	DROP_MALFORMED,
+	DROP_EXTENSION_HEADERS,
+	/* Dropped because the kernel would send them back. */
+	DROP_VIP_UNSERVED,
 	REASONS,
 };
 

@@ -49,6 +49,16 @@ options:
     description: Measure how long the program takes, for one packet in 256.
     type: bool
     default: false
+  unserved:
+    description:
+      - What becomes of packets for a VIP, or for a source address of C(full_nat), that no service is there for, while
+        the address is none of this host. Those for an address of this host are always passed to the kernel.
+      - V(drop) drops and counts them as C(vip_unserved). The kernel would send them back to the router that they came
+        from, which would send them here again, until their TTL ends.
+      - V(pass) passes them to the kernel nevertheless, for hosts whose routes lead elsewhere.
+    type: str
+    choices: [drop, pass]
+    default: drop
   max_services:
     description: How many services the maps hold, 65536 at the most.
     type: int

@@ -34,6 +34,7 @@ PROGRAM_ARGUMENTS = {
     "prepare": {"type": "bool", "default": False},
     "multi_buffer": {"type": "bool", "default": False},
     "latency": {"type": "bool", "default": False},
+    "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
     **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
     "source": {"type": "path", "default": "/usr/lib/lbops/current/bpf"},
     "force": {"type": "bool", "default": False},
@@ -42,7 +43,7 @@ PROGRAM_ARGUMENTS = {
 
 def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
     """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
-    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "source")
+    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "source")
     return {
         **{name: params[name] for name in chosen},
         "attached": attached,

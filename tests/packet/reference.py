@@ -33,6 +33,8 @@ ALL_FEATURES = frozenset(
     "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
 )
 TOO_BIG_A_TICK = 100
+# What filters cannot judge is dropped while there are some; as what.
+UNJUDGED = {"malformed": "malformed", "third_tag": "malformed", "extension_headers": "extension_headers"}
 
 
 # --- checksums
@@ -255,16 +257,16 @@ def take_apart(frame: bytes, features: frozenset[str]) -> Packet:
         return _take_apart4(link, frame[at:])
     if kind == b"\x86\xdd" and "ipv6" in features:
         return _take_apart6(link, frame[at:])
-    raise Unparsable("not_ip", None)
+    raise Unparsable("third_tag" if kind in TAGS else "not_ip", None)
 
 
 def _take_apart4(link: bytes, data: bytes) -> Packet:
-    if len(data) < 20 or data[0] >> 4 != 4 or data[0] & 15 < 5:
+    if len(data) < 20 or data[0] >> 4 != 4:
         raise Unparsable("malformed", None)
     size, total = (data[0] & 15) * 4, struct.unpack_from(">H", data, 2)[0]
-    if not size <= total <= len(data):
-        raise Unparsable("malformed", None)
     protocol, fragment = data[9], struct.unpack_from(">H", data, 6)[0]
+    if not 20 <= size <= total <= len(data):
+        raise Unparsable("malformed", Packet(link, 4, bytearray(data[:20]), bytearray(), b"", protocol))
     packet = Packet(link, 4, bytearray(data[:size]), bytearray(data[size:total]), data[total:], protocol)
     if protocol not in (TCP, UDP, ICMP):
         raise Unparsable("not_ours", packet)
@@ -276,7 +278,7 @@ def _take_apart4(link: bytes, data: bytes) -> Packet:
 
 def _with_transport(packet: Packet) -> Packet:
     if packet.fragment != "later" and len(packet.transport) < LEAST[packet.protocol]:
-        raise Unparsable("malformed", None)
+        raise Unparsable("malformed", packet)
     return packet
 
 
@@ -284,15 +286,15 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
     if len(data) < 40 or data[0] >> 4 != 6:
         raise Unparsable("malformed", None)
     total = 40 + struct.unpack_from(">H", data, 4)[0]
-    if total > len(data):
-        raise Unparsable("malformed", None)
     packet = Packet(link, 6, bytearray(data[:40]), bytearray(), data[total:], data[6])
+    if total > len(data):
+        raise Unparsable("malformed", packet)
     at, walked = 40, 0
     while packet.protocol in EXTENSION_HEADERS:
         if walked == 6:
             raise Unparsable("extension_headers", packet)
         if at + 8 > len(data):
-            raise Unparsable("malformed", None)
+            raise Unparsable("malformed", packet)
         if packet.protocol == 43 and data[at + 3]:
             raise Unparsable("extension_headers", packet)
         size, is_fragment = 8 + data[at + 1] * 8, packet.protocol == FRAGMENT_HEADER
@@ -489,11 +491,15 @@ class Balancer:
             reason, packet = problem.args
             if packet is not None and self._is_filtered(packet):
                 return DROP, frame
-            return self._because(PASS, reason, frame)
+            if "filters" in self.features and reason in UNJUDGED:
+                return self._because(DROP, UNJUDGED[reason], frame)
+            if packet is not None:
+                return self._leave(packet, frame, reason)
+            return self._because(PASS, "not_ip" if reason == "third_tag" else reason, frame)
         if self._is_filtered(packet):
             return DROP, frame
         if packet.fragment and packet.is_icmp:
-            return self._because(PASS, "not_ours", frame)
+            return self._leave(packet, frame)
         if packet.fragment == "later":
             return self._follow_fragment(packet, frame)
         if packet.is_icmp:
@@ -527,6 +533,19 @@ class Balancer:
             self._because(DROP, "filtered", b"")
             return True
         return False
+
+    def _leave(self, packet: Packet, frame: bytes, reason: str = "not_ours") -> tuple[int, bytes]:
+        """To the kernel, unless that would send back what came for a VIP."""
+        is_own = self._is_vip(packet.destination) or (
+            "full_nat" in self.features and self._is_source(packet.destination)
+        )
+        if not is_own or self.resolve(text_of(packet.destination)) == NOT_FORWARDED:
+            return self._because(PASS, reason, frame)
+        if packet.fragment == "later":
+            return self._because(DROP, "fragment", frame)
+        if "unserved_pass" in self.features:
+            return self._because(PASS, reason, frame)
+        return self._because(DROP, "vip_unserved", frame)
 
     # --- what a packet is
 
@@ -563,7 +582,7 @@ class Balancer:
         if backend:
             self._remember_fragment(packet, "backend", backend)
             return self._reply(packet, frame, backend)
-        return self._because(PASS, "not_ours", frame)
+        return self._leave(packet, frame)
 
     def _to_service(self, packet: Packet, frame: bytes, service: Service) -> tuple[int, bytes]:
         flow = (service.name, packet.protocol, packet.source, *packet.ports)
@@ -688,10 +707,7 @@ class Balancer:
     def _follow_fragment(self, packet: Packet, frame: bytes) -> tuple[int, bytes]:
         kind, what, seen = self.fragments.get(self._fragment_key(packet), ("", None, 0))
         if not kind or self.tick - seen > 2:
-            ours = self._is_vip(packet.destination) or (
-                "full_nat" in self.features and self._is_source(packet.destination)
-            )
-            return self._because(*((DROP, "fragment") if ours else (PASS, "not_ours")), frame)
+            return self._leave(packet, frame)
         self._remember_fragment(packet, kind, what)
         session = what if kind == "session" else None
         backend = session.backend if session else what
@@ -709,7 +725,7 @@ class Balancer:
             return self._echo(packet)
         found = self._quoted(packet)
         if found is None:
-            return self._because(PASS, "not_ours", frame)
+            return self._leave(packet, frame)
         service, quote_at, flow = found
         if is_martian(packet.source, packet.destination):
             return self._because(DROP, "martian", frame)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.packet import reference
+from tests.support.program import ALL_FEATURES
 
 SUITE = json.loads((Path(__file__).parent / "data" / "ipip_frames.json").read_text(encoding="utf-8"))
 VERDICTS = {"XDP_TX": reference.TX, "XDP_PASS": reference.PASS, "XDP_DROP": reference.DROP}
@@ -48,7 +49,8 @@ def rig(make_rig):
         )
         mac = SUITE["setup"]["next_hop_mac"]
         backends += [{"service": name, "address": address, "mac": mac} for address in declared["backends"]]
-    return make_rig(services, backends)
+    # Ports of a VIP that no service has are the kernel's there.
+    return make_rig(services, backends, ALL_FEATURES | {"unserved_pass"})
 
 
 def allowed_destinations() -> set[bytes]:

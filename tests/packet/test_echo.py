@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.packet.frames import CLIENT, Case, icmp, padded, passed, sent, with_bytes
+from tests.packet.frames import CLIENT, Case, dropped, icmp, padded, passed, sent, with_bytes
 from tests.packet.network import FRONT_ADDRESS, FRONT_MAC, ROUTER_MAC
 
 VIP, DSR_VIP, EMPTY_VIP, BACKEND = "203.0.113.10", "203.0.113.11", "203.0.113.12", "10.0.0.1"
@@ -86,15 +86,15 @@ IGNORED = [
     passed("the balancer's own address", icmp(CLIENT, FRONT_ADDRESS), "not_ours"),
     passed("an address next to a VIP", icmp(CLIENT, "203.0.113.9"), "not_ours"),
     passed("a backend", icmp(CLIENT, BACKEND), "not_ours"),
-    passed("echo request with a code", icmp(CLIENT, VIP, code=1), "not_ours"),
+    dropped("echo request with a code", icmp(CLIENT, VIP, code=1), "vip_unserved"),
     *(
-        passed(f"ICMP type {type}", icmp(CLIENT, VIP, type=type), "not_ours")
+        dropped(f"ICMP type {type}", icmp(CLIENT, VIP, type=type), "vip_unserved")
         for type in (0, 3, 4, 5, 9, 10, 11, 12, 13, 15, 17, 42, 255)
     ),
     passed("from a VIP", icmp(VIP, CLIENT), "not_ours"),
-    passed("fragment", icmp(CLIENT, VIP, flags="MF"), "not_ours"),
-    passed("last fragment", icmp(CLIENT, VIP, frag=100), "not_ours"),
-    passed("total length without the ICMP header", icmp(CLIENT, VIP, len=27), "malformed"),
+    dropped("fragment", icmp(CLIENT, VIP, flags="MF"), "vip_unserved"),
+    dropped("last fragment", icmp(CLIENT, VIP, frag=100), "fragment"),
+    dropped("total length without the ICMP header", icmp(CLIENT, VIP, len=27), "malformed"),
 ]
 
 

@@ -13,8 +13,9 @@ from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, GRE, LLC, STP, Dot1Q, Dot3, Ether
 from scapy.packet import Raw
 
-from tests.packet.frames import CLIENT, CLIENT_PORT, icmp, padded, passed, sent, tcp, udp, with_bytes
+from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, padded, passed, sent, tcp, udp, with_bytes
 from tests.packet.network import FRONT_ADDRESS, FRONT_MAC, ROUTER_MAC
+from tests.support.program import ALL_FEATURES
 
 VIP, DSR_VIP = "203.0.113.10", "203.0.113.13"
 SERVICES = [
@@ -34,7 +35,7 @@ BACKENDS = [
 
 @pytest.fixture(scope="module")
 def rig(make_rig):
-    return make_rig(SERVICES, BACKENDS)
+    return make_rig(SERVICES, BACKENDS, ALL_FEATURES - {"filters"})
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +44,56 @@ def empty(make_rig):
 
 
 ETHERNET = Ether(src=ROUTER_MAC, dst=FRONT_MAC)
+OTHER = "203.0.113.99"
 REQUEST = tcp(CLIENT, CLIENT_PORT, VIP, 80)
+ELSEWHERE = tcp(CLIENT, CLIENT_PORT, OTHER, 80)
 
 NOT_OURS = [
-    passed("another TCP port of a VIP", tcp(CLIENT, CLIENT_PORT, VIP, 81), "not_ours"),
-    passed("port 0", tcp(CLIENT, CLIENT_PORT, VIP, 0), "not_ours"),
-    passed("a TCP service's port over UDP", udp(CLIENT, CLIENT_PORT, VIP, 80), "not_ours"),
-    passed("a UDP service's port over TCP", tcp(CLIENT, CLIENT_PORT, VIP, 53), "not_ours"),
-    passed("below a range", udp(CLIENT, CLIENT_PORT, VIP, 26999), "not_ours"),
-    passed("above a range", udp(CLIENT, CLIENT_PORT, VIP, 27064), "not_ours"),
-    passed("the port in the other byte order", tcp(CLIENT, CLIENT_PORT, VIP, 80 << 8), "not_ours"),
     passed("another address", tcp(CLIENT, CLIENT_PORT, "203.0.113.12", 80), "not_ours"),
     passed("the address in the other byte order", tcp(CLIENT, CLIENT_PORT, "10.113.0.203", 80), "not_ours"),
     passed("the balancer itself", tcp(CLIENT, CLIENT_PORT, FRONT_ADDRESS, 22), "not_ours"),
     passed("a backend addressed directly", tcp(CLIENT, CLIENT_PORT, WEB, 8080), "not_ours"),
     passed("from the VIP", tcp(VIP, 80, CLIENT, CLIENT_PORT), "not_ours"),
-    passed("a service's port of another VIP", tcp(CLIENT, CLIENT_PORT, DSR_VIP, 80), "not_ours"),
     *(
-        passed(f"IP protocol {number}", with_bytes(REQUEST, 23, bytes((number,))), "not_ours")
+        passed(f"IP protocol {number}", with_bytes(ELSEWHERE, 23, bytes((number,))), "not_ours")
         for number in (0, 2, 4, 41, 50, 51, 58, 89, 112, 132, 136, 255)
     ),
     passed(
-        "GRE to the VIP",
-        bytes(ETHERNET / IP(src=CLIENT, dst=VIP) / GRE() / IP(src=CLIENT, dst=VIP) / TCP(dport=80)),
-        "not_ours",
+        "GRE", bytes(ETHERNET / IP(src=CLIENT, dst=OTHER) / GRE() / IP(src=CLIENT, dst=VIP) / TCP(dport=80)), "not_ours"
     ),
     passed(
-        "IPv4 in IPv4", bytes(ETHERNET / IP(src=CLIENT, dst=VIP) / IP(src=CLIENT, dst=VIP) / TCP(dport=80)), "not_ours"
+        "IPv4 in IPv4",
+        bytes(ETHERNET / IP(src=CLIENT, dst=OTHER) / IP(src=CLIENT, dst=VIP) / TCP(dport=80)),
+        "not_ours",
     ),
+]
+
+# For a VIP, but no service: the kernel would send it back.
+UNSERVED = [
+    dropped("another TCP port of a VIP", tcp(CLIENT, CLIENT_PORT, VIP, 81), "vip_unserved"),
+    dropped("port 0", tcp(CLIENT, CLIENT_PORT, VIP, 0), "vip_unserved"),
+    dropped("a TCP service's port over UDP", udp(CLIENT, CLIENT_PORT, VIP, 80), "vip_unserved"),
+    dropped("a UDP service's port over TCP", tcp(CLIENT, CLIENT_PORT, VIP, 53), "vip_unserved"),
+    dropped("below a range", udp(CLIENT, CLIENT_PORT, VIP, 26999), "vip_unserved"),
+    dropped("above a range", udp(CLIENT, CLIENT_PORT, VIP, 27064), "vip_unserved"),
+    dropped("the port in the other byte order", tcp(CLIENT, CLIENT_PORT, VIP, 80 << 8), "vip_unserved"),
+    dropped("a service's port of another VIP", tcp(CLIENT, CLIENT_PORT, DSR_VIP, 80), "vip_unserved"),
+    dropped("behind a tag", bytes(ETHERNET / Dot1Q() / IP(src=CLIENT, dst=VIP) / TCP(dport=81)), "vip_unserved"),
+    dropped("first fragment", udp(CLIENT, CLIENT_PORT, VIP, 9999, flags="MF"), "vip_unserved"),
+    dropped("later fragment", udp(CLIENT, CLIENT_PORT, VIP, 53, frag=100), "fragment"),
+    dropped("with TTL 1", tcp(CLIENT, CLIENT_PORT, VIP, 81, ttl=1), "vip_unserved"),
+    *(
+        dropped(f"IP protocol {number}", with_bytes(REQUEST, 23, bytes((number,))), "vip_unserved")
+        for number in (0, 2, 4, 41, 50, 51, 58, 89, 112, 132, 136, 255)
+    ),
+    dropped(
+        "GRE to the VIP",
+        bytes(ETHERNET / IP(src=CLIENT, dst=VIP) / GRE() / IP(src=CLIENT, dst=VIP) / TCP(dport=80)),
+        "vip_unserved",
+    ),
+    *(dropped(f"ICMP type {type}", icmp(CLIENT, VIP, type=type), "vip_unserved") for type in (0, 3, 5, 11, 13, 17)),
+    dropped("total length without the last byte of TCP", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=39), "vip_unserved"),
+    dropped("from another VIP", tcp(DSR_VIP, CLIENT_PORT, VIP, 81), "vip_unserved"),
 ]
 
 NOT_IP = [
@@ -93,26 +116,26 @@ NOT_IP = [
 
 MALFORMED = [
     *(
-        passed(f"IP header of {words} words", with_bytes(REQUEST, 14, bytes((0x40 | words,))), "malformed")
+        passed(f"IP header of {words} words", with_bytes(ELSEWHERE, 14, bytes((0x40 | words,))), "malformed")
         for words in range(5)
     ),
     *(
-        passed(f"IP version {version}", with_bytes(REQUEST, 14, bytes((version << 4 | 5,))), "malformed")
+        passed(f"IP version {version}", with_bytes(ELSEWHERE, 14, bytes((version << 4 | 5,))), "malformed")
         for version in (0, 1, 3, 5, 6, 15)
     ),
-    passed("IP version 6 with options' length", with_bytes(REQUEST, 14, b"\x66"), "malformed"),
-    passed("total length beyond the frame", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=48), "malformed"),
-    passed("largest total length", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=65535), "malformed"),
-    passed("total length 0", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=0), "malformed"),
-    passed("total length of the IP header only", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=20), "malformed"),
-    passed("total length without the last byte of TCP", tcp(CLIENT, CLIENT_PORT, VIP, 80, len=39), "malformed"),
-    passed("total length without the last byte of UDP", udp(CLIENT, CLIENT_PORT, VIP, 53, len=27), "malformed"),
-    passed("UDP header cut off", udp(CLIENT, CLIENT_PORT, VIP, 53, b"")[:41], "malformed"),
-    passed("TCP header cut off", tcp(CLIENT, CLIENT_PORT, VIP, 80, b"")[:53], "malformed"),
-    passed("ICMP header cut off", icmp(CLIENT, VIP, b"")[:41], "malformed"),
+    passed("IP version 6 with options' length", with_bytes(ELSEWHERE, 14, b"\x66"), "malformed"),
+    passed("total length beyond the frame", tcp(CLIENT, CLIENT_PORT, OTHER, 80, len=48), "malformed"),
+    passed("largest total length", tcp(CLIENT, CLIENT_PORT, OTHER, 80, len=65535), "malformed"),
+    passed("total length 0", tcp(CLIENT, CLIENT_PORT, OTHER, 80, len=0), "malformed"),
+    passed("total length of the IP header only", tcp(CLIENT, CLIENT_PORT, OTHER, 80, len=20), "malformed"),
+    passed("total length without the last byte of TCP", tcp(CLIENT, CLIENT_PORT, OTHER, 80, len=39), "malformed"),
+    passed("total length without the last byte of UDP", udp(CLIENT, CLIENT_PORT, OTHER, 53, len=27), "malformed"),
+    passed("UDP header cut off", udp(CLIENT, CLIENT_PORT, OTHER, 53, b"")[:41], "malformed"),
+    passed("TCP header cut off", tcp(CLIENT, CLIENT_PORT, OTHER, 80, b"")[:53], "malformed"),
+    passed("ICMP header cut off", icmp(CLIENT, OTHER, b"")[:41], "malformed"),
 ]
 
-UNTOUCHED = [*NOT_OURS, *NOT_IP, *MALFORMED]
+UNTOUCHED = [*NOT_OURS, *UNSERVED, *NOT_IP, *MALFORMED]
 
 
 @pytest.mark.parametrize("case", UNTOUCHED, ids=str)

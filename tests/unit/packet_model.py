@@ -34,6 +34,8 @@ ROOMS = (65537, 16381, 4093, 1021, 131071)
 
 PASS = ("pass",)
 NO_BACKEND = ("drop", "no_backend")
+# Of no address of the host, as all VIPs and sources are here.
+UNSERVED = ("drop", "vip_unserved")
 Outcome = tuple
 
 
@@ -149,7 +151,19 @@ class LivePackets:
             if entry:
                 port = int.from_bytes(entry.vip_port, "big")
                 return ("reply", entry.vip, port or packet.source_port)
-        return PASS
+        return UNSERVED if self._is_own(table, packet) else PASS
+
+    def _is_own(self, table: bytes, packet: Packet) -> bool:
+        mixed = 0
+        for (word,) in struct.iter_unpack("<I", packed(packet.destination)):
+            mixed ^= word
+        if not struct.unpack_from("<Q", table, 24)[0] >> ((mixed * MULTIPLIER & MASK64) >> 58) & 1:
+            return False
+        kinds = [(VIP, 1), (SOURCE, 0)] if "full_nat" in self.features else [(VIP, 1)]
+        return any(
+            self._endpoint(table, packet.family, kind, packet.destination, protocol, 0) is not None
+            for kind, protocol in kinds
+        )
 
     def _endpoint(self, table: bytes, family: int, kind: int, address: str, protocol: int, port: int) -> int | None:
         shift = struct.unpack_from("<I", table)[0]
@@ -163,7 +177,7 @@ class LivePackets:
             home = (upper ^ last << 32) * MULTIPLIER & MASK64
             home = (home ^ home >> 32 ^ lower) * MULTIPLIER & MASK64
         for probe in range(PROBES):
-            offset = 24 + ((home >> shift) + probe) * size
+            offset = 32 + ((home >> shift) + probe) * size
             slot = table[offset : offset + size]
             if slot[: len(key)] == key:
                 return int.from_bytes(slot[len(key) : len(key) + 4], "little")
@@ -365,7 +379,14 @@ class DeclaredPackets:
                 if (service.address, service.protocol) == (packet.destination, packet.protocol):
                     if service.first_port <= ports <= service.last_port:
                         return self._to_service(packet, service)
-        return self._session_reply(packet) or self._reply(packet) or PASS
+        return self._session_reply(packet) or self._reply(packet) or self._for_nobody(packet)
+
+    def _for_nobody(self, packet: Packet) -> Outcome:
+        own = {service.address for service in self.document.config.services.values()}
+        own |= {
+            service.source for service in self.document.config.services.values() if service.forwarding == "full_nat"
+        }
+        return UNSERVED if packet.destination in own else PASS
 
     def _to_service(self, packet: Packet, service: Service) -> Outcome:
         members = [backend for backend in self.members[service.name] if backend.share and backend.key not in self.out]

@@ -17,6 +17,7 @@ from ..config.features import used_features
 from ..config.filters import Filter, Filters, parse_filters
 from ..config.model import Backend, Config, Service
 from ..config.parsing import parse_backends, parse_services
+from ..config.vocabulary import UNSERVED
 from ..errors import EngineError
 from ..tables.layout import MAX_INTERFACES, Sizes
 
@@ -47,6 +48,8 @@ class Settings:
     prepare: bool = False
     multi_buffer: bool = False
     latency: bool = False
+    # Of config.vocabulary.UNSERVED.
+    unserved: str = "drop"
     sizes: Sizes = Sizes()
     # Directory of the program's C files on the host.
     source: str = SOURCE
@@ -75,7 +78,11 @@ class Document:
     @property
     def features(self) -> frozenset[str]:
         """What has to be compiled in."""
-        chosen = {"multi_buffer": self.settings.multi_buffer, "latency": self.settings.latency}
+        chosen = {
+            "multi_buffer": self.settings.multi_buffer,
+            "latency": self.settings.latency,
+            "unserved_pass": self.settings.unserved == "pass",
+        }
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
 
     @cached_property
@@ -137,6 +144,9 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
     mode = raw.get("mode", "auto")
     if mode not in MODES:
         raise EngineError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    unserved = raw.get("unserved", "drop")
+    if unserved not in UNSERVED:
+        raise EngineError(f"unserved {unserved!r} is not one of {', '.join(UNSERVED)}")
     return Settings(
         parse_interfaces(raw.get("interfaces")),
         raw.get("attached", True),
@@ -144,6 +154,7 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         raw.get("prepare", False),
         raw.get("multi_buffer", False),
         raw.get("latency", False),
+        unserved,
         parse_sizes(raw.get("sizes", {})),
         raw.get("source", SOURCE),
     )

@@ -88,8 +88,8 @@ def _load(raw: dict[str, Any], interface: str) -> State:
         program.get("prepare", False),
         "multi_buffer" in program["features"],
         "latency" in program["features"],
-        sizes,
-        program["source"],
+        sizes=sizes,
+        source=program["source"],
     )
     document = Document(settings, config, parse_filters(filters))
     pools = {

@@ -31,4 +31,7 @@ FEATURES = (
     "multi_buffer",
     "latency",
     "table_size",
+    "unserved_pass",
 )
+# What becomes of packets for a VIP that no service is there for.
+UNSERVED = ("drop", "pass")

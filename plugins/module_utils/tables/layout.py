@@ -102,6 +102,9 @@ REASONS = (
     ("echo", "tx"),
     ("too_big", "tx"),
     ("flow_limit", "forward"),
+    ("malformed", "drop"),
+    ("extension_headers", "drop"),
+    ("vip_unserved", "drop"),
 )
 
 
