@@ -266,16 +266,29 @@ static __always_inline int outlives_hop(const int family, const struct packet *p
 }
 
 /*
- * What filters cannot judge: with filters in use nothing else may decide about it, so that nobody gets past them by
- * sending what the kernel reads in another way.
+ * What the program cannot read, filters cannot judge: it is dropped while there are some, so that nobody gets past them
+ * by sending what the kernel or a backend reads otherwise.
  */
-static __always_inline int cannot_judge(enum reason pass, enum reason drop)
+static __always_inline int pass_unread(enum reason pass, enum reason drop)
 {
 #ifdef FEATURE_FILTERS
 	return count_reason(drop, DROP);
 #else
 	return count_reason(pass, PASS);
 #endif
+}
+
+/* The same, of a packet whose addresses can be read; not ours is what can be read in full. */
+static __always_inline int leave_unread(hook_context *ctx, const int family, const struct packet *packet,
+					const void *table, int reason)
+{
+#ifdef FEATURE_FILTERS
+	if (reason == PASS_MALFORMED)
+		return count_reason(DROP_MALFORMED, DROP);
+	if (reason == PASS_EXTENSION_HEADERS)
+		return count_reason(DROP_EXTENSION_HEADERS, DROP);
+#endif
+	return leave(ctx, family, packet, table, reason);
 }
 
 /* The others. */
@@ -291,22 +304,16 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	__u32 service = 0;
 
 	if (reason == UNREADABLE)
-		return cannot_judge(PASS_MALFORMED, DROP_MALFORMED);
+		return pass_unread(PASS_MALFORMED, DROP_MALFORMED);
 	FORGET(reason, packet.protocol);
 #ifdef FEATURE_FILTERS
 	if (is_filtered(family, &packet))
 		return DROP;
 #endif
-	if (reason == PARSED && packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
-		reason = PASS_MALFORMED;
-#ifdef FEATURE_FILTERS
-	if (reason == PASS_MALFORMED)
-		return count_reason(DROP_MALFORMED, DROP);
-	if (reason == PASS_EXTENSION_HEADERS)
-		return count_reason(DROP_EXTENSION_HEADERS, DROP);
-#endif
 	if (reason != PARSED)
-		return leave(ctx, family, &packet, table, reason);
+		return leave_unread(ctx, family, &packet, table, reason);
+	if (packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
+		return leave_unread(ctx, family, &packet, table, PASS_MALFORMED);
 	if (!table || (packet.fragment && is_icmp(family, &packet)))
 		goto not_ours;
 	if (packet.fragment == LATER_FRAGMENT) {
@@ -378,7 +385,7 @@ static __always_inline int handle(hook_context *ctx)
 		return handle_any(ctx, 6, &parsed);
 #endif
 	if (is_tag(type))
-		return cannot_judge(PASS_NOT_IP, DROP_MALFORMED);
+		return pass_unread(PASS_NOT_IP, DROP_MALFORMED);
 	return count_reason(PASS_NOT_IP, PASS);
 }
 
