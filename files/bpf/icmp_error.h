@@ -37,24 +37,36 @@ static __always_inline int is_icmp_error(const int family, const struct packet *
 	return type >= 1 && type <= ICMP6_ERRORS;
 }
 
-/* Whether a whole quote is there, of TCP or UDP, and with the ports. */
+/*
+ * Whether the quote has a whole header and the ports of TCP or UDP. Extension headers are skipped as in a packet: a
+ * fragment header with offset 0 is in front of the ports (RFC 8200, section 4.5).
+ */
 static __always_inline int parse_quote(const int family, const struct packet *packet, struct quote *quote)
 {
+	__u64 offset, protocol, unknown = packet->end - packet->network;
+	struct parsed parsed = {};
+
 	quote->network = packet->l4 + sizeof(struct icmphdr);
 	if (family == 4) {
 		if ((void *)(quote->ip + 1) > packet->end || quote->ip->version != 4 || quote->ip->ihl < 5 ||
 		    quote->ip->frag_off & htons(IP_FRAGMENT_OFFSET))
 			return 0;
-		quote->protocol = quote->ip->protocol;
-		quote->udp = quote->network + quote->ip->ihl * 4;
+		protocol = quote->ip->protocol;
+		offset = quote->ip->ihl * 4;
 	} else {
-		if ((void *)(quote->ip6 + 1) > packet->end || quote->ip6->version != 6)
+		if ((void *)(quote->ip6 + 1) > packet->end || quote->ip6->version != 6 ||
+		    skip_extension_headers(quote->ip6, packet->end, &parsed) != PARSED ||
+		    parsed.fragment == LATER_FRAGMENT)
 			return 0;
-		quote->protocol = quote->ip6->nexthdr;
-		quote->udp = (void *)(quote->ip6 + 1);
+		protocol = parsed.protocol;
+		offset = parsed.network_length;
+		FORGET(protocol, unknown);
+		FORGET(offset, unknown);
 	}
-	if (quote->protocol != IPPROTO_TCP && quote->protocol != IPPROTO_UDP)
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
+	quote->protocol = protocol;
+	quote->udp = quote->network + (offset & MAX_EXTENSION_OFFSET);
 	/* The frame may be longer than the packet. */
 	if ((void *)(quote->udp + 1) - packet->network > network_length(family, packet))
 		return 0;

@@ -287,6 +287,15 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
     if total > len(data):
         raise Unparsable("malformed", None)
     packet = Packet(link, 6, bytearray(data[:40]), bytearray(), data[total:], data[6])
+    at = _walk6(packet, data)
+    if packet.protocol not in (TCP, UDP, ICMPV6):
+        raise Unparsable("not_ours", packet)
+    packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
+    return _with_transport(packet)
+
+
+def _walk6(packet: Packet, data: bytes) -> int:
+    """Where the headers end that the data begin with; the packet gets what they say."""
     at, walked = 40, 0
     while packet.protocol in EXTENSION_HEADERS:
         if walked == 6:
@@ -306,10 +315,30 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
         packet.protocol, at, walked = data[at], at + size, walked + 1
         if packet.fragment == "later":
             break
-    if packet.protocol not in (TCP, UDP, ICMPV6):
-        raise Unparsable("not_ours", packet)
-    packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
-    return _with_transport(packet)
+    return at
+
+
+def quote_of(error: Packet) -> Packet | None:
+    """The packet that an ICMP error quotes, as far as it does; None without ports of TCP or UDP."""
+    data = bytes(error.transport[8:])
+    if error.transport[0] not in ((3, 11, 12) if error.family == 4 else (1, 2, 3, 4)):
+        return None
+    if len(data) < (20 if error.family == 4 else 40) or data[0] >> 4 != error.family:
+        return None
+    quote = Packet(b"", error.family, bytearray(), bytearray(), b"", data[9] if error.family == 4 else data[6])
+    if error.family == 4:
+        at = (data[0] & 15) * 4
+        if at < 20 or data[6] & 0x1F or data[7]:
+            return None
+    else:
+        try:
+            at = _walk6(quote, data)
+        except Unparsable:
+            return None
+    quote.header, quote.transport = bytearray(data[:at]), bytearray(data[at:])
+    if quote.fragment == "later" or quote.protocol not in (TCP, UDP) or len(quote.transport) < 8:
+        return None
+    return quote
 
 
 # --- the balancer
@@ -707,10 +736,13 @@ class Balancer:
         request = b"\x08\x00" if packet.family == 4 else b"\x80\x00"
         if packet.transport[:2] == request and self._is_vip(packet.destination):
             return self._echo(packet)
-        found = self._quoted(packet)
-        if found is None:
+        quote = quote_of(packet)
+        if quote is None or quote.source != packet.destination:
             return self._because(PASS, "not_ours", frame)
-        service, quote_at, flow = found
+        service = self._service(quote.source, quote.protocol, quote.ports[0])
+        if service is None:
+            return self._because(PASS, "not_ours", frame)
+        flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
         if is_martian(packet.source, packet.destination):
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
@@ -722,7 +754,7 @@ class Balancer:
             return self._because(DROP, problem, frame)
         if service.forwarding not in ("dnat", "full_nat"):
             return self._forward(packet, frame, backend, session, flow)
-        return self._translated_error(packet, frame, backend, session, quote_at)
+        return self._translated_error(packet, frame, backend, session, quote)
 
     def _echo(self, packet: Packet) -> tuple[int, bytes]:
         def answer() -> None:
@@ -734,38 +766,25 @@ class Balancer:
         packet.link = packet.link[6:12] + packet.link[:6] + packet.link[12:]
         return self._because(TX, "echo", packet.frame())
 
-    def _quoted(self, packet: Packet) -> tuple[Service, int, tuple] | None:
-        """The service whose packet an error quotes, where the quoted ports are, and the flow."""
-        if packet.transport[0] not in ((3, 11, 12) if packet.family == 4 else (1, 2, 3, 4)):
-            return None
-        quote = bytes(packet.transport[8:])
-        if packet.family == 4:
-            if len(quote) < 20 or quote[0] >> 4 != 4 or quote[0] & 15 < 5 or quote[6] & 0x1F or quote[7]:
-                return None
-            size, protocol, source, destination = (quote[0] & 15) * 4, quote[9], quote[12:16], quote[16:20]
-        else:
-            if len(quote) < 40 or quote[0] >> 4 != 6:
-                return None
-            size, protocol, source, destination = 40, quote[6], quote[8:24], quote[24:40]
-        if protocol not in (TCP, UDP) or len(quote) < size + 8 or source != packet.destination:
-            return None
-        ports = quote[size : size + 2], quote[size + 2 : size + 4]
-        service = self._service(source, protocol, ports[0])
-        if service is None:
-            return None
-        return service, 8 + size, (service.name, protocol, destination, ports[1], ports[0])
-
     def _translated_error(
-        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, ports_at: int
+        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, quote: Packet
     ) -> tuple[int, bytes]:
         hop = self._hop(backend, packet)
         if hop != UNRESOLVED and not isinstance(hop, Hop):
             return self._because(DROP, "no_route", frame)
 
+        def rename() -> None:
+            quote.source = backend.address
+            if backend.port:
+                quote.transport[:2] = backend.packed_port
+            if session:
+                quote.destination = backend.service.source.network_address.packed
+                quote.transport[2:4] = struct.pack(">H", session.port)
+
         def translate() -> None:
             packet.destination = backend.address
             packet.ttl -= isinstance(hop, Hop)
-            self._translate_quote(packet, backend, session, ports_at)
+            self._translate_quote(packet, quote, rename)
 
         packet.change(translate)
         if not isinstance(hop, Hop):
@@ -774,24 +793,15 @@ class Balancer:
         return self._send(packet, hop)
 
     @staticmethod
-    def _translate_quote(packet: Packet, backend: Backend, session: Session | None, ports_at: int) -> None:
-        header, data = packet.transport[8:ports_at], packet.transport
-        protocol = header[9] if packet.family == 4 else header[6]
-        inner = Packet(b"", packet.family, header, data[ports_at : ports_at + 8], b"", protocol)
-        if protocol == TCP:
-            # 8 bytes of it have no checksum.
-            inner.fragment = "later"
-
-        def act() -> None:
-            inner.source = backend.address
-            if backend.port:
-                inner.transport[:2] = backend.packed_port
-            if session:
-                inner.destination = backend.service.source.network_address.packed
-                inner.transport[2:4] = struct.pack(">H", session.port)
-
-        inner.change(act)
-        data[8:ports_at], data[ports_at : ports_at + 8] = inner.header, inner.transport
+    def _translate_quote(packet: Packet, quote: Packet, rename: Callable[[], None]) -> None:
+        # Of TCP nothing but the ports changes, its checksum included: routers need not quote that.
+        quote.transport = quote.transport[:8]
+        if quote.protocol == TCP:
+            quote.fragment = "later"
+        quote.change(rename)
+        start = 8 + len(quote.header)
+        packet.transport[8:start] = quote.header
+        packet.transport[start : start + 8] = quote.transport
 
     # --- forwarding
 
