@@ -82,9 +82,18 @@ static __always_inline void flow_of(const int family, const struct packet *packe
 	flow->port = packet->udp->dest;
 }
 
+/* Addresses, ports and protocol of a packet. */
+struct tuple {
+	const __be32 *source;
+	const __be32 *destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+};
+
 #ifdef FEATURE_FULL_NAT
 /* The session that a packet to one of our source addresses answers: CHOSEN, with it and its backend, or not. */
-static __always_inline int find_answered(const int family, const struct packet *packet, __u32 pool_id,
+static __always_inline int find_answered(const int family, const struct tuple *tuple, __u32 pool_id,
 					 struct choice *choice)
 {
 	struct pool *pool = lookup(MAP_POOLS, pool_id);
@@ -92,18 +101,17 @@ static __always_inline int find_answered(const int family, const struct packet *
 
 	if (!pool)
 		return DROP_NO_PORT;
-	place = (__u32)ntohs(packet->udp->dest) - pool->first_port;
+	place = (__u32)ntohs(tuple->destination_port) - pool->first_port;
 	if (place >= pool->ports)
 		return DROP_NO_PORT;
 	choice->number = pool->first_session + place;
 	choice->session = live_session(choice->number, clock_ticks());
-	if (!choice->session || choice->session->protocol != packet->protocol)
+	if (!choice->session || choice->session->protocol != tuple->protocol)
 		return DROP_NO_PORT;
 	choice->backend = session_backend(choice->session);
-	if (!choice->backend ||
-	    !same_address(family, source_of(family, packet), choice->backend->address))
+	if (!choice->backend || !same_address(family, tuple->source, choice->backend->address))
 		return DROP_NO_PORT;
-	if (packet->udp->source != (choice->backend->port ? choice->backend->port : choice->session->vip_port))
+	if (tuple->source_port != (choice->backend->port ? choice->backend->port : choice->session->vip_port))
 		return DROP_NO_PORT;
 	return CHOSEN;
 }
@@ -118,29 +126,42 @@ enum course {
 };
 
 /* With the id of the service, or the backend or session in the choice. */
-static __always_inline enum course find_course(const int family, const struct packet *packet, const void *table,
-					       __u32 *service, struct choice *choice)
+static __always_inline enum course find_course_of(const int family, const struct tuple *tuple, const void *table,
+						  __u32 *service, struct choice *choice)
 {
-	const __u32 *id = find_port_endpoint(family, table, ENDPOINT_SERVICE, destination_of(family, packet),
-					     packet->protocol, packet->udp->dest);
+	const __u32 *id = find_port_endpoint(family, table, ENDPOINT_SERVICE, tuple->destination, tuple->protocol,
+					     tuple->destination_port);
 
 	if (id) {
 		*service = *id;
 		return TO_SERVICE;
 	}
 #ifdef FEATURE_FULL_NAT
-	id = find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0);
-	if (id && find_answered(family, packet, *id, choice) == CHOSEN)
+	id = find_endpoint(family, table, ENDPOINT_SOURCE, tuple->destination, 0, 0);
+	if (id && find_answered(family, tuple, *id, choice) == CHOSEN)
 		return SESSION_REPLY;
 	choice->session = NULL;
 #endif
 #ifdef FEATURE_DNAT
-	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, source_of(family, packet), packet->protocol,
-				packet->udp->source);
+	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, tuple->source, tuple->protocol, tuple->source_port);
 	if (id && take(choice, *id) == CHOSEN)
 		return REPLY;
 #endif
 	return NOT_OURS;
+}
+
+static __always_inline enum course find_course(const int family, const struct packet *packet, const void *table,
+					       __u32 *service, struct choice *choice)
+{
+	struct tuple tuple = {
+		.source = source_of(family, packet),
+		.destination = destination_of(family, packet),
+		.source_port = packet->udp->source,
+		.destination_port = packet->udp->dest,
+		.protocol = packet->protocol,
+	};
+
+	return find_course_of(family, &tuple, table, service, choice);
 }
 
 /* What a fragment without ports is: whatever its packet's first was. */
@@ -189,24 +210,28 @@ static __always_inline int lone_fragment(const int family, const struct packet *
 	return count_reason(PASS_NOT_OURS, PASS);
 }
 
-/* Whether an ICMP error is about a flow of a service, which it then is of. */
-static __always_inline int find_quoted_flow(const int family, const struct packet *packet, const void *table,
-					    struct quote *quote, struct flow *flow, __u32 *service)
+/*
+ * An ICMP error has the course of an answer to the packet that it quotes: to a service if a backend sent that packet in
+ * the VIP's name, a reply if a client did. Its destination is the sender of the quoted packet.
+ */
+static __always_inline enum course find_error_course(const int family, const struct packet *packet, const void *table,
+						     struct quote *quote, struct flow *flow, __u32 *service,
+						     struct choice *choice)
 {
-	const __u32 *id;
+	struct tuple tuple;
 
 	if (!is_icmp_error(family, packet) || !parse_quote(family, packet, quote) ||
 	    !same_address(family, quoted_source(family, quote), destination_of(family, packet)))
-		return 0;
-	id = find_port_endpoint(family, table, ENDPOINT_SERVICE, quoted_source(family, quote), quote->protocol,
-				quote->udp->source);
-	if (!id)
-		return 0;
-	*service = *id;
-	copy_address(family, flow->client, quoted_destination(family, quote));
-	flow->client_port = quote->udp->dest;
-	flow->port = quote->udp->source;
-	return 1;
+		return NOT_OURS;
+	tuple.source = quoted_destination(family, quote);
+	tuple.destination = quoted_source(family, quote);
+	tuple.source_port = quote->udp->dest;
+	tuple.destination_port = quote->udp->source;
+	tuple.protocol = quote->protocol;
+	copy_address(family, flow->client, tuple.source);
+	flow->client_port = tuple.source_port;
+	flow->port = tuple.destination_port;
+	return find_course_of(family, &tuple, table, service, choice);
 }
 
 /*
@@ -285,10 +310,15 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	} else if (is_icmp(family, &packet)) {
 		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet)))
 			return answer_echo(ctx, family, &packet);
-		if (!find_quoted_flow(family, &packet, table, &quote, &flow, &service))
+		course = find_error_course(family, &packet, table, &quote, &flow, &service, &choice);
+		if (course == NOT_OURS)
 			return count_reason(PASS_NOT_OURS, PASS);
 		if (is_martian(family, &packet))
 			return count_reason(DROP_MARTIAN, DROP);
+#if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
+		if (course != TO_SERVICE)
+			return forward_error_to_client(ctx, family, &packet, &quote, &choice);
+#endif
 		reason = choose_for_error(family, &packet, service, &flow, &choice);
 		if (reason != CHOSEN)
 			return not_chosen(reason);
@@ -297,7 +327,6 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		    choice.backend->forwarding == FORWARDING_FULL_NAT)
 			return forward_translated_error(ctx, family, &packet, &quote, &choice);
 #endif
-		course = TO_SERVICE;
 		has_ports = 0;
 	} else {
 		course = find_course(family, &packet, table, &service, &choice);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * A router that cannot deliver what a backend sent in the VIP's name tells the VIP, and quotes the packet's beginning
- * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes.
+ * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes. A backend, or a router in front of it,
+ * likewise tells the client about a packet that the balancer forwarded.
  */
 #ifndef LBOPS_ICMP_ERROR_H
 #define LBOPS_ICMP_ERROR_H
@@ -83,24 +84,32 @@ static __always_inline __be32 *quoted_destination(const int family, const struct
 	return family == 4 ? &quote->ip->daddr : (__be32 *)&quote->ip6->daddr;
 }
 
-/* What changes in the quote, and how much that adds to the sum over the ICMP message. */
-static __always_inline void rewrite_quote(const int family, struct quote *quote, const __be32 *source,
-					  __be16 source_port, const __be32 *destination, __be16 destination_port,
+/* New addresses and ports of the quoted packet; an address that is NULL stays. */
+struct quote_rewrite {
+	const __be32 *source;
+	const __be32 *destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+/* Adds the changes to the sum over the ICMP message. */
+static __always_inline void rewrite_quote(const int family, struct quote *quote, const struct quote_rewrite *rewrite,
 					  __u64 *sum)
 {
-	__u64 addresses = csum_address(family, quoted_source(family, quote), source);
-	__u64 ports = source_port ? csum_port(quote->udp->source, source_port) : 0;
+	__u64 addresses = 0, ports = csum_port(quote->udp->source, rewrite->source_port) +
+				     csum_port(quote->udp->dest, rewrite->destination_port);
 	__sum16 check;
 
-	if (destination) {
-		addresses += csum_address(family, quoted_destination(family, quote), destination);
-		ports += csum_port(quote->udp->dest, destination_port);
-		copy_address(family, quoted_destination(family, quote), destination);
-		quote->udp->dest = destination_port;
+	if (rewrite->source) {
+		addresses += csum_address(family, quoted_source(family, quote), rewrite->source);
+		copy_address(family, quoted_source(family, quote), rewrite->source);
 	}
-	copy_address(family, quoted_source(family, quote), source);
-	if (source_port)
-		quote->udp->source = source_port;
+	if (rewrite->destination) {
+		addresses += csum_address(family, quoted_destination(family, quote), rewrite->destination);
+		copy_address(family, quoted_destination(family, quote), rewrite->destination);
+	}
+	quote->udp->source = rewrite->source_port;
+	quote->udp->dest = rewrite->destination_port;
 	*sum += addresses + ports;
 	if (family == 4) {
 		check = csum_add(quote->ip->check, csum_fold_sum(addresses));
@@ -121,6 +130,11 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 {
 	const struct backend *backend = choice->backend;
 	struct rewrite rewrite = { .destination = backend->address, .ip_delta = backend->ip_delta };
+	struct quote_rewrite quoted = {
+		.source = backend->address,
+		.source_port = backend->port ? backend->port : quote->udp->source,
+		.destination_port = quote->udp->dest,
+	};
 	__u64 sum = 0;
 	struct way way;
 	int verdict, result = way_to_backend(ctx, family, backend, &way);
@@ -131,17 +145,67 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	if (family == 6)
 		sum = csum_address(family, backend->vip, backend->address);
 	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
-	if (choice->session)
-		rewrite_quote(family, quote, backend->address, backend->port, backend->source,
-			      session_source_port(backend, choice->number), &sum);
-	else
-		rewrite_quote(family, quote, backend->address, backend->port, NULL, 0, &sum);
+	if (choice->session) {
+		quoted.destination = backend->source;
+		quoted.destination_port = session_source_port(backend, choice->number);
+	}
+	rewrite_quote(family, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	return verdict;
+}
+
+/*
+ * The client knows neither the backend nor our source address, so the quote becomes the packet that the client sent. The
+ * error gets the VIP as its source even if a router sent it (RFC 5508, REQ-5 c): filters in front of the balancer drop
+ * private addresses.
+ */
+static __always_inline int forward_error_to_client(hook_context *ctx, const int family, struct packet *packet,
+						   struct quote *quote, const struct choice *choice)
+{
+	const struct backend *backend = choice->backend;
+	const struct session *session = choice->session;
+	struct rewrite rewrite = { .source = backend->vip };
+	struct quote_rewrite quoted = {
+		.destination = backend->vip,
+		.source_port = quote->udp->source,
+		.destination_port = backend->vip_port ? backend->vip_port : quote->udp->dest,
+	};
+	__u64 addresses, sum = 0;
+	__be32 client[4];
+	struct way way;
+	int result;
+
+	if (*hop_limit(family, packet) <= 1)
+		return count_reason(PASS_TTL_EXPIRED, PASS);
+	copy_address(family, client, session ? session->client : destination_of(family, packet));
+	result = way_to_client(ctx, family, client, &way);
+	/* The error is about a packet of this host, a health check say. */
+	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return count_reason(PASS_LOCAL_REPLY, PASS);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_ROUTE, DROP);
+	addresses = csum_address(family, source_of(family, packet), backend->vip);
+	if (session) {
+		addresses += csum_address(family, destination_of(family, packet), client);
+		rewrite.destination = client;
+		quoted.source = client;
+		quoted.source_port = session->client_port;
+		quoted.destination_port = session->vip_port;
+	}
+	rewrite.ip_delta = csum_fold_sum(addresses + TTL_STEP);
+	if (family == 6)
+		sum = addresses;
+	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
+	rewrite_quote(family, quote, &quoted, &sum);
+	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return count_reason(PASS_NO_NEIGHBOUR, PASS);
+	count_reply(backend, frame_bytes(ctx, packet));
+	return set_out(ctx, packet, &way);
 }
 
 #endif

@@ -463,6 +463,7 @@ class Balancer:
         self.fragments: dict[tuple, tuple[str, Any, int]] = {}
         self.new_flows: Counter[int] = Counter()
         self.errors: Counter[int] = Counter()
+        self.errors_to_clients: Counter[str] = Counter()  # by service; counted as replies, too
         self.reasons: Counter[tuple[str, str]] = Counter()
         # packets, bytes, reply packets, reply bytes, new flows
         self.service_counters: dict[str, list[int]] = {}
@@ -566,11 +567,11 @@ class Balancer:
             found = self.services.get((address, protocol, 0))
         return found
 
-    def _reply_of(self, packet: Packet) -> Backend | None:
-        number = int.from_bytes(packet.ports[0], "big")
-        found = self.replies.get((packet.source, packet.protocol, number))
+    def _backend_of(self, address: bytes, protocol: int, port: bytes) -> Backend | None:
+        """The dnat backend at this address and port."""
+        found = self.replies.get((address, protocol, int.from_bytes(port, "big")))
         if found is None and "any_port" in self.features:
-            found = self.replies.get((packet.source, packet.protocol, 0))
+            found = self.replies.get((address, protocol, 0))
         return found if found and "dnat" in self.features else None
 
     def _is_vip(self, address: bytes) -> bool:
@@ -584,11 +585,11 @@ class Balancer:
         service = self._service(packet.destination, packet.protocol, packet.ports[1])
         if service:
             return self._to_service(packet, frame, service)
-        session = self._answered(packet)
+        session = self._session_of(packet.destination, packet.ports[1], packet.source, packet.ports[0], packet.protocol)
         if session:
             self._remember_fragment(packet, "session", session)
             return self._session_reply(packet, frame, session)
-        backend = self._reply_of(packet)
+        backend = self._backend_of(packet.source, packet.protocol, packet.ports[0])
         if backend:
             self._remember_fragment(packet, "backend", backend)
             return self._reply(packet, frame, backend)
@@ -689,15 +690,16 @@ class Balancer:
                 return backend, session, None
         return None, None, "no_port"
 
-    def _answered(self, packet: Packet) -> Session | None:
-        session = self.sessions.get((packet.destination, int.from_bytes(packet.ports[1], "big")))
+    def _session_of(
+        self, source: bytes, source_port: bytes, target: bytes, target_port: bytes, protocol: int
+    ) -> Session | None:
+        """The live session of what went from this source address and port of ours to that backend."""
+        session = self.sessions.get((source, int.from_bytes(source_port, "big")))
         if session is None or "full_nat" not in self.features or not self._is_alive(session):
             return None
-        backend, (_service, protocol, _client, _client_port, port) = session.backend, session.flow
-        expected = backend.packed_port if backend.port else port
-        if (packet.source, packet.protocol, packet.ports[0]) != (backend.address, protocol, expected):
-            return None
-        return session
+        backend, flow = session.backend, session.flow
+        expected = backend.packed_port if backend.port else flow[4]
+        return session if (target, protocol, target_port) == (backend.address, flow[1], expected) else None
 
     def _note(self, session: Session, packet: Packet) -> None:
         session.seen = self.tick
@@ -741,7 +743,7 @@ class Balancer:
             return self._because(PASS, "not_ours", frame)
         service = self._service(quote.source, quote.protocol, quote.ports[0])
         if service is None:
-            return self._because(PASS, "not_ours", frame)
+            return self._error_to_client(packet, frame, quote)
         flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
         if is_martian(packet.source, packet.destination):
             return self._because(DROP, "martian", frame)
@@ -791,6 +793,34 @@ class Balancer:
             return self._because(PASS, "no_neighbour", packet.frame())
         self._count(backend, 0, len(frame))
         return self._send(packet, hop)
+
+    def _error_to_client(self, packet: Packet, frame: bytes, quote: Packet) -> tuple[int, bytes]:
+        """About a packet that has been forwarded, from its backend or from a router on the way to that."""
+        session = self._session_of(quote.source, quote.ports[0], quote.destination, quote.ports[1], quote.protocol)
+        backend = session.backend if session else self._backend_of(quote.destination, quote.protocol, quote.ports[1])
+        if backend is None:
+            return self._because(PASS, "not_ours", frame)
+        if is_martian(packet.source, packet.destination):
+            return self._because(DROP, "martian", frame)
+        client = session.flow[2] if session else packet.destination
+        vip = backend.service.vip
+
+        def rename() -> None:
+            quote.destination = vip
+            if session:
+                quote.source = client
+                quote.transport[:4] = session.flow[3] + session.flow[4]
+            elif backend.port:
+                quote.transport[2:4] = backend.service.first_port
+
+        def restore() -> None:
+            packet.source, packet.destination = vip, client
+            self._translate_quote(packet, quote, rename)
+
+        verdict, output = self._send_reply(packet, frame, backend, client, restore)
+        if verdict in (TX, REDIRECT):
+            self.errors_to_clients[backend.service.name] += 1
+        return verdict, output
 
     @staticmethod
     def _translate_quote(packet: Packet, quote: Packet, rename: Callable[[], None]) -> None:
