@@ -25,7 +25,10 @@ struct quote {
 		struct iphdr *ip;
 		struct ipv6hdr *ip6;
 	};
-	struct udphdr *udp; /* its ports are TCP's, too */
+	union {
+		struct udphdr *udp; /* its ports are TCP's, too */
+		struct tcphdr *tcp;
+	};
 	__u8 protocol;
 };
 
@@ -36,6 +39,12 @@ static __always_inline int is_icmp_error(const int family, const struct packet *
 	if (family == 4)
 		return type == UNREACHABLE || type == TIME_EXCEEDED || type == PARAMETER_PROBLEM;
 	return type >= 1 && type <= ICMP6_ERRORS;
+}
+
+/* Whether the packet has the bytes up to this end; the frame may be longer than the packet. */
+static __always_inline int holds(const int family, const struct packet *packet, const void *end)
+{
+	return end - packet->network <= network_length(family, packet) && end <= packet->end;
 }
 
 /*
@@ -68,10 +77,7 @@ static __always_inline int parse_quote(const int family, const struct packet *pa
 		return 0;
 	quote->protocol = protocol;
 	quote->udp = quote->network + (offset & MAX_EXTENSION_OFFSET);
-	/* The frame may be longer than the packet. */
-	if ((void *)(quote->udp + 1) - packet->network > network_length(family, packet))
-		return 0;
-	return (void *)(quote->udp + 1) <= packet->end;
+	return holds(family, packet, quote->udp + 1);
 }
 
 static __always_inline __be32 *quoted_source(const int family, const struct quote *quote)
@@ -92,13 +98,23 @@ struct quote_rewrite {
 	__be16 destination_port;
 };
 
+/* Updates a checksum of the quote, which is itself part of the ICMP message with this sum. */
+static __always_inline void add_to_quoted(__sum16 *field, __u64 delta, int is_of_udp, __u64 *sum)
+{
+	__sum16 check = csum_add(*field, csum_fold_sum(delta));
+
+	if (is_of_udp && !check)
+		check = 0xffff;
+	*sum += csum_port(*field, check);
+	*field = check;
+}
+
 /* Adds the changes to the sum over the ICMP message. */
-static __always_inline void rewrite_quote(const int family, struct quote *quote, const struct quote_rewrite *rewrite,
-					  __u64 *sum)
+static __always_inline void rewrite_quote(const int family, const struct packet *packet, struct quote *quote,
+					  const struct quote_rewrite *rewrite, __u64 *sum)
 {
 	__u64 addresses = 0, ports = csum_port(quote->udp->source, rewrite->source_port) +
 				     csum_port(quote->udp->dest, rewrite->destination_port);
-	__sum16 check;
 
 	if (rewrite->source) {
 		addresses += csum_address(family, quoted_source(family, quote), rewrite->source);
@@ -111,17 +127,13 @@ static __always_inline void rewrite_quote(const int family, struct quote *quote,
 	quote->udp->source = rewrite->source_port;
 	quote->udp->dest = rewrite->destination_port;
 	*sum += addresses + ports;
-	if (family == 4) {
-		check = csum_add(quote->ip->check, csum_fold_sum(addresses));
-		*sum += csum_port(quote->ip->check, check);
-		quote->ip->check = check;
-	}
-	if (quote->protocol == IPPROTO_UDP && quote->udp->check) {
-		check = csum_add(quote->udp->check, csum_fold_sum(addresses + ports));
-		check = check ? check : 0xffff;
-		*sum += csum_port(quote->udp->check, check);
-		quote->udp->check = check;
-	}
+	if (family == 4)
+		add_to_quoted(&quote->ip->check, addresses, 0, sum);
+	if (quote->protocol == IPPROTO_UDP && quote->udp->check)
+		add_to_quoted(&quote->udp->check, addresses + ports, 1, sum);
+	/* A quote of 8 bytes has the ports, but not the checksum. */
+	if (quote->protocol == IPPROTO_TCP && holds(family, packet, &quote->tcp->check + 1))
+		add_to_quoted(&quote->tcp->check, addresses + ports, 0, sum);
 }
 
 /* The backend knows neither VIP nor, with full_nat, the client: it gets to see what it has sent. */
@@ -149,7 +161,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 		quoted.destination = backend->source;
 		quoted.destination_port = session_source_port(backend, choice->number);
 	}
-	rewrite_quote(family, quote, &quoted, &sum);
+	rewrite_quote(family, packet, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);
@@ -200,7 +212,7 @@ static __always_inline int forward_error_to_client(hook_context *ctx, const int 
 	if (family == 6)
 		sum = addresses;
 	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
-	rewrite_quote(family, quote, &quoted, &sum);
+	rewrite_quote(family, packet, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);

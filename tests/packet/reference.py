@@ -824,14 +824,9 @@ class Balancer:
 
     @staticmethod
     def _translate_quote(packet: Packet, quote: Packet, rename: Callable[[], None]) -> None:
-        # Of TCP nothing but the ports changes, its checksum included: routers need not quote that.
-        quote.transport = quote.transport[:8]
-        if quote.protocol == TCP:
-            quote.fragment = "later"
+        """A checksum that is not in the quote is not needed either."""
         quote.change(rename)
-        start = 8 + len(quote.header)
-        packet.transport[8:start] = quote.header
-        packet.transport[start : start + 8] = quote.transport
+        packet.transport[8:] = quote.header + quote.transport
 
     # --- forwarding
 

@@ -134,6 +134,10 @@ TRANSLATED = [
         about(to(8080, TCP, seq=9), BACKEND6, client=CLIENT6),
         seen(to(80, TCP, seq=9), client=CLIENT6),
     ),
+    *(
+        sent(f"{size or 'all'} bytes of TCP", about(to(8080, TCP), size=size), seen(to(80, TCP), size=size))
+        for size in (18, 20, None)
+    ),
     sent("whole UDP quoted", about(to(5353), size=None), seen(to(53), size=None)),
     sent(
         "whole UDP quoted, IPv6",
@@ -329,8 +333,7 @@ def test_of_full_nat_backends(rig, nat, kind):
 
 
 def test_of_full_nat_with_longer_quotes(rig, nat):
-    if nat.layer is UDP:
-        rig.check(sent("", nat.error(size=None), nat.seen(size=None)))
+    rig.check(sent("", nat.error(size=None), nat.seen(size=None)))
     if nat.family == 6:
         layers = (IPv6ExtHdrFragment(offset=0, m=1, id=3),)
         rig.check(sent("", nat.error(layers=layers), nat.seen(layers=layers)))

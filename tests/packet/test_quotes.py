@@ -82,6 +82,7 @@ TRANSLATED = [
     *(udp6(f"UDP, {name}", layers=layers) for name, layers in HEADERS.items()),
     *(udp6(f"{kind}, first fragment", kind, layers=(FRAGMENT,)) for kind in ERRORS),
     udp6("whole packet quoted", layers=(FRAGMENT,), size=None),
+    *(tcp6(f"{size or 'all'} bytes of TCP, first fragment", layers=(FRAGMENT,), size=size) for size in (18, 20, None)),
 ]
 
 
@@ -157,6 +158,19 @@ def test_ipv4_quotes_with_options(rig, name, checksum):
     after = quoted("10.0.0.5", CLIENT, expected, **OPTIONS[name])
     frame = icmp_error(HOP, VIP, before)
     rig.check(sent("", frame, icmp_error(HOP, "10.0.0.5", after, macs=TO_BACKEND, ttl=63)))
+
+
+@pytest.mark.parametrize("size", [8, 16, 17, 18, 20, None])
+def test_ipv4_quotes_of_tcp(rig, size):
+    """Its checksum changes if it is there, and is the checksum of the packet that the backend has sent."""
+    before = quoted(VIP, CLIENT, TCP(sport=80, dport=CLIENT_PORT), size=size)
+    after = quoted("10.0.0.5", CLIENT, TCP(sport=8080, dport=CLIENT_PORT), size=size)
+    if size == 17:
+        # Half of it is no checksum.
+        after = after[:-1] + before[-1:]
+    frame = padded(icmp_error(HOP, VIP, before), 100)
+    expected = padded(icmp_error(HOP, "10.0.0.5", after, macs=TO_BACKEND, ttl=63), 100)
+    rig.check(sent("", frame, expected))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
