@@ -5,8 +5,8 @@
  *
  * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
  * FEATURE_IPIP, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE, FEATURE_ANY_PORT,
- * FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY, FEATURE_TABLE_SIZE; HOOK_TC for that hook; and the sizes that
- * layout.h names. The family of a packet is a constant wherever it is passed on, so each has code of its own.
+ * FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY, FEATURE_TABLE_SIZE, FEATURE_UNSERVED_PASS; HOOK_TC for that
+ * hook; and the sizes that layout.h names. The family of a packet is a constant wherever it is passed on, so each has code of its own.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
@@ -21,6 +21,7 @@
 #include "address.h"
 #include "choose.h"
 #include "count.h"
+#include "course.h"
 #include "echo.h"
 #include "endpoints.h"
 #include "filter.h"
@@ -30,22 +31,11 @@
 #include "ipip.h"
 #include "latency.h"
 #include "layout.h"
+#include "martian.h"
+#include "not_ours.h"
 #include "packet.h"
 #include "parse.h"
 #include "verifier.h"
-
-/* No host on a network sends from such an address (RFC 6890); nor does the VIP send to itself. */
-static __always_inline int is_martian(const int family, const struct packet *packet)
-{
-	const __be32 *source = source_of(family, packet);
-	__u8 first = *(const __u8 *)source;
-
-	if (family == 4)
-		return first == 0 || first == 127 || first >= 224 || *source == packet->ip->daddr;
-	if (first == 0xff || same_address(family, source, destination_of(family, packet)))
-		return 1;
-	return !(source[0] | source[1] | source[2] | (source[3] & ~htonl(1)));
-}
 
 static __always_inline int forward(hook_context *ctx, const int family, struct packet *packet,
 				   const struct choice *choice, int has_ports)
@@ -82,115 +72,6 @@ static __always_inline void flow_of(const int family, const struct packet *packe
 	flow->port = packet->udp->dest;
 }
 
-#ifdef FEATURE_FULL_NAT
-/* The session that a packet to one of our source addresses answers: CHOSEN, with it and its backend, or not. */
-static __always_inline int find_answered(const int family, const struct packet *packet, __u32 pool_id,
-					 struct choice *choice)
-{
-	struct pool *pool = lookup(MAP_POOLS, pool_id);
-	__u32 place;
-
-	if (!pool)
-		return DROP_NO_PORT;
-	place = (__u32)ntohs(packet->udp->dest) - pool->first_port;
-	if (place >= pool->ports)
-		return DROP_NO_PORT;
-	choice->number = pool->first_session + place;
-	choice->session = live_session(choice->number, clock_ticks());
-	if (!choice->session || choice->session->protocol != packet->protocol)
-		return DROP_NO_PORT;
-	choice->backend = session_backend(choice->session);
-	if (!choice->backend ||
-	    !same_address(family, source_of(family, packet), choice->backend->address))
-		return DROP_NO_PORT;
-	if (packet->udp->source != (choice->backend->port ? choice->backend->port : choice->session->vip_port))
-		return DROP_NO_PORT;
-	return CHOSEN;
-}
-#endif
-
-/*
- * Whether the kernel would forward the packet instead of taking it: for a VIP or a source of full_nat that is no address
- * of this host. The kernel would send it to the router that it came from, which would send it here again.
- */
-static __always_inline int would_loop(hook_context *ctx, const int family, const struct packet *packet,
-				      const void *table)
-{
-	const __be32 *destination = destination_of(family, packet);
-
-	return may_be_own(family, table, destination) && is_own(family, table, destination) &&
-	       !is_of_host(ctx, family, destination);
-}
-
-/* What no service is there for is the kernel's; so is a fragment whose first went unseen. */
-static __always_inline int leave(hook_context *ctx, const int family, const struct packet *packet, const void *table,
-				 int reason)
-{
-	int is_lone_fragment = packet->fragment == LATER_FRAGMENT;
-
-#ifdef FEATURE_UNSERVED_PASS
-	if (!is_lone_fragment)
-		return count_reason(reason, PASS);
-#endif
-	if (table && would_loop(ctx, family, packet, table))
-		return count_reason(is_lone_fragment ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
-	return count_reason(reason, PASS);
-}
-
-/* What a packet with ports is. */
-enum course {
-	NOT_OURS,
-	TO_SERVICE,
-	REPLY,         /* of a dnat backend */
-	SESSION_REPLY, /* full_nat */
-};
-
-/* With the id of the service, or the backend or session in the choice. */
-static __always_inline enum course find_course(const int family, const struct packet *packet, const void *table,
-					       __u32 *service, struct choice *choice)
-{
-	const __u32 *id = find_port_endpoint(family, table, ENDPOINT_SERVICE, destination_of(family, packet),
-					     packet->protocol, packet->udp->dest);
-
-	if (id) {
-		*service = *id;
-		return TO_SERVICE;
-	}
-#ifdef FEATURE_FULL_NAT
-	id = find_endpoint(family, table, ENDPOINT_SOURCE, destination_of(family, packet), 0, 0);
-	if (id && find_answered(family, packet, *id, choice) == CHOSEN)
-		return SESSION_REPLY;
-	choice->session = NULL;
-#endif
-#ifdef FEATURE_DNAT
-	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, source_of(family, packet), packet->protocol,
-				packet->udp->source);
-	if (id && take(choice, *id) == CHOSEN)
-		return REPLY;
-#endif
-	return NOT_OURS;
-}
-
-/* What a fragment without ports is: whatever its packet's first was. */
-static __always_inline enum course find_fragment_course(const int family, const struct packet *packet,
-							struct choice *choice)
-{
-	__u32 number = recall_fragment(family, packet), id = number;
-
-#ifdef FEATURE_FULL_NAT
-	if (number & FLOW_IS_SESSION) {
-		choice->number = number - FLOW_IS_SESSION;
-		choice->session = live_session(choice->number, clock_ticks());
-		id = choice->session && session_backend(choice->session) ? choice->session->backend : 0;
-	}
-#endif
-	if (take(choice, id) != CHOSEN)
-		return NOT_OURS;
-	if (same_address(family, destination_of(family, packet), choice->backend->vip))
-		return TO_SERVICE;
-	return choice->session ? SESSION_REPLY : REPLY;
-}
-
 static __always_inline int send_answer(hook_context *ctx, const int family, struct packet *packet,
 				       const struct choice *choice, enum course course, int has_ports)
 {
@@ -203,27 +84,6 @@ static __always_inline int send_answer(hook_context *ctx, const int family, stru
 		return forward_reply(ctx, family, packet, choice->backend, has_ports);
 #endif
 	return count_reason(PASS_NOT_OURS, PASS);
-}
-
-
-/* Whether an ICMP error is about a flow of a service, which it then is of. */
-static __always_inline int find_quoted_flow(const int family, const struct packet *packet, const void *table,
-					    struct quote *quote, struct flow *flow, __u32 *service)
-{
-	const __u32 *id;
-
-	if (!is_icmp_error(family, packet) || !parse_quote(family, packet, quote) ||
-	    !same_address(family, quoted_source(family, quote), destination_of(family, packet)))
-		return 0;
-	id = find_port_endpoint(family, table, ENDPOINT_SERVICE, quoted_source(family, quote), quote->protocol,
-				quote->udp->source);
-	if (!id)
-		return 0;
-	*service = *id;
-	copy_address(family, flow->client, quoted_destination(family, quote));
-	flow->client_port = quote->udp->dest;
-	flow->port = quote->udp->source;
-	return 1;
 }
 
 /*
@@ -265,32 +125,6 @@ static __always_inline int outlives_hop(const int family, const struct packet *p
 	       backend->forwarding == FORWARDING_REDIRECT;
 }
 
-/*
- * What the program cannot read, filters cannot judge: it is dropped while there are some, so that nobody gets past them
- * by sending what the kernel or a backend reads otherwise.
- */
-static __always_inline int pass_unread(enum reason pass, enum reason drop)
-{
-#ifdef FEATURE_FILTERS
-	return count_reason(drop, DROP);
-#else
-	return count_reason(pass, PASS);
-#endif
-}
-
-/* The same, of a packet whose addresses can be read; not ours is what can be read in full. */
-static __always_inline int leave_unread(hook_context *ctx, const int family, const struct packet *packet,
-					const void *table, int reason)
-{
-#ifdef FEATURE_FILTERS
-	if (reason == PASS_MALFORMED)
-		return count_reason(DROP_MALFORMED, DROP);
-	if (reason == PASS_EXTENSION_HEADERS)
-		return count_reason(DROP_EXTENSION_HEADERS, DROP);
-#endif
-	return leave(ctx, family, packet, table, reason);
-}
-
 /* The others. */
 static __always_inline int handle_any(hook_context *ctx, const int family, struct parsed *parsed)
 {
@@ -326,10 +160,15 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	} else if (is_icmp(family, &packet)) {
 		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet)))
 			return answer_echo(ctx, family, &packet);
-		if (!find_quoted_flow(family, &packet, table, &quote, &flow, &service))
+		course = find_error_course(family, &packet, table, &quote, &flow, &service, &choice);
+		if (course == NOT_OURS)
 			goto not_ours;
 		if (is_martian(family, &packet))
 			return count_reason(DROP_MARTIAN, DROP);
+#if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
+		if (course != TO_SERVICE)
+			return forward_error_to_client(ctx, family, &packet, &quote, &choice);
+#endif
 		reason = choose_for_error(family, &packet, service, &flow, &choice);
 		if (reason != CHOSEN)
 			return not_chosen(reason);
@@ -338,7 +177,6 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		    choice.backend->forwarding == FORWARDING_FULL_NAT)
 			return forward_translated_error(ctx, family, &packet, &quote, &choice);
 #endif
-		course = TO_SERVICE;
 		has_ports = 0;
 	} else {
 		course = find_course(family, &packet, table, &service, &choice);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * A router that cannot deliver what a backend sent in the VIP's name tells the VIP, and quotes the packet's beginning
- * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes.
+ * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes. A backend, or a router in front of it,
+ * likewise tells the client about a packet that the balancer forwarded.
  */
 #ifndef LBOPS_ICMP_ERROR_H
 #define LBOPS_ICMP_ERROR_H
@@ -24,7 +25,10 @@ struct quote {
 		struct iphdr *ip;
 		struct ipv6hdr *ip6;
 	};
-	struct udphdr *udp; /* its ports are TCP's, too */
+	union {
+		struct udphdr *udp; /* its ports are TCP's, too */
+		struct tcphdr *tcp;
+	};
 	__u8 protocol;
 };
 
@@ -37,28 +41,43 @@ static __always_inline int is_icmp_error(const int family, const struct packet *
 	return type >= 1 && type <= ICMP6_ERRORS;
 }
 
-/* Whether a whole quote is there, of TCP or UDP, and with the ports. */
+/* Whether the packet has the bytes up to this end; the frame may be longer than the packet. */
+static __always_inline int holds(const int family, const struct packet *packet, const void *end)
+{
+	return end - packet->network <= network_length(family, packet) && end <= packet->end;
+}
+
+/*
+ * Whether the quote has a whole header and the ports of TCP or UDP. Extension headers are skipped as in a packet: a
+ * fragment header with offset 0 is in front of the ports (RFC 8200, section 4.5).
+ */
 static __always_inline int parse_quote(const int family, const struct packet *packet, struct quote *quote)
 {
+	__u64 offset, protocol, unknown = packet->end - packet->network;
+	struct parsed parsed = {};
+
 	quote->network = packet->l4 + sizeof(struct icmphdr);
 	if (family == 4) {
 		if ((void *)(quote->ip + 1) > packet->end || quote->ip->version != 4 || quote->ip->ihl < 5 ||
 		    quote->ip->frag_off & htons(IP_FRAGMENT_OFFSET))
 			return 0;
-		quote->protocol = quote->ip->protocol;
-		quote->udp = quote->network + quote->ip->ihl * 4;
+		protocol = quote->ip->protocol;
+		offset = quote->ip->ihl * 4;
 	} else {
-		if ((void *)(quote->ip6 + 1) > packet->end || quote->ip6->version != 6)
+		if ((void *)(quote->ip6 + 1) > packet->end || quote->ip6->version != 6 ||
+		    skip_extension_headers(quote->ip6, packet->end, &parsed) != PARSED ||
+		    parsed.fragment == LATER_FRAGMENT)
 			return 0;
-		quote->protocol = quote->ip6->nexthdr;
-		quote->udp = (void *)(quote->ip6 + 1);
+		protocol = parsed.protocol;
+		offset = parsed.network_length;
+		FORGET(protocol, unknown);
+		FORGET(offset, unknown);
 	}
-	if (quote->protocol != IPPROTO_TCP && quote->protocol != IPPROTO_UDP)
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
-	/* The frame may be longer than the packet. */
-	if ((void *)(quote->udp + 1) - packet->network > network_length(family, packet))
-		return 0;
-	return (void *)(quote->udp + 1) <= packet->end;
+	quote->protocol = protocol;
+	quote->udp = quote->network + (offset & MAX_EXTENSION_OFFSET);
+	return holds(family, packet, quote->udp + 1);
 }
 
 static __always_inline __be32 *quoted_source(const int family, const struct quote *quote)
@@ -71,36 +90,50 @@ static __always_inline __be32 *quoted_destination(const int family, const struct
 	return family == 4 ? &quote->ip->daddr : (__be32 *)&quote->ip6->daddr;
 }
 
-/* What changes in the quote, and how much that adds to the sum over the ICMP message. */
-static __always_inline void rewrite_quote(const int family, struct quote *quote, const __be32 *source,
-					  __be16 source_port, const __be32 *destination, __be16 destination_port,
-					  __u64 *sum)
-{
-	__u64 addresses = csum_address(family, quoted_source(family, quote), source);
-	__u64 ports = source_port ? csum_port(quote->udp->source, source_port) : 0;
-	__sum16 check;
+/* New addresses and ports of the quoted packet; an address that is NULL stays. */
+struct quote_rewrite {
+	const __be32 *source;
+	const __be32 *destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
 
-	if (destination) {
-		addresses += csum_address(family, quoted_destination(family, quote), destination);
-		ports += csum_port(quote->udp->dest, destination_port);
-		copy_address(family, quoted_destination(family, quote), destination);
-		quote->udp->dest = destination_port;
+/* Updates a checksum of the quote, which is itself part of the ICMP message with this sum. */
+static __always_inline void add_to_quoted(__sum16 *field, __u64 delta, int is_of_udp, __u64 *sum)
+{
+	__sum16 check = csum_add(*field, csum_fold_sum(delta));
+
+	if (is_of_udp && !check)
+		check = 0xffff;
+	*sum += csum_port(*field, check);
+	*field = check;
+}
+
+/* Adds the changes to the sum over the ICMP message. */
+static __always_inline void rewrite_quote(const int family, const struct packet *packet, struct quote *quote,
+					  const struct quote_rewrite *rewrite, __u64 *sum)
+{
+	__u64 addresses = 0, ports = csum_port(quote->udp->source, rewrite->source_port) +
+				     csum_port(quote->udp->dest, rewrite->destination_port);
+
+	if (rewrite->source) {
+		addresses += csum_address(family, quoted_source(family, quote), rewrite->source);
+		copy_address(family, quoted_source(family, quote), rewrite->source);
 	}
-	copy_address(family, quoted_source(family, quote), source);
-	if (source_port)
-		quote->udp->source = source_port;
+	if (rewrite->destination) {
+		addresses += csum_address(family, quoted_destination(family, quote), rewrite->destination);
+		copy_address(family, quoted_destination(family, quote), rewrite->destination);
+	}
+	quote->udp->source = rewrite->source_port;
+	quote->udp->dest = rewrite->destination_port;
 	*sum += addresses + ports;
-	if (family == 4) {
-		check = csum_add(quote->ip->check, csum_fold_sum(addresses));
-		*sum += csum_port(quote->ip->check, check);
-		quote->ip->check = check;
-	}
-	if (quote->protocol == IPPROTO_UDP && quote->udp->check) {
-		check = csum_add(quote->udp->check, csum_fold_sum(addresses + ports));
-		check = check ? check : 0xffff;
-		*sum += csum_port(quote->udp->check, check);
-		quote->udp->check = check;
-	}
+	if (family == 4)
+		add_to_quoted(&quote->ip->check, addresses, 0, sum);
+	if (quote->protocol == IPPROTO_UDP && quote->udp->check)
+		add_to_quoted(&quote->udp->check, addresses + ports, 1, sum);
+	/* A quote of 8 bytes has the ports, but not the checksum. */
+	if (quote->protocol == IPPROTO_TCP && holds(family, packet, &quote->tcp->check + 1))
+		add_to_quoted(&quote->tcp->check, addresses + ports, 0, sum);
 }
 
 /* The backend knows neither VIP nor, with full_nat, the client: it gets to see what it has sent. */
@@ -109,6 +142,11 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 {
 	const struct backend *backend = choice->backend;
 	struct rewrite rewrite = { .destination = backend->address, .ip_delta = backend->ip_delta };
+	struct quote_rewrite quoted = {
+		.source = backend->address,
+		.source_port = backend->port ? backend->port : quote->udp->source,
+		.destination_port = quote->udp->dest,
+	};
 	__u64 sum = 0;
 	struct way way;
 	int verdict, result = way_to_backend(ctx, family, backend, &way);
@@ -119,17 +157,67 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	if (family == 6)
 		sum = csum_address(family, backend->vip, backend->address);
 	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
-	if (choice->session)
-		rewrite_quote(family, quote, backend->address, backend->port, backend->source,
-			      session_source_port(backend, choice->number), &sum);
-	else
-		rewrite_quote(family, quote, backend->address, backend->port, NULL, 0, &sum);
+	if (choice->session) {
+		quoted.destination = backend->source;
+		quoted.destination_port = session_source_port(backend, choice->number);
+	}
+	rewrite_quote(family, packet, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	return verdict;
+}
+
+/*
+ * The client knows neither the backend nor our source address, so the quote becomes the packet that the client sent. The
+ * error gets the VIP as its source even if a router sent it (RFC 5508, REQ-5 c): filters in front of the balancer drop
+ * private addresses.
+ */
+static __always_inline int forward_error_to_client(hook_context *ctx, const int family, struct packet *packet,
+						   struct quote *quote, const struct choice *choice)
+{
+	const struct backend *backend = choice->backend;
+	const struct session *session = choice->session;
+	struct rewrite rewrite = { .source = backend->vip };
+	struct quote_rewrite quoted = {
+		.destination = backend->vip,
+		.source_port = quote->udp->source,
+		.destination_port = backend->vip_port ? backend->vip_port : quote->udp->dest,
+	};
+	__u64 addresses, sum = 0;
+	__be32 client[4];
+	struct way way;
+	int result;
+
+	if (*hop_limit(family, packet) <= 1)
+		return count_reason(PASS_TTL_EXPIRED, PASS);
+	copy_address(family, client, session ? session->client : destination_of(family, packet));
+	result = way_to_client(ctx, family, client, &way);
+	/* The error is about a packet of this host, a health check say. */
+	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return count_reason(PASS_LOCAL_REPLY, PASS);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return count_reason(DROP_NO_ROUTE, DROP);
+	addresses = csum_address(family, source_of(family, packet), backend->vip);
+	if (session) {
+		addresses += csum_address(family, destination_of(family, packet), client);
+		rewrite.destination = client;
+		quoted.source = client;
+		quoted.source_port = session->client_port;
+		quoted.destination_port = session->vip_port;
+	}
+	rewrite.ip_delta = csum_fold_sum(addresses + TTL_STEP);
+	if (family == 6)
+		sum = addresses;
+	rewrite_network(family, packet, &rewrite, result == BPF_FIB_LKUP_RET_SUCCESS);
+	rewrite_quote(family, packet, quote, &quoted, &sum);
+	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return count_reason(PASS_NO_NEIGHBOUR, PASS);
+	count_reply(backend, frame_bytes(ctx, packet));
+	return set_out(ctx, packet, &way);
 }
 
 #endif

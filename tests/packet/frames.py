@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
+    IPv6,
+)
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
@@ -94,6 +101,45 @@ def icmp(
 ) -> bytes:
     layer = ICMP(type=type, code=code, id=0x1234, seq=7)
     return _frame(layer, source, destination, payload, *macs, ip_fields)
+
+
+# ICMP and ICMPv6 errors by what they say.
+ERRORS: dict[str, tuple[Any, Any]] = {
+    "too big": (ICMP(type=3, code=4, nexthopmtu=1400), ICMPv6PacketTooBig(mtu=1400)),
+    "unreachable": (ICMP(type=3, code=3), ICMPv6DestUnreach(code=4)),
+    "time exceeded": (ICMP(type=11, code=0), ICMPv6TimeExceeded(code=0)),
+    "parameter problem": (ICMP(type=12, code=0, ptr=8), ICMPv6ParamProblem(code=0, ptr=8)),
+}
+
+
+def quoted(
+    source: str, destination: str, transport: Any, size: int | None = 8, *, layers: tuple = (), **ip_fields: Any
+) -> bytes:
+    """The beginning of a packet up to so many bytes of its TCP or UDP (None: all); the layers are in front of that."""
+    packet = (IPv6 if ":" in source else IP)(src=source, dst=destination, **ip_fields)
+    transport = transport / Raw(b"payload of the packet")
+    for layer in layers:
+        packet = packet / layer
+    data = bytes(packet / transport)
+    return data if size is None else data[: len(data) - len(transport) + size]
+
+
+def icmp_error(
+    source: str,
+    destination: str,
+    quote: bytes,
+    kind: str = "too big",
+    *,
+    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    layers: tuple = (),
+    **ip_fields: Any,
+) -> bytes:
+    """An error about the packet that the quote begins; the layers are between its IP header and ICMPv6."""
+    network, error = (IPv6, ERRORS[kind][1]) if ":" in source else (IP, ERRORS[kind][0])
+    packet = Ether(src=macs[0], dst=macs[1]) / network(src=source, dst=destination, **ip_fields)
+    for layer in layers:
+        packet = packet / layer
+    return bytes(packet / error / Raw(quote))
 
 
 BUILDERS = {"udp": udp, "tcp": tcp}

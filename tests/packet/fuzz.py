@@ -317,12 +317,13 @@ class Frames:
         data = self.transport(number, source_port, port, self.payload(), packed(source) + packed(destination))
         return self.frame(family, self.ip(family, source, destination, number, data))
 
-    def reply(self, family: int) -> bytes:
+    def answer(self, family: int) -> tuple[str, str, int, str, int] | None:
+        """Protocol, backend, its port, client or source address of ours, and port of that."""
         services, clients, _vips = self.by_family[family]
         names = {service["name"] for service in services}
         backend = self.random.choice([item for item in self.backends if item["service"] in names and "address" in item])
         if (":" in backend["address"]) != (family == 6):
-            return self.request(family)
+            return None
         service = self.by_name[backend["service"]]
         port = backend.get("port") or self.port_of(service)
         nat = service if service.get("forwarding") == "full_nat" else self.by_name["nat" if family == 4 else "nat6"]
@@ -331,7 +332,14 @@ class Frames:
             to, to_port = nat["source"], 10000 + self.random.randrange(40) + self.random.choice((0, 11384))
         else:
             to, to_port = self.random.choice(clients), self.random.choice(CLIENT_PORTS)
-        return self.segment(family, backend["address"], port, to, to_port, service["protocol"])
+        return service["protocol"], backend["address"], port, to, to_port
+
+    def reply(self, family: int) -> bytes:
+        answer = self.answer(family)
+        if answer is None:
+            return self.request(family)
+        protocol, *ends = answer
+        return self.segment(family, *ends, protocol)
 
     def echo(self, family: int) -> bytes:
         _services, clients, vips = self.by_family[family]
@@ -344,31 +352,40 @@ class Frames:
     def error(self, family: int) -> bytes:
         """About a packet that a backend has sent in the VIP's name."""
         services, clients, _vips = self.by_family[family]
-        service, client = self.random.choice(services), self.random.choice(clients)
-        number, vip = PROTOCOLS[service["protocol"]], service["address"]
-        inner = self.transport(
-            number,
-            self.port_of(service),
-            self.random.choice(CLIENT_PORTS),
-            self.payload(),
-            packed(vip) + packed(client),
-        )
-        quote = self.ip(family, vip, client, number, inner, plain=self.random.random() < 0.8)
-        header = 20 if family == 4 else 40
-        quote = quote[: header + self.random.choice((8, 8, 8, 7, 20, 64, 500))]
-        router = self.random.choice(clients)
+        service = self.random.choice(services)
+        ends = service["address"], self.port_of(service), self.random.choice(clients), self.random.choice(CLIENT_PORTS)
+        return self.error_about(family, service["protocol"], *ends, self.random.choice(clients))
+
+    def error_from_behind(self, family: int) -> bytes:
+        """About a packet that went to a backend; the answer to it would be a reply."""
+        answer = self.answer(family)
+        if answer is None:
+            return self.error(family)
+        protocol, backend, port, to, to_port = answer
+        sender = backend if self.random.random() < 0.5 else self.random.choice(self.by_family[family][1])
+        return self.error_about(family, protocol, to, to_port, backend, port, sender)
+
+    def error_about(
+        self, family: int, protocol: str, source: str, source_port: int, destination: str, port: int, sender: str
+    ) -> bytes:
+        number, pseudo = PROTOCOLS[protocol], packed(source) + packed(destination)
+        inner = self.transport(number, source_port, port, self.payload(), pseudo)
+        quote = self.ip(family, source, destination, number, inner, plain=self.random.random() < 0.6)
+        quote = quote[: len(quote) - len(inner) + self.random.choice((8, 8, 8, 7, 20, 64, 500, -3))]
         kinds = (
             ((3, 4), (3, 1), (11, 0), (12, 0), (4, 0)) if family == 4 else ((1, 0), (2, 0), (3, 0), (4, 1), (137, 0))
         )
         kind, code = self.random.choice(kinds)
+        # Now and then to somebody else than who has sent the packet.
+        to = source if self.random.random() < 0.95 else self.random.choice(self.by_family[family][1])
         data = struct.pack(">BBHI", kind, code, 0, 1400) + quote
-        protocol, pseudo = (ICMP, b"") if family == 4 else (ICMPV6, packed(router) + packed(vip))
-        return self.frame(family, self.ip(family, router, vip, protocol, self.with_checksum(data, 2, protocol, pseudo)))
+        icmp, pseudo = (ICMP, b"") if family == 4 else (ICMPV6, packed(sender) + packed(to))
+        return self.frame(family, self.ip(family, sender, to, icmp, self.with_checksum(data, 2, icmp, pseudo)))
 
     def good(self) -> bytes:
         family = self.random.choice((4, 6))
-        kind = self.random.choices((self.request, self.reply, self.echo, self.error), weights=(10, 5, 1, 3))[0]
-        return kind(family)
+        kinds = self.request, self.reply, self.echo, self.error, self.error_from_behind
+        return self.random.choices(kinds, weights=(10, 5, 1, 3, 3))[0](family)
 
     # --- bending
 

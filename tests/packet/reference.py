@@ -289,6 +289,15 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
     packet = Packet(link, 6, bytearray(data[:40]), bytearray(), data[total:], data[6])
     if total > len(data):
         raise Unparsable("malformed", packet)
+    at = _walk6(packet, data)
+    if packet.protocol not in (TCP, UDP, ICMPV6):
+        raise Unparsable("not_ours", packet)
+    packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
+    return _with_transport(packet)
+
+
+def _walk6(packet: Packet, data: bytes) -> int:
+    """Where the headers end that the data begin with; the packet gets what they say."""
     at, walked = 40, 0
     while packet.protocol in EXTENSION_HEADERS:
         if walked == 6:
@@ -308,10 +317,30 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
         packet.protocol, at, walked = data[at], at + size, walked + 1
         if packet.fragment == "later":
             break
-    if packet.protocol not in (TCP, UDP, ICMPV6):
-        raise Unparsable("not_ours", packet)
-    packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
-    return _with_transport(packet)
+    return at
+
+
+def quote_of(error: Packet) -> Packet | None:
+    """The packet that an ICMP error quotes, as far as it does; None without ports of TCP or UDP."""
+    data = bytes(error.transport[8:])
+    if error.transport[0] not in ((3, 11, 12) if error.family == 4 else (1, 2, 3, 4)):
+        return None
+    if len(data) < (20 if error.family == 4 else 40) or data[0] >> 4 != error.family:
+        return None
+    quote = Packet(b"", error.family, bytearray(), bytearray(), b"", data[9] if error.family == 4 else data[6])
+    if error.family == 4:
+        at = (data[0] & 15) * 4
+        if at < 20 or data[6] & 0x1F or data[7]:
+            return None
+    else:
+        try:
+            at = _walk6(quote, data)
+        except Unparsable:
+            return None
+    quote.header, quote.transport = bytearray(data[:at]), bytearray(data[at:])
+    if quote.fragment == "later" or quote.protocol not in (TCP, UDP) or len(quote.transport) < 8:
+        return None
+    return quote
 
 
 # --- the balancer
@@ -436,6 +465,7 @@ class Balancer:
         self.fragments: dict[tuple, tuple[str, Any, int]] = {}
         self.new_flows: Counter[int] = Counter()
         self.errors: Counter[int] = Counter()
+        self.errors_to_clients: Counter[str] = Counter()  # by service; counted as replies, too
         self.reasons: Counter[tuple[str, str]] = Counter()
         # packets, bytes, reply packets, reply bytes, new flows
         self.service_counters: dict[str, list[int]] = {}
@@ -556,11 +586,11 @@ class Balancer:
             found = self.services.get((address, protocol, 0))
         return found
 
-    def _reply_of(self, packet: Packet) -> Backend | None:
-        number = int.from_bytes(packet.ports[0], "big")
-        found = self.replies.get((packet.source, packet.protocol, number))
+    def _backend_of(self, address: bytes, protocol: int, port: bytes) -> Backend | None:
+        """The dnat backend at this address and port."""
+        found = self.replies.get((address, protocol, int.from_bytes(port, "big")))
         if found is None and "any_port" in self.features:
-            found = self.replies.get((packet.source, packet.protocol, 0))
+            found = self.replies.get((address, protocol, 0))
         return found if found and "dnat" in self.features else None
 
     def _is_vip(self, address: bytes) -> bool:
@@ -574,11 +604,11 @@ class Balancer:
         service = self._service(packet.destination, packet.protocol, packet.ports[1])
         if service:
             return self._to_service(packet, frame, service)
-        session = self._answered(packet)
+        session = self._session_of(packet.destination, packet.ports[1], packet.source, packet.ports[0], packet.protocol)
         if session:
             self._remember_fragment(packet, "session", session)
             return self._session_reply(packet, frame, session)
-        backend = self._reply_of(packet)
+        backend = self._backend_of(packet.source, packet.protocol, packet.ports[0])
         if backend:
             self._remember_fragment(packet, "backend", backend)
             return self._reply(packet, frame, backend)
@@ -679,15 +709,16 @@ class Balancer:
                 return backend, session, None
         return None, None, "no_port"
 
-    def _answered(self, packet: Packet) -> Session | None:
-        session = self.sessions.get((packet.destination, int.from_bytes(packet.ports[1], "big")))
+    def _session_of(
+        self, source: bytes, source_port: bytes, target: bytes, target_port: bytes, protocol: int
+    ) -> Session | None:
+        """The live session of what went from this source address and port of ours to that backend."""
+        session = self.sessions.get((source, int.from_bytes(source_port, "big")))
         if session is None or "full_nat" not in self.features or not self._is_alive(session):
             return None
-        backend, (_service, protocol, _client, _client_port, port) = session.backend, session.flow
-        expected = backend.packed_port if backend.port else port
-        if (packet.source, packet.protocol, packet.ports[0]) != (backend.address, protocol, expected):
-            return None
-        return session
+        backend, flow = session.backend, session.flow
+        expected = backend.packed_port if backend.port else flow[4]
+        return session if (target, protocol, target_port) == (backend.address, flow[1], expected) else None
 
     def _note(self, session: Session, packet: Packet) -> None:
         session.seen = self.tick
@@ -723,10 +754,13 @@ class Balancer:
         request = b"\x08\x00" if packet.family == 4 else b"\x80\x00"
         if packet.transport[:2] == request and self._is_vip(packet.destination):
             return self._echo(packet)
-        found = self._quoted(packet)
-        if found is None:
+        quote = quote_of(packet)
+        if quote is None or quote.source != packet.destination:
             return self._leave(packet, frame)
-        service, quote_at, flow = found
+        service = self._service(quote.source, quote.protocol, quote.ports[0])
+        if service is None:
+            return self._error_to_client(packet, frame, quote)
+        flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
         if is_martian(packet.source, packet.destination):
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
@@ -738,7 +772,7 @@ class Balancer:
             return self._because(DROP, problem, frame)
         if service.forwarding not in ("dnat", "full_nat"):
             return self._forward(packet, frame, backend, session, flow)
-        return self._translated_error(packet, frame, backend, session, quote_at)
+        return self._translated_error(packet, frame, backend, session, quote)
 
     def _echo(self, packet: Packet) -> tuple[int, bytes]:
         def answer() -> None:
@@ -750,38 +784,25 @@ class Balancer:
         packet.link = packet.link[6:12] + packet.link[:6] + packet.link[12:]
         return self._because(TX, "echo", packet.frame())
 
-    def _quoted(self, packet: Packet) -> tuple[Service, int, tuple] | None:
-        """The service whose packet an error quotes, where the quoted ports are, and the flow."""
-        if packet.transport[0] not in ((3, 11, 12) if packet.family == 4 else (1, 2, 3, 4)):
-            return None
-        quote = bytes(packet.transport[8:])
-        if packet.family == 4:
-            if len(quote) < 20 or quote[0] >> 4 != 4 or quote[0] & 15 < 5 or quote[6] & 0x1F or quote[7]:
-                return None
-            size, protocol, source, destination = (quote[0] & 15) * 4, quote[9], quote[12:16], quote[16:20]
-        else:
-            if len(quote) < 40 or quote[0] >> 4 != 6:
-                return None
-            size, protocol, source, destination = 40, quote[6], quote[8:24], quote[24:40]
-        if protocol not in (TCP, UDP) or len(quote) < size + 8 or source != packet.destination:
-            return None
-        ports = quote[size : size + 2], quote[size + 2 : size + 4]
-        service = self._service(source, protocol, ports[0])
-        if service is None:
-            return None
-        return service, 8 + size, (service.name, protocol, destination, ports[1], ports[0])
-
     def _translated_error(
-        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, ports_at: int
+        self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, quote: Packet
     ) -> tuple[int, bytes]:
         hop = self._hop(backend, packet)
         if hop != UNRESOLVED and not isinstance(hop, Hop):
             return self._because(DROP, "no_route", frame)
 
+        def rename() -> None:
+            quote.source = backend.address
+            if backend.port:
+                quote.transport[:2] = backend.packed_port
+            if session:
+                quote.destination = backend.service.source.network_address.packed
+                quote.transport[2:4] = struct.pack(">H", session.port)
+
         def translate() -> None:
             packet.destination = backend.address
             packet.ttl -= isinstance(hop, Hop)
-            self._translate_quote(packet, backend, session, ports_at)
+            self._translate_quote(packet, quote, rename)
 
         packet.change(translate)
         if not isinstance(hop, Hop):
@@ -789,25 +810,39 @@ class Balancer:
         self._count(backend, 0, len(frame))
         return self._send(packet, hop)
 
-    @staticmethod
-    def _translate_quote(packet: Packet, backend: Backend, session: Session | None, ports_at: int) -> None:
-        header, data = packet.transport[8:ports_at], packet.transport
-        protocol = header[9] if packet.family == 4 else header[6]
-        inner = Packet(b"", packet.family, header, data[ports_at : ports_at + 8], b"", protocol)
-        if protocol == TCP:
-            # 8 bytes of it have no checksum.
-            inner.fragment = "later"
+    def _error_to_client(self, packet: Packet, frame: bytes, quote: Packet) -> tuple[int, bytes]:
+        """About a packet that has been forwarded, from its backend or from a router on the way to that."""
+        session = self._session_of(quote.source, quote.ports[0], quote.destination, quote.ports[1], quote.protocol)
+        backend = session.backend if session else self._backend_of(quote.destination, quote.protocol, quote.ports[1])
+        if backend is None:
+            return self._leave(packet, frame)
+        if is_martian(packet.source, packet.destination):
+            return self._because(DROP, "martian", frame)
+        client = session.flow[2] if session else packet.destination
+        vip = backend.service.vip
 
-        def act() -> None:
-            inner.source = backend.address
-            if backend.port:
-                inner.transport[:2] = backend.packed_port
+        def rename() -> None:
+            quote.destination = vip
             if session:
-                inner.destination = backend.service.source.network_address.packed
-                inner.transport[2:4] = struct.pack(">H", session.port)
+                quote.source = client
+                quote.transport[:4] = session.flow[3] + session.flow[4]
+            elif backend.port:
+                quote.transport[2:4] = backend.service.first_port
 
-        inner.change(act)
-        data[8:ports_at], data[ports_at : ports_at + 8] = inner.header, inner.transport
+        def restore() -> None:
+            packet.source, packet.destination = vip, client
+            self._translate_quote(packet, quote, rename)
+
+        verdict, output = self._send_reply(packet, frame, backend, client, restore)
+        if verdict in (TX, REDIRECT):
+            self.errors_to_clients[backend.service.name] += 1
+        return verdict, output
+
+    @staticmethod
+    def _translate_quote(packet: Packet, quote: Packet, rename: Callable[[], None]) -> None:
+        """A checksum that is not in the quote is not needed either."""
+        quote.change(rename)
+        packet.transport[8:] = quote.header + quote.transport
 
     # --- forwarding
 

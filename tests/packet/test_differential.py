@@ -88,3 +88,5 @@ def test_traffic_was_as_mixed_as_it_was_meant_to_be(rig, hook):
         assert rig.model.service_counters[service][2], f"no reply of {service}"
     for service in ("nat", "nat-tcp6", "sticky", "sticky-tunnel6"):
         assert rig.model.service_counters[service][4], f"no new flow of {service}"
+    for services in (("web",), ("dns6",), ("rest",), ("nat", "nat-tcp"), ("nat6", "nat-tcp6")):
+        assert any(rig.model.errors_to_clients[name] for name in services), f"no error from behind {services}"
