@@ -35,6 +35,7 @@
 #include "not_ours.h"
 #include "packet.h"
 #include "parse.h"
+#include "too_big.h"
 #include "verifier.h"
 
 static __always_inline int forward(hook_context *ctx, const int family, struct packet *packet,
@@ -125,11 +126,17 @@ static __always_inline int outlives_hop(const int family, const struct packet *p
 	       backend->forwarding == FORWARDING_REDIRECT;
 }
 
+/* In one place for all modes, since it is much code. */
+static __always_inline int finish(hook_context *ctx, const int family, const struct packet *packet, int verdict)
+{
+	return packet->mtu_exceeded ? answer_too_big(ctx, family, packet) : verdict;
+}
+
 /* The others. */
 static __always_inline int handle_any(hook_context *ctx, const int family, struct parsed *parsed)
 {
 	struct packet packet = {};
-	int reason = parse_ip(ctx, family, parsed, &packet), has_ports = 1;
+	int reason = parse_ip(ctx, family, parsed, &packet), has_ports = 1, verdict;
 	void *table = endpoint_table(family);
 	struct choice choice = {};
 	struct quote quote = {};
@@ -195,8 +202,10 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 					  choice.session ? choice.number | FLOW_IS_SESSION : choice.id);
 	}
 	if (course != TO_SERVICE)
-		return send_answer(ctx, family, &packet, &choice, course, has_ports);
-	return forward(ctx, family, &packet, &choice, has_ports);
+		verdict = send_answer(ctx, family, &packet, &choice, course, has_ports);
+	else
+		verdict = forward(ctx, family, &packet, &choice, has_ports);
+	return finish(ctx, family, &packet, verdict);
 
 not_ours:
 	return leave(ctx, family, &packet, table, PASS_NOT_OURS);
@@ -210,10 +219,10 @@ static __always_inline int handle(hook_context *ctx)
 
 	pull_headers(ctx);
 	if (parse_plain(ctx, 4, &packet))
-		return handle_plain(ctx, 4, &packet);
+		return finish(ctx, 4, &packet, handle_plain(ctx, 4, &packet));
 #ifdef FEATURE_IPV6
 	if (parse_plain(ctx, 6, &packet))
-		return handle_plain(ctx, 6, &packet);
+		return finish(ctx, 6, &packet, handle_plain(ctx, 6, &packet));
 #endif
 	type = parse_link(ctx, &parsed);
 	if (type == htons(ETH_P_IP))

@@ -11,6 +11,7 @@
 #include "next_hop.h"
 #include "packet.h"
 #include "parse.h"
+#include "too_big.h"
 
 /* What becomes of a packet; what is NULL or 0 stays. The deltas are those of struct backend. */
 struct rewrite {
@@ -102,6 +103,23 @@ static __always_inline void rewrite_packet(hook_context *ctx, const int family, 
 	add_to_checksum(ctx, family, packet, rewrite);
 }
 
+/* What the lookup of the next hop returned, or that the packet exceeds its MTU. An MTU of 0 is no limit. */
+static __always_inline int check_length(hook_context *ctx, const int family, const struct packet *packet,
+					const struct way *way, int result)
+{
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return result;
+	return longest_packet(ctx, family, packet) - 1 > (__u64)way->mtu - 1 ? BPF_FIB_LKUP_RET_FRAG_NEEDED : result;
+}
+
+/* The kernel finishes what is rewritten except for the TTL: it resolves the neighbour, or fragments the packet. */
+static __always_inline int leave_to_kernel(hook_context *ctx, const int family, struct packet *packet,
+					   const struct rewrite *rewrite, int has_ports, int result)
+{
+	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
+	return count_reason(result == BPF_FIB_LKUP_RET_NO_NEIGH ? PASS_NO_NEIGHBOUR : PASS_TOO_BIG, PASS);
+}
+
 /* To the backend: the answer of FIB and neighbours is known to be a way, or none. */
 static __always_inline int send_rewritten(hook_context *ctx, const int family, struct packet *packet,
 					  const struct choice *choice, const struct rewrite *rewrite,
@@ -110,19 +128,21 @@ static __always_inline int send_rewritten(hook_context *ctx, const int family, s
 	struct way way;
 	int verdict, result = way_to_backend(ctx, family, choice->backend, &way);
 
+	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
 		count_forwarded(choice->backend, way.counters, frame_bytes(ctx, packet));
 		verdict = set_out(ctx, packet, &way);
 		rewrite_packet(ctx, family, packet, rewrite, 1, has_ports);
 		return verdict;
 	}
-	if (result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_ROUTE, DROP);
 	/* From an address of its own the kernel takes no packet. */
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && (rewrite->source || !may_be_fragmented(family, packet)))
+		return refuse_too_big(packet, way.mtu);
+	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return count_reason(DROP_NO_ROUTE, DROP);
 	if (rewrite->source)
 		return count_reason(DROP_NO_NEIGHBOUR, DROP);
-	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
-	return count_reason(PASS_NO_NEIGHBOUR, PASS);
+	return leave_to_kernel(ctx, family, packet, rewrite, has_ports, result);
 }
 
 static __always_inline int send_reply(hook_context *ctx, const int family, struct packet *packet,
@@ -135,6 +155,7 @@ static __always_inline int send_reply(hook_context *ctx, const int family, struc
 	if (*hop_limit(family, packet) <= 1)
 		return count_reason(PASS_TTL_EXPIRED, PASS);
 	result = way_to_client(ctx, family, client, &way);
+	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
 		count_reply(backend, frame_bytes(ctx, packet));
 		verdict = set_out(ctx, packet, &way);
@@ -144,10 +165,11 @@ static __always_inline int send_reply(hook_context *ctx, const int family, struc
 	/* An address of this host: the packet answers a request of ours, not a client's. */
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return count_reason(PASS_LOCAL_REPLY, PASS);
-	if (result != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_fragmented(family, packet))
+		return refuse_too_big(packet, way.mtu);
+	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return count_reason(DROP_NO_ROUTE, DROP);
-	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
-	return count_reason(PASS_NO_NEIGHBOUR, PASS);
+	return leave_to_kernel(ctx, family, packet, rewrite, has_ports, result);
 }
 
 #ifdef FEATURE_DNAT
@@ -238,6 +260,9 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, DROP);
+	/* To the kernel it is a packet for the VIP, which it would not forward to the backend. */
+	if (check_length(ctx, family, packet, &way, result) != result)
+		return refuse_too_big(packet, way.mtu);
 	count_forwarded(choice->backend, way.counters, frame_bytes(ctx, packet));
 	return set_out(ctx, packet, &way);
 }

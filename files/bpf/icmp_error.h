@@ -151,6 +151,9 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	struct way way;
 	int verdict, result = way_to_backend(ctx, family, backend, &way);
 
+	result = check_length(ctx, family, packet, &way, result);
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return count_reason(DROP_TOO_BIG, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_ROUTE, DROP);
 	/* ICMPv6's checksum is over a pseudo header with the addresses, too (RFC 4443, section 2.3). */
@@ -198,6 +201,9 @@ static __always_inline int forward_error_to_client(hook_context *ctx, const int 
 	/* The error is about a packet of this host, a health check say. */
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return count_reason(PASS_LOCAL_REPLY, PASS);
+	result = check_length(ctx, family, packet, &way, result);
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return count_reason(DROP_TOO_BIG, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return count_reason(DROP_NO_ROUTE, DROP);
 	addresses = csum_address(family, source_of(family, packet), backend->vip);

@@ -24,28 +24,16 @@ static __always_inline __u8 traffic_class(const struct packet *packet)
 	return ntohl(*(__be32 *)packet->network) >> 20;
 }
 
-/* Of the packet, or of the longest of those that the kernel has merged into it. */
-static __always_inline __u32 longest_packet(hook_context *ctx, const struct packet *packet, __u32 length)
-{
-	__u32 payload = segment_payload(ctx), headers = packet->l4 - packet->network;
-
-	if (!payload)
-		return length;
-	if (packet->protocol != IPPROTO_TCP)
-		return headers + sizeof(struct udphdr) + payload;
-	return (void *)(packet->tcp + 1) > packet->end ? length : headers + packet->tcp->doff * 4 + payload;
-}
-
 static __always_inline void look_inside(const int family, const struct packet *packet, struct inner *inner)
 {
 	inner->length = network_length(family, packet);
 	if (family == 4) {
 		inner->tos = packet->ip->tos;
-		inner->dont_fragment = packet->ip->frag_off & htons(0x4000);
+		inner->dont_fragment = packet->ip->frag_off & htons(IP_DONT_FRAGMENT);
 		inner->protocol = IPPROTO_IPIP;
 	} else {
 		inner->tos = traffic_class(packet);
-		inner->dont_fragment = htons(0x4000);
+		inner->dont_fragment = htons(IP_DONT_FRAGMENT);
 		inner->protocol = IPPROTO_IPV6;
 	}
 }
@@ -119,8 +107,8 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 	if (!way.mtu)
 		way.mtu = mtu_of(arrived_on(ctx));
 	look_inside(family, packet, &inner);
-	if (longest_packet(ctx, packet, inner.length) + header > way.mtu)
-		return answer_too_big(ctx, family, packet, way.mtu - header);
+	if (longest_packet(ctx, family, packet) + header > way.mtu)
+		return refuse_too_big(packet, way.mtu - header);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	keep_link_header(packet, &link);

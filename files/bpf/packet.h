@@ -5,6 +5,8 @@
 
 #include "hook.h"
 
+#define IP_DONT_FRAGMENT 0x4000
+
 /* struct ethhdr is packed, so its addresses would be copied byte by byte. */
 struct ethernet {
 	__be16 destination[3];
@@ -41,6 +43,7 @@ struct packet {
 	__u32 identification;
 	__u8 protocol;
 	__u8 fragment;
+	__u32 mtu_exceeded; /* what its path takes, if the sender is to be told; 0: it fits */
 };
 
 static __always_inline __be32 *source_of(const int family, const struct packet *packet)
@@ -62,6 +65,24 @@ static __always_inline __u64 network_length(const int family, const struct packe
 {
 	return family == 4 ? ntohs(packet->ip->tot_len) :
 			     ntohs(packet->ip6->payload_len) + sizeof(struct ipv6hdr);
+}
+
+/* Of the packet, or of the longest of those that the kernel has merged into it. */
+static __always_inline __u64 longest_packet(hook_context *ctx, const int family, const struct packet *packet)
+{
+	__u32 payload = segment_payload(ctx), headers = packet->l4 - packet->network;
+
+	if (!payload)
+		return network_length(family, packet);
+	if (packet->protocol != IPPROTO_TCP)
+		return headers + sizeof(struct udphdr) + payload;
+	return (void *)(packet->tcp + 1) > packet->end ? network_length(family, packet) :
+							 headers + packet->tcp->doff * 4 + payload;
+}
+
+static __always_inline int may_be_fragmented(const int family, const struct packet *packet)
+{
+	return family == 4 && !(packet->ip->frag_off & htons(IP_DONT_FRAGMENT));
 }
 
 static __always_inline int is_icmp(const int family, const struct packet *packet)

@@ -37,6 +37,8 @@ enum reason {
 	DROP_EXTENSION_HEADERS,
 	/* Dropped because the kernel would send them back. */
 	DROP_VIP_UNSERVED,
+	/* Rewritten, then passed: the kernel fragments the packet. */
+	PASS_TOO_BIG,
 	REASONS,
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A packet that would not fit with a header in front is answered: ICMP fragmentation needed (RFC 792, RFC 1191) or
- * ICMPv6 packet too big (RFC 4443, section 3.2), from the VIP, so that its sender sends smaller ones.
+ * A packet that exceeds the MTU of its path is answered: ICMP fragmentation needed (RFC 792, RFC 1191) or ICMPv6 packet
+ * too big (RFC 4443, section 3.2), from the address that it was sent to, so that its sender sends smaller ones.
  */
 #ifndef LBOPS_TOO_BIG_H
 #define LBOPS_TOO_BIG_H
@@ -16,6 +16,10 @@
 #define QUOTE4 68
 #define QUOTE6 504
 #define DEFAULT_TTL 64
+
+/* A sender may ignore less (RFC 791, section 3.2; RFC 8201, section 4). */
+#define MIN_MTU4 68
+#define MIN_MTU6 1280
 
 struct icmp_too_big {
 	__u8 type;
@@ -79,15 +83,32 @@ static __always_inline int answer_too_big6(hook_context *ctx, const struct link_
 	return send_back(ctx);
 }
 
-static __always_inline int answer_too_big(hook_context *ctx, const int family, const struct packet *packet, __u32 mtu)
+/* No error is about an ICMP error or a later fragment of IPv4 (RFC 1812, section 4.3.2.7; RFC 4443, section 2.4). */
+static __always_inline int is_answerable(hook_context *ctx, const int family, const struct packet *packet, __u32 mtu)
 {
+	if (is_icmp(family, packet) || (family == 4 && packet->fragment == LATER_FRAGMENT))
+		return 0;
+	return longest_packet(ctx, family, packet) > mtu;
+}
+
+/* Its sender is to be told what the path takes. Nothing of the packet may have been changed. */
+static __always_inline int refuse_too_big(struct packet *packet, __u32 mtu)
+{
+	packet->mtu_exceeded = mtu;
+	return DROP;
+}
+
+static __always_inline int answer_too_big(hook_context *ctx, const int family, const struct packet *packet)
+{
+	const __u32 least = family == 4 ? MIN_MTU4 : MIN_MTU6;
+	__u32 mtu = packet->mtu_exceeded > least ? packet->mtu_exceeded : least;
 	const __u32 quote = family == 4 ? QUOTE4 : QUOTE6;
 	const int header = family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	struct budget *spent = budget(clock_ticks());
 	__be32 client[4], vip[4];
 	struct link_header link;
 
-	if (!spent || !spend(&spent->errors, MAX_ERRORS))
+	if (!is_answerable(ctx, family, packet, mtu) || !spent || !spend(&spent->errors, MAX_ERRORS))
 		return count_reason(DROP_TOO_BIG, DROP);
 	copy_address(family, client, source_of(family, packet));
 	copy_address(family, vip, destination_of(family, packet));

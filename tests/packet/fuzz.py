@@ -101,7 +101,7 @@ CLIENTS = [
         net.UNRESOLVED,
     ),
     *(net.UNRESOLVED_BACK, net.FRONT_ADDRESS, net.BACK_ADDRESS, net.ROUTER, net.PROHIBITED, net.UNREACHABLE),
-    *("127.0.0.1", "0.0.0.0", "10.0.0.255", "224.0.0.1", "255.255.255.255", net.NARROW),
+    *("127.0.0.1", "0.0.0.0", "10.0.0.255", "224.0.0.1", "255.255.255.255", net.NARROW, net.NARROW),
 ]
 CLIENTS6 = [
     *("2001:db8:7::7", "2001:db8:66::1", "2001:db8:66:1::7", "2001:db8:66:1::8", "fd00::64", "fd00:0:0:1::64"),
@@ -148,6 +148,11 @@ SERVICES4.append(
     }
 )
 BACKENDS4 += [
+    {"service": "web", "address": net.NARROW, "port": 8080, "weight": 6},
+    {"service": "dns", "address": net.NARROW, "weight": 4},
+    {"service": "media", "address": net.NARROW, "weight": 2},
+    {"service": "nat", "address": net.NARROW},
+    {"service": "nat-tcp", "address": net.NARROW},
     {"service": "four-in-six", "address": "fd00::1f"},
     {"service": "four-in-six", "address": "fd00:0:0:1::20", "weight": 2},
     {"service": "four-in-six", "address": net.NARROW6},
@@ -156,6 +161,12 @@ BACKENDS4 += [
     {"service": "tunnel", "address": net.NARROW},
 ]
 BACKENDS6 += [
+    {"service": "web6", "address": net.NARROW6, "port": 8080, "weight": 6},
+    {"service": "dns6", "address": net.NARROW6},
+    {"service": "direct6", "address": net.NARROW6},
+    {"service": "nat6", "address": net.NARROW6},
+    {"service": "nat-tcp6", "address": net.NARROW6},
+    {"service": "sticky-tunnel6", "address": net.TIGHT6},
     {"service": "web6", "address": net.PROHIBITED6, "port": 8080},
     {"service": "direct6", "address": net.BLACKHOLE6},
     {"service": "tunnel6", "address": net.NARROW6},
@@ -198,9 +209,15 @@ class Frames:
     # --- parts
 
     def payload(self) -> bytes:
-        # Few that do not fit into a tunnel: the program answers no more than a hundred of those a second.
-        if self.random.random() < 0.01:
+        # Few that do not fit everywhere: the program answers no more than a hundred of those a second.
+        kind = self.random.random()
+        if kind < 0.02:
             return self.random.randbytes(self.random.choice((1380, 1420, 1431, 1452, 1460)))
+        if kind < 0.2:
+            # As long as the narrow route takes with some headers, or a byte longer.
+            return self.random.randbytes(
+                net.NARROW_MTU - self.random.choice((28, 40, 48, 60)) + self.random.randrange(2)
+            )
         return self.random.randbytes(self.random.choice((0, 1, 2, 3, 18, 64, 513, 1200)))
 
     def transport(self, protocol: int, source_port: int, port: int, payload: bytes, pseudo: bytes) -> bytes:

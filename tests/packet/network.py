@@ -37,6 +37,10 @@ PROHIBITED6, BLACKHOLE6 = "2001:db8:bad::1", "2001:db8:bad::2"
 REFUSED6 = {PROHIBITED6: "prohibit", BLACKHOLE6: "blackhole"}
 # Behind the router, where the path is narrow.
 NARROW, NARROW6, NARROW_MTU = "172.16.9.1", "2001:db8:9::1", 1400
+# Narrower than IPv6 allows, and so narrow that a tunnel's header leaves less than IPv4 asks for.
+TIGHT, TIGHT6, TIGHT_MTU = "172.16.9.2", "2001:db8:9::2", 1000
+TINY, TINY_MTU = "172.16.9.3", 70
+ROUTE_MTUS = {NARROW: NARROW_MTU, NARROW6: NARROW_MTU, TIGHT: TIGHT_MTU, TIGHT6: TIGHT_MTU, TINY: TINY_MTU}
 
 
 def mac(text: str) -> bytes:
@@ -96,8 +100,7 @@ class Network:
         return self._neighbour(packed[7], packed[15], address == ROUTER6)
 
     def _router(self, address: str) -> Hop:
-        mtu = NARROW_MTU if address in (NARROW, NARROW6) else 1500
-        return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC), mtu)
+        return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC), ROUTE_MTUS.get(address, 1500))
 
     def _neighbour(self, network: int, host: int, is_router: bool) -> Hop | str:
         if not is_router and not 1 <= host <= NEIGHBOURS:
@@ -129,8 +132,12 @@ def network() -> Iterator[Network]:
             f"address add {FRONT_ADDRESS6}/64 dev {FRONT} nodad",
             f"address add {BACK_ADDRESS6}/64 dev {BACK} nodad",
             f"-6 route add default via {ROUTER6}",
-            f"route add {NARROW}/32 via {ROUTER} mtu lock {NARROW_MTU}",
-            f"-6 route add {NARROW6}/128 via {ROUTER6} mtu lock {NARROW_MTU}",
+            *(
+                f"-6 route add {address}/128 via {ROUTER6} mtu lock {mtu}"
+                if ":" in address
+                else f"route add {address}/32 via {ROUTER} mtu lock {mtu}"
+                for address, mtu in ROUTE_MTUS.items()
+            ),
             *(f"route add {kind} {address}/32" for address, kind in REFUSED.items()),
             *(f"-6 route add {kind} {address}/128" for address, kind in REFUSED6.items()),
             f"neighbour add {ROUTER} lladdr {ROUTER_MAC} dev {FRONT} nud permanent",

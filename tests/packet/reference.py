@@ -35,6 +35,8 @@ ALL_FEATURES = frozenset(
 TOO_BIG_A_TICK = 100
 # What filters cannot judge is dropped while there are some; as what.
 UNJUDGED = {"malformed": "malformed", "third_tag": "malformed", "extension_headers": "extension_headers"}
+# The least MTU of a link, which no sender goes below.
+LEAST_MTU = {4: 68, 6: 1280}
 
 
 # --- checksums
@@ -194,6 +196,16 @@ class Packet:
     @property
     def tos(self) -> int:
         return self.header[1] if self.family == 4 else (self.header[0] << 4 & 0xF0) | self.header[1] >> 4
+
+    @property
+    def size(self) -> int:
+        """Of the IP packet, without the padding of the frame."""
+        return len(self.header) + len(self.transport)
+
+    @property
+    def dont_fragment(self) -> bool:
+        """Routers do not fragment IPv6."""
+        return self.family == 6 or bool(self.header[6] & 0x40)
 
     @property
     def is_icmp(self) -> bool:
@@ -790,6 +802,8 @@ class Balancer:
         hop = self._hop(backend, packet)
         if hop != UNRESOLVED and not isinstance(hop, Hop):
             return self._because(DROP, "no_route", frame)
+        if isinstance(hop, Hop) and self._is_too_long(packet, hop, backend):
+            return self._too_big(packet, frame, hop.mtu)
 
         def rename() -> None:
             quote.source = backend.address
@@ -867,6 +881,8 @@ class Balancer:
                 return self._because(DROP, "no_route", frame)
             if mode == "ipip":
                 return self._encapsulate(packet, frame, backend, hop, flow)
+            if self._is_too_long(packet, hop, backend):
+                return self._too_big(packet, frame, hop.mtu)
             self._count(backend, 0, len(frame))
             return self._send(packet, hop)
         if session and packet.fragment != "later":
@@ -875,10 +891,15 @@ class Balancer:
             return self._because(DROP, "no_route", frame)
         if session and not isinstance(hop, Hop):
             return self._because(DROP, "no_neighbour", frame)
+        to_kernel = "no_neighbour" if hop == UNRESOLVED else ""
+        if isinstance(hop, Hop) and self._is_too_long(packet, hop, backend):
+            if session or packet.dont_fragment:
+                return self._too_big(packet, frame, hop.mtu)
+            to_kernel = "too_big"
 
         def translate() -> None:
             packet.destination = backend.address
-            packet.ttl -= isinstance(hop, Hop)
+            packet.ttl -= not to_kernel
             if session:
                 packet.source = backend.service.source.network_address.packed
             if packet.fragment == "later":
@@ -889,8 +910,8 @@ class Balancer:
                 packet.transport[2:4] = backend.packed_port
 
         packet.change(translate)
-        if not isinstance(hop, Hop):
-            return self._because(PASS, "no_neighbour", packet.frame())
+        if to_kernel or not isinstance(hop, Hop):
+            return self._because(PASS, to_kernel, packet.frame())
         self._count(backend, 0, len(frame))
         return self._send(packet, hop)
 
@@ -918,7 +939,7 @@ class Balancer:
         inner = bytes(packet.header) + bytes(packet.transport)
         outer_size = 20 if len(backend.address) == 4 else 40
         if len(inner) + outer_size > hop.mtu:
-            return self._too_big(packet, frame, inner, hop.mtu - outer_size)
+            return self._too_big(packet, frame, hop.mtu - outer_size)
         source = backend.service.source
         mixed = 0
         if flow is not None:
@@ -953,8 +974,16 @@ class Balancer:
         verdict, link = self._out(packet, hop)
         return verdict, link + kind + header + inner + packet.padding
 
-    def _too_big(self, packet: Packet, frame: bytes, inner: bytes, mtu: int) -> tuple[int, bytes]:
-        if self.errors[self.tick] == TOO_BIG_A_TICK:
+    @staticmethod
+    def _is_too_long(packet: Packet, hop: Hop, backend: Backend | None = None) -> bool:
+        """With an Ethernet address of the inventory, the frame leaves by the interface that it fitted."""
+        return not (backend and backend.mac) and packet.size > hop.mtu
+
+    def _too_big(self, packet: Packet, frame: bytes, mtu: int) -> tuple[int, bytes]:
+        inner = bytes(packet.header + packet.transport)
+        mtu = max(mtu, LEAST_MTU[packet.family])
+        unanswered = packet.is_icmp or (packet.family == 4 and packet.fragment == "later") or len(inner) <= mtu
+        if unanswered or self.errors[self.tick] == TOO_BIG_A_TICK:
             return self._because(DROP, "too_big", frame)
         self.errors[self.tick] += 1
         link = packet.link[6:12] + packet.link[:6] + packet.link[12:]
@@ -1005,14 +1034,19 @@ class Balancer:
             return self._because(PASS, "local_reply", frame)
         if hop == REFUSED:
             return self._because(DROP, "no_route", frame)
+        to_kernel = "no_neighbour" if hop == UNRESOLVED else ""
+        if isinstance(hop, Hop) and self._is_too_long(packet, hop):
+            if packet.dont_fragment or packet.is_icmp:
+                return self._too_big(packet, frame, hop.mtu)
+            to_kernel = "too_big"
 
         def act() -> None:
             restore()
-            packet.ttl -= isinstance(hop, Hop)
+            packet.ttl -= not to_kernel
 
         packet.change(act)
-        if not isinstance(hop, Hop):
-            return self._because(PASS, "no_neighbour", packet.frame())
+        if to_kernel or not isinstance(hop, Hop):
+            return self._because(PASS, to_kernel, packet.frame())
         self._count(backend, 2, len(frame))
         return self._send(packet, hop)
 

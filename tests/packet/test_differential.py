@@ -77,6 +77,7 @@ def test_traffic_was_as_mixed_as_it_was_meant_to_be(rig, hook):
     for _frame in range(20_000):
         rig.send(source.good())
     rig.check_counters()
+    assert {verdict for label, verdict in rig.model.reasons if label == "too_big"} == {"pass", "drop", "tx"}
     known = {label for label, _verdict in rig.model.reasons}
     assert known >= {
         *("not_ip", "not_ours", "malformed", "extension_headers", "ttl_expired", "local_reply", "no_neighbour"),

@@ -16,13 +16,13 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from tests.packet import foreign
 from tests.packet.faults import has_clsact, on_hooks
 from tests.packet.frames import CLIENT, tcp, udp
-from tests.packet.network import FRONT, FRONT_MAC, ROUTER_MAC, ip
+from tests.packet.network import FRONT, FRONT_MAC, NARROW, NARROW_MTU, ROUTER_MAC, ip
 from tests.support import balancer as support
 from tests.support.balancer import declared, settings
 
@@ -31,11 +31,15 @@ SERVICES = [
     {"name": "dns", "address": VIP, "protocol": "udp", "port": 53},
     {"name": "far", "address": VIP, "protocol": "udp", "port": 54},
     {"name": "tunnel", "address": VIP, "protocol": "tcp", "port": 80, "forwarding": "ipip", "source": "10.0.0.254"},
+    {"name": "narrow", "address": VIP, "protocol": "tcp", "port": 81},
+    {"name": "narrow-udp", "address": VIP, "protocol": "udp", "port": 81},
 ]
 BACKENDS = [
     {"service": "dns", "address": "10.0.0.1"},
     {"service": "far", "address": "10.0.1.1"},
     {"service": "tunnel", "address": "10.0.0.2"},
+    {"service": "narrow", "address": NARROW},
+    {"service": "narrow-udp", "address": NARROW},
 ]
 PEER, BACK_PEER = "front-peer", "back-peer"
 # linux/if_packet.h, linux/virtio_net.h
@@ -122,22 +126,27 @@ def test_a_program_behind_another_one_is_not_called_attached(balancer):
     assert not balancer.apply_program(wanted, check=False).changed
 
 
-def test_merged_packets_are_cut_behind_their_tunnel_headers():
-    """Two segments of 1400 bytes that came as one go through a tunnel whose MTU takes one of them."""
+def exchange_merged(frame: bytes, segment: int) -> list[Ether]:
+    """What comes back for segments of this size that came as one frame."""
     for name in (FRONT, PEER):
         ip(f"link set {name} mtu 1500")
     subprocess.run(
         ["ethtool", "-K", FRONT, "tx", "off", "tso", "off", "gso", "off"], check=True, stdout=subprocess.DEVNULL
     )
-    segment = 1400
-    frame = bytearray(tcp(CLIENT, 40000, VIP, 80, bytes(range(250)) * 11 + bytes(50), tcp_flags="A"))
     # The sum of the pseudo header, to be completed for each piece.
     pseudo = frame[26:34] + struct.pack(">HH", 6, len(frame) - 34)
     total = sum(struct.unpack(">6H", pseudo))
-    struct.pack_into(">H", frame, 50, (total & 0xFFFF) + (total >> 16))
+    frame = frame[:50] + struct.pack(">H", (total & 0xFFFF) + (total >> 16)) + frame[52:]
     with packet_socket(PEER) as receiver:
-        send(bytes(frame), VNET_HEADER.pack(NEEDS_CHECKSUM, TCP4, 54, segment, 34, 16))
-        packets = heard(receiver)
+        send(frame, VNET_HEADER.pack(NEEDS_CHECKSUM, TCP4, 54, segment, 34, 16))
+        return heard(receiver)
+
+
+def test_merged_packets_are_cut_behind_their_tunnel_headers():
+    """Two segments of 1400 bytes that came as one go through a tunnel whose MTU takes one of them."""
+    segment = 1400
+    frame = tcp(CLIENT, 40000, VIP, 80, bytes(range(250)) * 11 + bytes(50), tcp_flags="A")
+    packets = exchange_merged(frame, segment)
     assert [(packet[IP].proto, packet[IP].dst, packet[IP].len) for packet in packets] == [(4, "10.0.0.2", 1460)] * 2
     inner = [packet[IP].payload for packet in packets]
     assert [piece[TCP].seq - inner[0][TCP].seq for piece in inner] == [0, segment]
@@ -147,6 +156,29 @@ def test_merged_packets_are_cut_behind_their_tunnel_headers():
         checksum = piece[TCP].chksum
         del piece[TCP].chksum
         assert IP(bytes(piece))[TCP].chksum == checksum
+
+
+def test_merged_packets_are_as_long_as_the_longest_of_them():
+    segment = NARROW_MTU - 40
+    frame = tcp(CLIENT, 40000, VIP, 81, bytes(2 * segment), tcp_flags="A", flags="DF")
+    packets = exchange_merged(frame, segment)
+    assert [(packet[IP].dst, packet[IP].len) for packet in packets] == [(NARROW, NARROW_MTU)] * 2
+    (answer,) = exchange_merged(frame, segment + 1)
+    assert (answer[IP].src, answer[IP].dst, answer[IP].len) == (VIP, CLIENT, 20 + 8 + 68)
+    assert (answer[ICMP].type, answer[ICMP].code, answer[ICMP].nexthopmtu) == (3, 4, NARROW_MTU)
+    assert bytes(answer[ICMP].payload)[:20] == frame[14:34]
+
+
+def test_the_kernel_fragments_what_exceeds_the_mtu_of_its_next_hop():
+    payload = bytes(range(250)) * 5 + bytes(200)
+    with packet_socket(PEER) as receiver:
+        send(udp(CLIENT, 40000, VIP, 81, payload))
+        packets = [packet for packet in heard(receiver) if packet[IP].dst == NARROW]
+    assert [(packet[IP].src, packet[IP].ttl, packet[IP].frag, packet[IP].flags.MF) for packet in packets] == [
+        (CLIENT, 63, 0, True),
+        (CLIENT, 63, (NARROW_MTU - 20) // 8, False),
+    ]
+    assert b"".join(bytes(packet[IP].payload)[: packet[IP].len - 20] for packet in packets)[8:] == payload
 
 
 def test_what_is_behind_xdp_of_others_is_removed_all_the_same(balancer):

@@ -80,7 +80,7 @@ LINK = struct.Struct("<I")  # the interface's index, as a device map takes it
 INDEX = struct.Struct("<I")
 REASON = struct.Struct("<Q")
 
-# enum reason, in its order: (label, verdict)
+# enum reason, in its order: (label, verdict). New ones come last, as reasons.h says.
 REASONS = (
     ("not_ip", "pass"),
     ("not_ours", "pass"),
@@ -105,6 +105,7 @@ REASONS = (
     ("malformed", "drop"),
     ("extension_headers", "drop"),
     ("vip_unserved", "drop"),
+    ("too_big", "pass"),
 )
 
 
