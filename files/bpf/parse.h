@@ -175,6 +175,8 @@ static __always_inline int skip_extension_headers(struct ipv6hdr *ip6, void *end
 	__u32 offset = sizeof(*ip6), next = ip6->nexthdr;
 	int number;
 
+	/* As a loop the compiler may lay it out so that its end runs into its beginning, which Linux 6.1 refuses. */
+#pragma unroll
 	for (number = 0; number <= MAX_EXTENSION_HEADERS; number++) {
 		struct extension_header *header = (void *)ip6 + (offset & MAX_EXTENSION_OFFSET);
 
