@@ -111,7 +111,7 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 		return leave(ctx, family, packet, table, PASS_NOT_OURS);
 	if (course != TO_SERVICE)
 		return send_answer(ctx, family, packet, &choice, course, 1);
-	if (is_martian(family, packet))
+	if (is_martian(family, packet, table))
 		return count_reason(DROP_MARTIAN, DROP);
 	flow_of(family, packet, &flow);
 	reason = choose(family, packet, service, &flow, &choice);
@@ -165,12 +165,15 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 			return count_reason(PASS_TTL_EXPIRED, PASS);
 		has_ports = 0;
 	} else if (is_icmp(family, &packet)) {
-		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet)))
+		if (is_echo_request(family, &packet) && is_vip(family, table, destination_of(family, &packet))) {
+			if (is_martian(family, &packet, table))
+				return count_reason(DROP_MARTIAN, DROP);
 			return answer_echo(ctx, family, &packet);
+		}
 		course = find_error_course(family, &packet, table, &quote, &flow, &service, &choice);
 		if (course == NOT_OURS)
 			goto not_ours;
-		if (is_martian(family, &packet))
+		if (is_martian(family, &packet, table))
 			return count_reason(DROP_MARTIAN, DROP);
 #if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
 		if (course != TO_SERVICE)
@@ -190,7 +193,7 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		if (course == NOT_OURS)
 			goto not_ours;
 		if (course == TO_SERVICE) {
-			if (is_martian(family, &packet))
+			if (is_martian(family, &packet, table))
 				return count_reason(DROP_MARTIAN, DROP);
 			flow_of(family, &packet, &flow);
 			reason = choose(family, &packet, service, &flow, &choice);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Only a packet's first fragment has the ports. Network cards spread fragments by addresses alone, so the others come
- * to the same CPU; there they follow the first by source, destination, identification and protocol.
+ * to the same CPU; there they follow the first by source, destination and identification, over IPv4 also by protocol
+ * (RFC 791, section 3.2; RFC 8200, section 4.5: the next header of fragments of one packet may differ).
  */
 #ifndef LBOPS_FRAGMENTS_H
 #define LBOPS_FRAGMENTS_H
@@ -25,7 +26,7 @@ static __always_inline __u64 fragment_signature(const int family, const struct p
 		hash ^= hash >> 32 ^ load64(destination + 2);
 	}
 	hash *= ENDPOINT_MULTIPLIER;
-	return flow_signature(hash ^ hash >> 32 ^ packet->identification, packet->protocol);
+	return flow_signature(hash ^ hash >> 32 ^ packet->identification, family == 4 ? packet->protocol : 0);
 }
 
 static __always_inline void remember_fragment(const int family, const struct packet *packet, __u32 number)

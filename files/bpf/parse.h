@@ -229,11 +229,12 @@ static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, voi
 		reason = skip_extension_headers(ip6, end, parsed);
 		if (reason != PARSED)
 			return reason;
+		/* What it is a fragment of, the first one says: its header may be followed by more of them. */
+		if (parsed->fragment == LATER_FRAGMENT)
+			return PARSED;
 		least = l4_header_bytes(6, parsed->protocol);
 		if (!least)
 			return PASS_NOT_OURS;
-		if (parsed->fragment == LATER_FRAGMENT)
-			return PARSED;
 	}
 	return length < parsed->network_length + least ? PASS_MALFORMED : PARSED;
 }

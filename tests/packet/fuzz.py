@@ -102,11 +102,12 @@ CLIENTS = [
     ),
     *(net.UNRESOLVED_BACK, net.FRONT_ADDRESS, net.BACK_ADDRESS, net.ROUTER, net.PROHIBITED, net.UNREACHABLE),
     *("127.0.0.1", "0.0.0.0", "10.0.0.255", "224.0.0.1", "255.255.255.255", net.NARROW, net.NARROW),
+    *("169.254.7.7", "192.0.0.5", "192.0.0.8", VIPS[0]),
 ]
 CLIENTS6 = [
     *("2001:db8:7::7", "2001:db8:66::1", "2001:db8:66:1::7", "2001:db8:66:1::8", "fd00::64", "fd00:0:0:1::64"),
     *(net.UNRESOLVED6, net.UNRESOLVED_BACK6, net.FRONT_ADDRESS6, net.ROUTER6, net.PROHIBITED6, net.NARROW6),
-    *("::1", "::", "ff02::1"),
+    *("::1", "::", "ff02::1", "::ffff:8.8.8.8", VIPS6[0]),
 ]
 CLIENT_PORTS = [0, 1024, 33333, 40000, 40001, 50000, 65535]
 

@@ -302,7 +302,7 @@ def _take_apart6(link: bytes, data: bytes) -> Packet:
     if total > len(data):
         raise Unparsable("malformed", packet)
     at = _walk6(packet, data)
-    if packet.protocol not in (TCP, UDP, ICMPV6):
+    if packet.fragment != "later" and packet.protocol not in (TCP, UDP, ICMPV6):
         raise Unparsable("not_ours", packet)
     packet.header, packet.transport = bytearray(data[:at]), bytearray(data[at:total])
     return _with_transport(packet)
@@ -439,12 +439,14 @@ def port_range(port: Any) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def is_martian(source: bytes, vip: bytes) -> bool:
-    if source == vip:
-        return True
-    if len(source) == 4:
-        return source[0] in (0, 127) or source[0] >= 224
-    return source[0] == 0xFF or int.from_bytes(source, "big") < 2
+MARTIANS = [
+    ipaddress.ip_network(prefix)
+    for prefix in (
+        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("::/96", "::ffff:0:0/96", "2001:10::/28", "fe80::/10", "ff00::/8"),
+    )
+]
+NO_MARTIANS = [ipaddress.ip_network(prefix) for prefix in ("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")]
 
 
 class Balancer:
@@ -578,10 +580,7 @@ class Balancer:
 
     def _leave(self, packet: Packet, frame: bytes, reason: str = "not_ours") -> tuple[int, bytes]:
         """To the kernel, unless that would send back what came for a VIP."""
-        is_own = self._is_vip(packet.destination) or (
-            "full_nat" in self.features and self._is_source(packet.destination)
-        )
-        if not is_own or self.resolve(text_of(packet.destination)) == NOT_FORWARDED:
+        if not self._is_own(packet.destination) or self.resolve(text_of(packet.destination)) == NOT_FORWARDED:
             return self._because(PASS, reason, frame)
         if packet.fragment == "later":
             return self._because(DROP, "fragment", frame)
@@ -608,6 +607,17 @@ class Balancer:
     def _is_vip(self, address: bytes) -> bool:
         return any(vip == address for vip, _protocol, _port in self.services)
 
+    def _is_martian(self, packet: Packet) -> bool:
+        """Packets from what is balanced could go round for ever."""
+        source = ipaddress.ip_address(packet.source)
+        unroutable = any(source in network for network in MARTIANS) and not any(
+            source in network for network in NO_MARTIANS
+        )
+        return unroutable or packet.source == packet.destination or self._is_own(packet.source)
+
+    def _is_own(self, address: bytes) -> bool:
+        return self._is_vip(address) or ("full_nat" in self.features and self._is_source(address))
+
     def _is_source(self, address: bytes) -> bool:
         nats = (service for service in self.services.values() if service.forwarding == "full_nat")
         return any(service.source.network_address.packed == address for service in nats)
@@ -628,7 +638,7 @@ class Balancer:
 
     def _to_service(self, packet: Packet, frame: bytes, service: Service) -> tuple[int, bytes]:
         flow = (service.name, packet.protocol, packet.source, *packet.ports)
-        if is_martian(packet.source, packet.destination):
+        if self._is_martian(packet):
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
@@ -741,7 +751,8 @@ class Balancer:
 
     @staticmethod
     def _fragment_key(packet: Packet) -> tuple:
-        return packet.source, packet.destination, packet.identification, packet.protocol
+        protocol = packet.protocol if packet.family == 4 else None
+        return packet.source, packet.destination, packet.identification, protocol
 
     def _remember_fragment(self, packet: Packet, kind: str, what: Any) -> None:
         if packet.fragment:
@@ -765,7 +776,7 @@ class Balancer:
     def _icmp(self, packet: Packet, frame: bytes) -> tuple[int, bytes]:
         request = b"\x08\x00" if packet.family == 4 else b"\x80\x00"
         if packet.transport[:2] == request and self._is_vip(packet.destination):
-            return self._echo(packet)
+            return self._because(DROP, "martian", frame) if self._is_martian(packet) else self._echo(packet)
         quote = quote_of(packet)
         if quote is None or quote.source != packet.destination:
             return self._leave(packet, frame)
@@ -773,7 +784,7 @@ class Balancer:
         if service is None:
             return self._error_to_client(packet, frame, quote)
         flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
-        if is_martian(packet.source, packet.destination):
+        if self._is_martian(packet):
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
@@ -830,7 +841,7 @@ class Balancer:
         backend = session.backend if session else self._backend_of(quote.destination, quote.protocol, quote.ports[1])
         if backend is None:
             return self._leave(packet, frame)
-        if is_martian(packet.source, packet.destination):
+        if self._is_martian(packet):
             return self._because(DROP, "martian", frame)
         client = session.flow[2] if session else packet.destination
         vip = backend.service.vip

@@ -11,8 +11,9 @@ import struct
 from tests.packet import network as net
 from tests.packet.frames import CLIENT, udp
 from tests.packet.fuzz import packed
-from tests.packet.reference import DROP, TX, UDP
+from tests.packet.reference import DROP, TCP, TX, UDP
 
+DESTINATION_OPTIONS = 60
 # Each differs from the others in a way that another one differs from its neighbour, in both halves of the address.
 VIPS = ["2001:db8:1::10", "2001:db8:1::11", "2001:db8:1:1::10", "2001:db8:1:1::11"]
 CLIENTS = ["2001:db8:7::20", "2001:db8:7::21", "2001:db8:7:1::20", "2001:db8:7:1::21"]
@@ -31,6 +32,27 @@ def fragment(client: str, vip: str, identification: int, offset: int) -> bytes:
     header = struct.pack(">BBHI", UDP, 0, offset << 3 | 1, identification)
     ip = struct.pack(">IHBB", 6 << 28, len(header + data), 44, 64) + packed(client) + packed(vip)
     return net.mac(net.FRONT_MAC) + net.mac(net.ROUTER_MAC) + b"\x86\xdd" + ip + header + data
+
+
+def after_options(identification: int, offset: int, kind: int) -> bytes:
+    """A fragment of a packet that has destination options behind the fragment header; the kind is its next header."""
+    options = struct.pack(">BB", UDP, 0) + b"\x01\x04" + bytes(4)
+    datagram = struct.pack(">HHHH", 40000, 53, 1400, 0x1234) + bytes(24)
+    data = options + datagram if offset == 0 else bytes(24)
+    header = struct.pack(">BBHI", kind, 0, offset << 3 | 1, identification)
+    ip = struct.pack(">IHBB", 6 << 28, len(header + data), 44, 64) + packed(CLIENTS[0]) + packed(VIPS[0])
+    return net.mac(net.FRONT_MAC) + net.mac(net.ROUTER_MAC) + b"\x86\xdd" + ip + header + data
+
+
+def test_fragments_follow_whatever_their_next_header(make_rig):
+    """RFC 8200, section 4.5: that of the first fragment counts."""
+    rig = make_rig(SERVICES, BACKENDS)
+    for identification, kind in enumerate((DESTINATION_OPTIONS, UDP, TCP, 59), 1):
+        assert rig.send(after_options(identification, 5, kind))[0] == DROP
+        assert rig.send(after_options(identification, 0, DESTINATION_OPTIONS))[0] == TX
+        verdict, output = rig.send(after_options(identification, 5, kind))
+        assert verdict == TX and output[38:54] == packed(BACKENDS[0]["address"])
+    rig.check_counters()
 
 
 def test_only_fragments_of_the_same_packet_follow(make_rig):
