@@ -24,16 +24,15 @@
 #define MAP_BUDGET MAP(12)           /* per-CPU array of 1 struct budget */
 #define MAP_SESSIONS MAP(13)         /* array of MAX_SESSIONS struct session */
 #define MAP_POOLS MAP(14)            /* array of MAX_POOLS struct pool */
-#define MAP_POOL_CURSORS MAP(15)     /* per-CPU array of MAX_POOLS __u32, the next port to try */
-#define MAP_LINKS MAP(16)            /* devmap hash of interfaces that are up, by index */
-#define MAP_FILTERS MAP(17)          /* array of 1 array of filter_lines struct filter_line */
-#define MAP_FILTER_COUNTERS MAP(18)  /* per-CPU array of max_filters struct filter_counters */
-#define MAP_FILTER_LIMITS MAP(19)    /* array of max_filters __u64, see filter.h */
-#define MAP_LATENCY MAP(20)          /* per-CPU array of 1 struct latency */
-#define MAP_LOOKUP_1021 MAP(21)      /* the same with fewer slots ... */
-#define MAP_LOOKUP_4093 MAP(22)
-#define MAP_LOOKUP_16381 MAP(23)
-#define MAP_LOOKUP_131071 MAP(24)    /* ... and with more */
+#define MAP_LINKS MAP(15)            /* devmap hash of interfaces that are up, by index */
+#define MAP_FILTERS MAP(16)          /* array of 1 array of filter_lines struct filter_line */
+#define MAP_FILTER_COUNTERS MAP(17)  /* per-CPU array of max_filters struct filter_counters */
+#define MAP_FILTER_LIMITS MAP(18)    /* array of max_filters __u64, see filter.h */
+#define MAP_LATENCY MAP(19)          /* per-CPU array of 1 struct latency */
+#define MAP_LOOKUP_1021 MAP(20)      /* the same with fewer slots ... */
+#define MAP_LOOKUP_4093 MAP(21)
+#define MAP_LOOKUP_16381 MAP(22)
+#define MAP_LOOKUP_131071 MAP(23)    /* ... and with more */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

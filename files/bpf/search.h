@@ -42,19 +42,20 @@ SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u
 #endif
 
 #ifdef FEATURE_FULL_NAT
-/* The number of a session that is free, of this CPU's part of the pool; MAX_SESSIONS if none of some was. */
-SUBPROGRAM __u64 find_free_session(__u64 pool, __u64 first, __u64 ports, __u64 now)
+/*
+ * The number of a session that is free, of this CPU's part of the pool; MAX_SESSIONS if none of some was. Who can guess
+ * the next port can send answers to the next client (RFC 6056); the seed hides the state of the kernel's generator.
+ */
+SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
 {
-	__u32 *cursor = lookup(MAP_POOL_CURSORS, pool);
 	int tries;
 
-	if (!cursor)
-		return MAX_SESSIONS;
+	asm volatile("" : : "r"(unused));
 	for (tries = 0; tries < PORTS_TRIED; tries++) {
-		__u64 port = *cursor < ports ? *cursor : 0;
+		__u64 number = (bpf_get_prandom_u32() ^ CONTROL->seed) * ENDPOINT_MULTIPLIER >> 32;
+		__u64 port = number * ports >> 32;
 		struct session *session = lookup(MAP_SESSIONS, first + port);
 
-		*cursor = port + 1;
 		if (!session)
 			return MAX_SESSIONS;
 		if (!is_alive(session, now))

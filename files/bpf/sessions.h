@@ -17,7 +17,7 @@
 #include "select.h"
 #include "verifier.h"
 
-/* Ports tried before a pool counts as exhausted; the next packet goes on from there. */
+/* Ports tried, each by chance, before a pool counts as exhausted. */
 #define PORTS_TRIED 32
 /* Ticks that a session lives on after FIN or RST, 120 s. */
 #define CLOSING_TIMEOUT 112
@@ -90,7 +90,7 @@ static __always_inline void fill_session(const int family, struct session *sessi
 	session->seen = now;
 }
 
-SUBPROGRAM __u64 find_free_session(__u64 pool, __u64 first, __u64 ports, __u64 now);
+SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused);
 
 /* The number of a new session; below 0 if the pool has no free port. */
 static __always_inline int start_session(const int family, const struct backend *backend, __u32 backend_id,
@@ -98,7 +98,7 @@ static __always_inline int start_session(const int family, const struct backend 
 {
 	__u32 ports = backend->source_ports / CPUS;
 	__u32 first = backend->first_session + bpf_get_smp_processor_id() * ports;
-	__u32 number = find_free_session(backend->pool, first, ports, now);
+	__u32 number = find_free_session(first, ports, now, 0);
 	struct session *session = lookup(MAP_SESSIONS, number);
 
 	if (!session)

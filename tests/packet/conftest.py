@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REASONS
 
 from tests.packet import reference
@@ -61,7 +63,9 @@ class Rig:
             cpu=cpu,
             cpus=bpf.possible_cpus(),
             clock=coarse_ns,
+            pick_port=self.picked_port,
         )
+        self.exchanged = (b"", b"")
         self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc)
 
     def can_take(self, frame: bytes) -> bool:
@@ -71,11 +75,41 @@ class Rig:
     def send(self, frame: bytes) -> tuple[int, bytes]:
         """The program's verdict and frame, once they are the model's, too."""
         wait_for_a_tick_to_begin()
-        wanted = self.model.process(frame)
         verdict, output, _duration = self.program.run(frame, interface=self.interface)
+        self.exchanged = frame, output
+        wanted = self.model.process(frame)
         expected = TC_VERDICTS[wanted[0]] if self.tc else wanted[0]
         assert (verdict, output.hex()) == (expected, wanted[1].hex()), f"program != model for {frame.hex()}"
         return wanted[0], output
+
+    def picked_port(self, address: bytes, ports: range, in_use: set[int]) -> int | None:
+        """The source port that the program has just picked by chance; None if it found none."""
+        frame, output = self.exchanged
+        port = None
+        if output != frame:
+            sent = reference.take_apart(output, self.model.features)
+            port = int.from_bytes(sent.ports[0], "big") if sent.source == address else None
+        if port is None:
+            port = self._new_session(address, ports, in_use)
+        if port is None:
+            assert len(in_use) > len(ports) / 2, f"no port of {len(ports)}, with {len(in_use)} in use"
+        else:
+            assert port in ports and port not in in_use, f"port {port} of {ports}"
+        return port
+
+    def _new_session(self, address: bytes, ports: range, in_use: set[int]) -> int | None:
+        """Of a packet that was not sent, from the kernel's memory."""
+        pools = self.program.plan.allocation.pools
+        (pool,) = (pool for pool in pools if reference.pack_address(pool.address) == address)
+        first, maps = pools[pool].first_session - pool.first_port, self.program.maps
+        now = coarse_ns() // reference.TICK + layout.TICKS_AT_BOOT
+        for port in ports:
+            if port not in in_use:
+                words = bpf.map_lookup(maps["sessions"], layout.index(first + port), layout.SESSION.size)
+                seen, timeout = struct.unpack_from("<II", words, 28)
+                if seen and now - seen <= timeout:
+                    return port
+        return None
 
     def check(self, case: Case) -> None:
         """The case as its table says, and all counters as the model says."""

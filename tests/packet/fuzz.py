@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import struct
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tests.packet import network as net
@@ -190,7 +191,7 @@ def octets(*numbers: int) -> list[bytes]:
 
 
 class Frames:
-    """Good frames and bent ones, always the same for a seed, but for the identifications of fragments.
+    """Good frames and bent ones, always the same for a seed, but for the identifications of fragments and live ports.
 
     Those go on counting: one that came again after about 2 s, when program and model forget it by two clocks, would
     be forgotten by one of them only.
@@ -198,8 +199,14 @@ class Frames:
 
     fragments = 0
 
-    def __init__(self, seed: int, services: list[dict[str, Any]] = SERVICES, backends: list = BACKENDS) -> None:
-        self.random = random.Random(seed)
+    def __init__(
+        self,
+        seed: int,
+        services: list[dict[str, Any]] = SERVICES,
+        backends: list = BACKENDS,
+        ports_in_use: Callable[[bytes], Collection[int]] = lambda _address: (),
+    ) -> None:
+        self.random, self.ports_in_use = random.Random(seed), ports_in_use
         self.by_family = {
             4: ([item for item in services if "." in item["address"]], CLIENTS, VIPS),
             6: ([item for item in services if ":" in item["address"]], CLIENTS6, VIPS6),
@@ -346,8 +353,8 @@ class Frames:
         port = backend.get("port") or self.port_of(service)
         nat = service if service.get("forwarding") == "full_nat" else self.by_name["nat" if family == 4 else "nat6"]
         if nat is service or self.random.random() < 0.05:
-            # Sessions have been started with the lowest ports of each CPU's part.
-            to, to_port = nat["source"], 10000 + self.random.randrange(40) + self.random.choice((0, 11384))
+            ports = sorted(self.ports_in_use(packed(nat["source"]))) or [10000]
+            to, to_port = nat["source"], self.random.choice(ports) + (self.random.random() < 0.1)
         else:
             to, to_port = self.random.choice(clients), self.random.choice(CLIENT_PORTS)
         return service["protocol"], backend["address"], port, to, to_port

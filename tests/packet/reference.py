@@ -129,10 +129,16 @@ NOT_FORWARDED = "an address of this host, or no route"
 REFUSED = "a route that refuses"
 
 Resolve = Callable[[str], "Hop | str"]
+# Whose turn it is among the ports of an address is chance: given those that are possible and those in use, one or None.
+PickPort = Callable[[bytes, range, "set[int]"], "int | None"]
 
 
 def unknown(_address: str) -> str:
     return NOT_FORWARDED
+
+
+def lowest_free(_address: bytes, ports: range, in_use: set[int]) -> int | None:
+    return next((port for port in ports if port not in in_use), None)
 
 
 def pack_address(text: str) -> bytes:
@@ -466,16 +472,16 @@ class Balancer:
         clock: Callable[[], int] = lambda: 0,
         link_is_up: Callable[[str], bool] = lambda _name: True,
         max_new_flows: int = 100000,
+        pick_port: PickPort | None = None,
     ) -> None:
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
-        self.max_new_flows = max_new_flows
+        self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
         self.filters = filters or []
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
         self.flows: dict[tuple, tuple[Backend, int]] = {}
         self.sessions: dict[tuple[bytes, int], Session] = {}
-        self.cursors: dict[bytes, int] = {}
         self.fragments: dict[tuple, tuple[str, Any, int]] = {}
         self.new_flows: Counter[int] = Counter()
         self.errors: Counter[int] = Counter()
@@ -720,16 +726,17 @@ class Balancer:
         first = service.source_ports[0] + self.cpu * size
         if not self._may_learn():
             return None, None, "no_port"
-        for _try in range(32):
-            place = self.cursors.get(address, 0) % size
-            self.cursors[address] = place + 1
-            taken = self.sessions.get((address, first + place))
-            if taken is None or not self._is_alive(taken):
-                session = Session(backend, flow, first + place, self.tick)
-                self.sessions[address, first + place] = session
-                self._count_new(backend)
-                return backend, session, None
-        return None, None, "no_port"
+        port = self.pick_port(address, range(first, first + size), self.ports_in_use(address))
+        if port is None:
+            return None, None, "no_port"
+        session = Session(backend, flow, port, self.tick)
+        self.sessions[address, port] = session
+        self._count_new(backend)
+        return backend, session, None
+
+    def ports_in_use(self, address: bytes) -> set[int]:
+        """The source ports of live sessions."""
+        return {port for (pool, port), session in self.sessions.items() if pool == address and self._is_alive(session)}
 
     def _session_of(
         self, source: bytes, source_port: bytes, target: bytes, target_port: bytes, protocol: int

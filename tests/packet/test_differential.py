@@ -30,13 +30,14 @@ def rig(make_rig, hook):
     return make_rig(fuzz.SERVICES, fuzz.BACKENDS, filters=fuzz.FILTERS)
 
 
-def frames(seed: int, hook: str) -> fuzz.Frames:
-    return fuzz.Frames(seed, fuzz.ON_TC, fuzz.ON_TC_BACKENDS) if hook == "tc" else fuzz.Frames(seed)
+def frames(seed: int, hook: str, rig) -> fuzz.Frames:
+    declared = (fuzz.ON_TC, fuzz.ON_TC_BACKENDS) if hook == "tc" else (fuzz.SERVICES, fuzz.BACKENDS)
+    return fuzz.Frames(seed, *declared, rig.model.ports_in_use)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bent_frames(rig, hook, seed):
-    source = frames(seed, hook)
+    source = frames(seed, hook, rig)
     for _frame in range(FRAMES // 5 if hook == "tc" else FRAMES):
         frame = source.bent()
         if rig.can_take(frame):
@@ -50,7 +51,7 @@ def test_frames_of_other_seeds(rig, hook):
     deadline, sent = time.monotonic() + seconds / 2, 0
     while time.monotonic() < deadline:
         seed = time.time_ns()
-        source = frames(seed, hook)
+        source = frames(seed, hook, rig)
         for _frame in range(2000):
             frame = source.bent()
             try:
@@ -73,7 +74,7 @@ def test_every_header_byte_with_every_value(rig):
 
 def test_traffic_was_as_mixed_as_it_was_meant_to_be(rig, hook):
     """The tests above are worth something only if they reach every end that the program knows."""
-    source = frames(99, hook)
+    source = frames(99, hook, rig)
     for _frame in range(20_000):
         rig.send(source.good())
     rig.check_counters()

@@ -321,7 +321,7 @@ def test_new_maps_go_on_counting_where_the_old_ones_were(balancer, net):
         run(balancer, net, tcp(CLIENT, port, VIP, 80))
         run(balancer, net, udp(CLIENT, port, VIP, 9))
     before, known = counted(balancer), state.load(balancer.state_file)
-    assert before["pass not_ours"] == 10
+    assert before["drop vip_unserved"] == 10
     larger = dataclasses.replace(SIZES, max_backends=2048)
     assert balancer.apply_program(settings(FRONT, sizes=larger), check=False).details["new_maps"]
     assert counted(balancer) == before

@@ -29,7 +29,6 @@ SHARED = frozenset(
         "budget",
         "sessions",
         "pools",
-        "pool_cursors",
         "links",
         "filter_counters",
         "filter_limits",

@@ -134,7 +134,6 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         per_cpu("budget", BUDGET.size, 1),
         array("sessions", SESSION.size, sizes.max_sessions),
         array("pools", POOL.size, MAX_POOLS),
-        per_cpu("pool_cursors", INDEX.size, MAX_POOLS),
         MapSpec("links", bpf.MAP_TYPE_DEVMAP_HASH, LINK.size, MAX_LINKS),
         tables("filters", FILTER_LINE, inner_entries=sizes.filter_lines, inner_flags=bpf.MAP_FLAG_MMAPABLE),
         per_cpu("filter_counters", FILTER_COUNTERS.size, sizes.max_filters),
