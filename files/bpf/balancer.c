@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * The balancer: a packet for a service goes to one of its backends, a backend's reply gets the VIP back, an echo
- * request for a VIP is answered; everything else passes untouched. docs/data-plane.md is its contract.
+ * request for a VIP is answered; everything else is left to the kernel, or dropped where the kernel would send it back.
+ * docs/data-plane.md is its contract.
  *
  * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
  * FEATURE_IPIP, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE, FEATURE_ANY_PORT,
  * FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY, FEATURE_TABLE_SIZE, FEATURE_UNSERVED_PASS; HOOK_TC for that
- * hook; and the sizes that layout.h names. The family of a packet is a constant wherever it is passed on, so each has code of its own.
+ * hook; and the sizes that layout.h names. The family of a packet is a constant wherever it is passed on, so each has
+ * code of its own.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
@@ -155,7 +157,8 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		return leave_unread(ctx, family, &packet, table, reason);
 	if (packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
 		return leave_unread(ctx, family, &packet, table, PASS_MALFORMED);
-	if (!table || (packet.fragment && is_icmp(family, &packet)))
+	/* What later fragments over IPv6 belong to, only the first one says. */
+	if (!table || (packet.fragment && is_icmp(family, &packet) && (family == 4 || packet.fragment == FIRST_FRAGMENT)))
 		goto not_ours;
 	if (packet.fragment == LATER_FRAGMENT) {
 		course = find_fragment_course(family, &packet, &choice);
@@ -173,7 +176,7 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 		course = find_error_course(family, &packet, table, &quote, &flow, &service, &choice);
 		if (course == NOT_OURS)
 			goto not_ours;
-		if (is_martian(family, &packet, table))
+		if (is_no_sender(family, &packet, table))
 			return count_reason(DROP_MARTIAN, DROP);
 #if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
 		if (course != TO_SERVICE)

@@ -103,7 +103,9 @@ static __always_inline int may_be_own(const int family, const void *table, const
 	const struct endpoint_table *header = table;
 	__u32 mixed = family == 4 ? address[0] : address[0] ^ address[1] ^ address[2] ^ address[3];
 
-	return header->own_addresses >> (mixed * ENDPOINT_MULTIPLIER >> 58) & 1;
+	__u64 bit = mixed * ENDPOINT_MULTIPLIER >> 54;
+
+	return header->own_addresses[bit >> 6] >> (bit & 63) & 1;
 }
 
 static __always_inline int is_vip(const int family, const void *table, const __be32 *address)

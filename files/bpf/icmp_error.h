@@ -149,7 +149,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	};
 	__u64 sum = 0;
 	struct way way;
-	int verdict, result = way_to_backend(ctx, family, backend, &way);
+	int result = way_to_backend(ctx, family, backend, &way);
 
 	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -169,8 +169,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(PASS_NO_NEIGHBOUR, PASS);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
-	verdict = set_out(ctx, packet, &way);
-	return verdict;
+	return set_out(ctx, packet, &way);
 }
 
 /*

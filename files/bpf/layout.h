@@ -21,6 +21,8 @@
 #define ENDPOINT_PROBES 16
 /* Odd 64-bit constant of Fibonacci hashing: 2^64 divided by the golden ratio (Knuth, TAOCP vol. 3, 6.4). */
 #define ENDPOINT_MULTIPLIER 0x9E3779B97F4A7C15ULL
+/* So many bits tell most addresses from the VIPs of a balancer that has some hundred. */
+#define OWN_ADDRESS_BITS 1024
 /* Entries of the cache of next hops towards clients, per CPU (a power of two). */
 #define CLIENT_NEXT_HOPS 32768
 /* Buckets of fragmented packets under way, per CPU (a power of two), 64 - log2 of that. */
@@ -55,8 +57,9 @@ struct endpoint_table {
 	/* Bit n is set if some endpoint of the kind has a port that is n modulo 64; any port sets all. */
 	__u64 service_ports;
 	__u64 backend_ports;
-	/* Bit n is set if some VIP or source of full_nat has n as the upper six bits of its words' XOR, multiplied. */
-	__u64 own_addresses;
+	__u64 unused2;
+	/* Bit n of 1024 is set if the XOR of the words of some VIP or source of full_nat, multiplied, begins with n. */
+	__u64 own_addresses[OWN_ADDRESS_BITS / 64];
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -75,7 +78,8 @@ struct endpoint6_table {
 	__u32 unused;
 	__u64 service_ports;
 	__u64 backend_ports;
-	__u64 own_addresses;
+	__u64 unused2;
+	__u64 own_addresses[OWN_ADDRESS_BITS / 64];
 	struct endpoint6 slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -140,7 +144,7 @@ struct backend {
 	__u32 header_sum;   /* ipip over IPv4: the sum of the outer header's words that are always the same */
 	__u32 first_session; /* full_nat: where the pool's sessions begin */
 	__u32 source_ports;  /* full_nat: how many there are */
-	__u32 pool;
+	__u32 pool; /* not read; the identities that sessions have are checksums over it as well */
 	__u32 identity; /* a checksum of the rest; a place may come to hold another backend */
 };
 

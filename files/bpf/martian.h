@@ -11,37 +11,40 @@
 #include "endpoints.h"
 #include "packet.h"
 
-static __always_inline int is_martian4(__be32 source)
+/* 0.0.0.0/8, 127.0.0.0/8 and from 224.0.0.0 on; ::/96 with :: and ::1, ::ffff:0:0/96, ff00::/8 */
+static __always_inline int is_no_source(const int family, const __be32 *source)
 {
-	__u32 address = ntohl(source), first = address >> 24, last = address & 0xff;
+	__u32 first = ntohl(source[0]) >> 24;
 
-	/* 0.0.0.0/8 and from 224.0.0.0 on; 127.0.0.0/8; 169.254.0.0/16 */
-	if (first - 1 >= 223 || first == 127 || address >> 16 == 0xa9fe)
-		return 1;
-	/* 192.0.0.0/24, but for 192.0.0.0/29 (RFC 7335), 192.0.0.9 (RFC 7723) and 192.0.0.10 (RFC 8155) */
-	return address >> 8 == 0xc00000 && (last > 10 || last == 8);
+	if (family == 4)
+		return first - 1 >= 223 || first == 127;
+	return first == 0xff || (!(source[0] | source[1]) && (!source[2] || source[2] == htonl(0xffff)));
 }
 
-static __always_inline int is_martian6(const __be32 *source)
+/* What has a meaning on its link only, and what stands for no host. */
+static __always_inline int is_unroutable(const int family, const __be32 *source)
 {
-	__u32 first = ntohl(source[0]);
+	__u32 first = ntohl(source[0]), last = first & 0xff;
 
-	/* ff00::/8, fe80::/10, and 2001:10::/28 (RFC 4843) */
-	if (first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6 || first >> 4 == 0x2001001)
-		return 1;
-	/* ::/96 with :: and ::1, and ::ffff:0:0/96 */
-	return !(source[0] | source[1]) && (!source[2] || source[2] == htonl(0xffff));
+	/* fe80::/10, and 2001:10::/28 (RFC 4843) */
+	if (family == 6)
+		return first >> 22 == 0xfe80 >> 6 || first >> 4 == 0x2001001;
+	/* 169.254.0.0/16; 192.0.0.0/24, but for 192.0.0.0/29 (RFC 7335), 192.0.0.9 (RFC 7723), 192.0.0.10 (RFC 8155) */
+	return first >> 16 == 0xa9fe || (first >> 8 == 0xc00000 && (last > 10 || last == 8));
+}
+
+/* Nobody sends an ICMP error from there. A router without another address may from an unroutable one (RFC 7600). */
+static __always_inline int is_no_sender(const int family, const struct packet *packet, const void *table)
+{
+	const __be32 *source = source_of(family, packet);
+
+	return is_no_source(family, source) || same_address(family, source, destination_of(family, packet)) ||
+	       (may_be_own(family, table, source) && is_own(family, table, source));
 }
 
 static __always_inline int is_martian(const int family, const struct packet *packet, const void *table)
 {
-	const __be32 *source = source_of(family, packet);
-
-	if (family == 4 ? is_martian4(*source) : is_martian6(source))
-		return 1;
-	if (same_address(family, source, destination_of(family, packet)))
-		return 1;
-	return may_be_own(family, table, source) && is_own(family, table, source);
+	return is_unroutable(family, source_of(family, packet)) || is_no_sender(family, packet, table);
 }
 
 #endif

@@ -37,12 +37,13 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-/* Whether packets for the address end here, or have no route. */
-static __always_inline int is_of_host(hook_context *ctx, const int family, const __be32 *address)
+/* Whether the kernel would forward a packet for the address: there is a route, and that does not end here. */
+static __always_inline int kernel_forwards(hook_context *ctx, const int family, const __be32 *address)
 {
 	struct next_hop unused;
+	int result = ask_kernel(ctx, family, &unused, address, 0);
 
-	return ask_kernel(ctx, family, &unused, address, 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
 /*

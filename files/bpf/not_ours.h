@@ -7,7 +7,15 @@
 #include "endpoints.h"
 #include "next_hop.h"
 #include "packet.h"
+#include "parse.h"
 #include "reasons.h"
+
+/* Of routers and neighbours on the link (RFC 4861), for an address that the host may answer for as a proxy. */
+static __always_inline int is_neighbour_discovery(const int family, const struct packet *packet)
+{
+	return family == 6 && packet->protocol == IPPROTO_ICMPV6 && !packet->fragment && has_l4(packet) &&
+	       packet->icmp->type >= 133 && packet->icmp->type <= 137 && *hop_limit(family, packet) == 255;
+}
 
 /*
  * Whether the kernel would forward the packet instead of taking it: for a VIP or a source of full_nat that is no address
@@ -19,21 +27,17 @@ static __always_inline int would_loop(hook_context *ctx, const int family, const
 	const __be32 *destination = destination_of(family, packet);
 
 	return may_be_own(family, table, destination) && is_own(family, table, destination) &&
-	       !is_of_host(ctx, family, destination);
+	       !is_neighbour_discovery(family, packet) && kernel_forwards(ctx, family, destination);
 }
 
 /* What no service is there for is the kernel's; so is a fragment whose first went unseen. */
 static __always_inline int leave(hook_context *ctx, const int family, const struct packet *packet, const void *table,
 				 int reason)
 {
-	int is_lone_fragment = packet->fragment == LATER_FRAGMENT;
-
-#ifdef FEATURE_UNSERVED_PASS
-	if (!is_lone_fragment)
-		return count_reason(reason, PASS);
-#endif
+#ifndef FEATURE_UNSERVED_PASS
 	if (table && would_loop(ctx, family, packet, table))
-		return count_reason(is_lone_fragment ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
+		return count_reason(packet->fragment == LATER_FRAGMENT ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
+#endif
 	return count_reason(reason, PASS);
 }
 

@@ -157,8 +157,6 @@ static __always_inline int parse_ip4(hook_context *ctx, struct iphdr *ip, void *
 	if (length < parsed->network_length || longer_than_frame(ctx, parsed->link_length, end - (void *)ip, length))
 		return PASS_MALFORMED;
 	least = l4_header_bytes(4, ip->protocol);
-	if (!least)
-		return PASS_NOT_OURS;
 	if (ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET)) {
 		parsed->identification = ip->id;
 		parsed->fragment = LATER_FRAGMENT;
@@ -166,6 +164,8 @@ static __always_inline int parse_ip4(hook_context *ctx, struct iphdr *ip, void *
 			return PARSED;
 		parsed->fragment = FIRST_FRAGMENT;
 	}
+	if (!least)
+		return PASS_NOT_OURS;
 	return length < parsed->network_length + least ? PASS_MALFORMED : PARSED;
 }
 

@@ -286,11 +286,11 @@ def _take_apart4(link: bytes, data: bytes) -> Packet:
     if not 20 <= size <= total <= len(data):
         raise Unparsable("malformed", Packet(link, 4, bytearray(data[:20]), bytearray(), b"", protocol))
     packet = Packet(link, 4, bytearray(data[:size]), bytearray(data[size:total]), data[total:], protocol)
-    if protocol not in (TCP, UDP, ICMP):
-        raise Unparsable("not_ours", packet)
     if fragment & 0x3FFF:
         packet.fragment = "later" if fragment & 0x1FFF else "first"
         packet.identification = data[4:6]
+    if packet.fragment != "later" and protocol not in (TCP, UDP, ICMP):
+        raise Unparsable("not_ours", packet)
     return _with_transport(packet)
 
 
@@ -445,14 +445,13 @@ def port_range(port: Any) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-MARTIANS = [
-    ipaddress.ip_network(prefix)
-    for prefix in (
-        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        *("::/96", "::ffff:0:0/96", "2001:10::/28", "fe80::/10", "ff00::/8"),
-    )
-]
-NO_MARTIANS = [ipaddress.ip_network(prefix) for prefix in ("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")]
+def networks(*prefixes: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return [ipaddress.ip_network(prefix) for prefix in prefixes]
+
+
+NO_SOURCES = networks("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/96", "::ffff:0:0/96", "ff00::/8")
+UNROUTABLE = networks("169.254.0.0/16", "192.0.0.0/24", "2001:10::/28", "fe80::/10")
+NO_MARTIANS = networks("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")
 
 
 class Balancer:
@@ -548,7 +547,7 @@ class Balancer:
             return self._because(PASS, "not_ip" if reason == "third_tag" else reason, frame)
         if self._is_filtered(packet):
             return DROP, frame
-        if packet.fragment and packet.is_icmp:
+        if packet.is_icmp and packet.fragment and (packet.family == 4 or packet.fragment == "first"):
             return self._leave(packet, frame)
         if packet.fragment == "later":
             return self._follow_fragment(packet, frame)
@@ -586,13 +585,18 @@ class Balancer:
 
     def _leave(self, packet: Packet, frame: bytes, reason: str = "not_ours") -> tuple[int, bytes]:
         """To the kernel, unless that would send back what came for a VIP."""
-        if not self._is_own(packet.destination) or self.resolve(text_of(packet.destination)) == NOT_FORWARDED:
+        of_the_link = (
+            packet.family == 6
+            and packet.is_icmp
+            and not packet.fragment
+            and packet.ttl == 255
+            and packet.transport[0] in range(133, 138)
+        )
+        hop = self.resolve(text_of(packet.destination))
+        is_forwarded = isinstance(hop, Hop) or hop == UNRESOLVED
+        if "unserved_pass" in self.features or of_the_link or not is_forwarded or not self._is_own(packet.destination):
             return self._because(PASS, reason, frame)
-        if packet.fragment == "later":
-            return self._because(DROP, "fragment", frame)
-        if "unserved_pass" in self.features:
-            return self._because(PASS, reason, frame)
-        return self._because(DROP, "vip_unserved", frame)
+        return self._because(DROP, "fragment" if packet.fragment == "later" else "vip_unserved", frame)
 
     # --- what a packet is
 
@@ -613,13 +617,13 @@ class Balancer:
     def _is_vip(self, address: bytes) -> bool:
         return any(vip == address for vip, _protocol, _port in self.services)
 
-    def _is_martian(self, packet: Packet) -> bool:
+    def _is_martian(self, packet: Packet, is_error: bool = False) -> bool:
         """Packets from what is balanced could go round for ever."""
         source = ipaddress.ip_address(packet.source)
-        unroutable = any(source in network for network in MARTIANS) and not any(
-            source in network for network in NO_MARTIANS
-        )
-        return unroutable or packet.source == packet.destination or self._is_own(packet.source)
+        # A router without another address may send errors from those.
+        bad = NO_SOURCES if is_error else NO_SOURCES + UNROUTABLE
+        unusable = any(source in network for network in bad) and not any(source in network for network in NO_MARTIANS)
+        return unusable or packet.source == packet.destination or self._is_own(packet.source)
 
     def _is_own(self, address: bytes) -> bool:
         return self._is_vip(address) or ("full_nat" in self.features and self._is_source(address))
@@ -791,7 +795,7 @@ class Balancer:
         if service is None:
             return self._error_to_client(packet, frame, quote)
         flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
-        if self._is_martian(packet):
+        if self._is_martian(packet, is_error=True):
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
@@ -848,7 +852,7 @@ class Balancer:
         backend = session.backend if session else self._backend_of(quote.destination, quote.protocol, quote.ports[1])
         if backend is None:
             return self._leave(packet, frame)
-        if self._is_martian(packet):
+        if self._is_martian(packet, is_error=True):
             return self._because(DROP, "martian", frame)
         client = session.flow[2] if session else packet.destination
         vip = backend.service.vip

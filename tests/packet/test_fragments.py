@@ -11,7 +11,7 @@ import struct
 from tests.packet import network as net
 from tests.packet.frames import CLIENT, udp
 from tests.packet.fuzz import packed
-from tests.packet.reference import DROP, TCP, TX, UDP
+from tests.packet.reference import DROP, ICMPV6, TCP, TX, UDP
 
 DESTINATION_OPTIONS = 60
 # Each differs from the others in a way that another one differs from its neighbour, in both halves of the address.
@@ -47,7 +47,7 @@ def after_options(identification: int, offset: int, kind: int) -> bytes:
 def test_fragments_follow_whatever_their_next_header(make_rig):
     """RFC 8200, section 4.5: that of the first fragment counts."""
     rig = make_rig(SERVICES, BACKENDS)
-    for identification, kind in enumerate((DESTINATION_OPTIONS, UDP, TCP, 59), 1):
+    for identification, kind in enumerate((DESTINATION_OPTIONS, UDP, TCP, 59, ICMPV6), 1):
         assert rig.send(after_options(identification, 5, kind))[0] == DROP
         assert rig.send(after_options(identification, 0, DESTINATION_OPTIONS))[0] == TX
         verdict, output = rig.send(after_options(identification, 5, kind))

@@ -38,6 +38,11 @@ REFUSED6 = [
     *("fe80::", "fe80::1", "febf:ffff::1", "ff00::", "ff02::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     *("2001:10::", "2001:1f:ffff::1", VIP6, SOURCE6),
 ]
+# Of those, what routers may send ICMP errors from.
+ERRORS_ONLY = [
+    *("169.254.0.0", "169.254.255.255", "192.0.0.8", "192.0.0.11", "192.0.0.170", "192.0.0.255"),
+    *("fe80::", "fe80::1", "febf:ffff::1", "2001:10::", "2001:1f:ffff::1"),
+]
 # Their neighbours, and prefixes that RFC 6890 has as forwardable.
 TAKEN = [
     *("1.0.0.0", "126.255.255.255", "128.0.0.0", "169.253.255.255", "169.255.0.0", "191.255.255.255", "192.0.0.0"),
@@ -59,17 +64,19 @@ def echo6(source: str) -> bytes:
     return bytes(ETHERNET / IPv6(src=source, dst=VIP6) / ICMPv6EchoRequest(data=b"x" * 20))
 
 
+def error_from(source: str) -> bytes:
+    vip, client = (VIP6, "2001:db8:2::7") if ":" in source else (VIP, CLIENT)
+    return icmp_error(source, vip, quoted(vip, client, UDP(sport=53, dport=7) / Raw(b"x" * 20)))
+
+
 def everything_from(source: str) -> list[bytes]:
     if ":" in source:
-        quote = quoted(VIP6, "2001:db8:2::7", UDP(sport=53, dport=7) / Raw(b"x" * 20))
-        return [udp6(source), udp6(source, 54), echo6(source), icmp_error(source, VIP6, quote)]
-    quote = quoted(VIP, CLIENT, UDP(sport=53, dport=7) / Raw(b"x" * 20))
+        return [udp6(source), udp6(source, 54), echo6(source)]
     return [
         *(udp(source, 7, vip, port) for vip, port in ((VIP, 53), (DSR_VIP, 7), (NAT_VIP, 53))),
         *(icmp(source, vip) for vip in (VIP, DSR_VIP)),
         bytes(ETHERNET / Dot1Q(vlan=7) / IP(src=source, dst=VIP) / UDP(sport=7, dport=53)),
         udp(source, 7, VIP, 53, flags="MF", id=9),
-        icmp_error(source, VIP, quote),
     ]
 
 
@@ -82,11 +89,21 @@ def rig(request, make_rig):
 def test_refused(rig, source):
     for frame in everything_from(source):
         rig.check(dropped("", frame, "martian"))
+    if source not in ERRORS_ONLY:
+        rig.check(dropped("", error_from(source), "martian"))
+
+
+@pytest.mark.parametrize("source", ERRORS_ONLY)
+def test_of_a_router_without_another_address(rig, source):
+    """RFC 7600 for one: its errors are about flows like any other's."""
+    rig.send(error_from(source))
+    assert rig.model.last_reason is None
+    rig.check_counters()
 
 
 @pytest.mark.parametrize("source", [*TAKEN, *TAKEN6])
 def test_taken(rig, source):
-    for frame in everything_from(source):
+    for frame in [*everything_from(source), error_from(source)]:
         rig.send(frame)
         assert rig.model.last_reason != ("martian", "drop")
     rig.check_counters()

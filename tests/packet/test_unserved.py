@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import UDP as UDP6
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import GRE, Ether
 
-from tests.packet.frames import CLIENT, CLIENT_PORT, icmp, passed, tcp, udp
-from tests.packet.network import FRONT, FRONT_ADDRESS, FRONT_ADDRESS6, FRONT_MAC, ROUTER_MAC
+from tests.packet.conftest import TC_VERDICTS
+from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, passed, tcp, udp
+from tests.packet.network import FRONT, FRONT_ADDRESS, FRONT_ADDRESS6, FRONT_MAC, ROUTER_MAC, set_forwarding
+from tests.packet.reference import PASS
 from tests.packet.test_interfaces import FRONT_PEER, exchange, pass_frames
 from tests.support import balancer as support
 from tests.support.balancer import declared, settings
+from tests.support.program import ALL_FEATURES
 
 VIP, VIP6, SOURCE = "203.0.113.10", "2001:db8:1::10", "198.51.100.250"
 SERVICES = [
@@ -81,6 +84,35 @@ def test_the_kernel_answers_where_the_vip_is_its_address(apply):
     finally:
         subprocess.run(["ip", "address", "delete", f"{VIP}/32", "dev", "lo"], check=True)
     assert not exchange(FRAMES["UDP to another port"], FRONT_PEER, FRONT_PEER)
+
+
+@pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])
+def test_what_the_kernel_would_not_forward_passes(make_rig, tc):
+    """It cannot come back: neighbours of the link speak, or the host forwards nothing."""
+    rig = make_rig(SERVICES, BACKENDS, tc=tc)
+    solicitation = IPv6(src="fe80::1", dst=VIP6, hlim=255) / ICMPv6ND_NS(tgt=VIP6)
+    rig.check(passed("", bytes(ETHERNET / solicitation), "not_ours"))
+    solicitation.hlim = 254
+    rig.check(dropped("", bytes(ETHERNET / solicitation), "vip_unserved"))
+    set_forwarding(False)
+    try:
+        for frame in (
+            FRAMES["UDP to another port"],
+            bytes(ETHERNET / IPv6(src="2001:db8:2::7", dst=VIP6) / UDP6(dport=9)),
+        ):
+            assert rig.program.run(frame, interface=rig.interface)[:2] == (TC_VERDICTS[PASS] if tc else PASS, frame)
+    finally:
+        set_forwarding(True)
+
+
+@pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])
+def test_fragments_of_any_protocol_share_their_fate(make_rig, tc):
+    rig = make_rig(SERVICES, BACKENDS, tc=tc)
+    later = IP(src=CLIENT, dst=VIP, proto=47, frag=100, id=9) / bytes(24)
+    rig.check(dropped("", bytes(ETHERNET / later), "fragment"))
+    lenient = make_rig(SERVICES, BACKENDS, ALL_FEATURES | {"unserved_pass"}, tc=tc)
+    for frame in (bytes(ETHERNET / later), icmp(CLIENT, VIP, flags="MF"), icmp(CLIENT, VIP, frag=100)):
+        lenient.check(passed("", frame, "not_ours"))
 
 
 @pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])

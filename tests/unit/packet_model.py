@@ -157,7 +157,7 @@ class LivePackets:
         mixed = 0
         for (word,) in struct.iter_unpack("<I", packed(packet.destination)):
             mixed ^= word
-        if not struct.unpack_from("<Q", table, 24)[0] >> ((mixed * MULTIPLIER & MASK64) >> 58) & 1:
+        if not int.from_bytes(table[32:160], "little") >> ((mixed * MULTIPLIER & MASK64) >> 54) & 1:
             return False
         kinds = [(VIP, 1), (SOURCE, 0)] if "full_nat" in self.features else [(VIP, 1)]
         return any(
@@ -177,7 +177,7 @@ class LivePackets:
             home = (upper ^ last << 32) * MULTIPLIER & MASK64
             home = (home ^ home >> 32 ^ lower) * MULTIPLIER & MASK64
         for probe in range(PROBES):
-            offset = 32 + ((home >> shift) + probe) * size
+            offset = 160 + ((home >> shift) + probe) * size
             slot = table[offset : offset + size]
             if slot[: len(key)] == key:
                 return int.from_bytes(slot[len(key) : len(key) + 4], "little")

@@ -255,7 +255,7 @@ def lookup(table: bytes, wanted: bytes) -> int | None:
     shift = struct.unpack_from("<I", table)[0]
     home = int.from_bytes(wanted, "little") * 0x9E3779B97F4A7C15 % 2**64 >> shift
     for slot in range(home, home + 16):
-        found, number = struct.unpack_from("<8sI", table, 32 + 16 * slot)
+        found, number = struct.unpack_from("<8sI", table, 160 + 16 * slot)
         if found == wanted:
             return number
         if found == bytes(8):
@@ -277,13 +277,13 @@ def test_ports_in_use_are_known_by_their_last_six_bits():
     assert port_bits(web, key(ENDPOINT_SERVICE, "192.0.2.9", TCP, 0)) == (2**64 - 1, 0)
 
 
-def test_own_addresses_are_known_by_six_bits():
+def test_own_addresses_are_known_by_ten_bits():
     def bits(*found: bytes) -> int:
         table4, table6 = tables.pack_endpoint_tables(dict.fromkeys(found, 1), SIZES)
-        return struct.unpack_from("<Q", table6 or table4, 24)[0]
+        return int.from_bytes((table6 or table4)[32 : 32 + 128], "little")
 
     def bit(*words: int) -> int:
-        return 1 << (reduce(xor, words) * 0x9E3779B97F4A7C15 % 2**64 >> 58)
+        return 1 << (reduce(xor, words) * 0x9E3779B97F4A7C15 % 2**64 >> 54)
 
     vip, pool = key(ENDPOINT_VIP, "192.0.2.1", ICMP, 0), key(ENDPOINT_SOURCE, "10.0.0.250", 0, 0)
     assert bits(key(ENDPOINT_SERVICE, "192.0.2.9", TCP, 80), key(ENDPOINT_BACKEND, "10.0.0.1", TCP, 80)) == 0
@@ -307,7 +307,7 @@ def test_ipv6_has_a_table_of_its_own():
         upper, lower, rest = struct.unpack("<QQI", wanted)
         mixed = (upper ^ rest << 32) * 0x9E3779B97F4A7C15 % 2**64
         home = (mixed ^ mixed >> 32 ^ lower) * 0x9E3779B97F4A7C15 % 2**64 >> shift
-        slots = [struct.unpack_from("<20sI", table6, 32 + 24 * slot) for slot in range(home, home + 16)]
+        slots = [struct.unpack_from("<20sI", table6, 160 + 24 * slot) for slot in range(home, home + 16)]
         assert dict(slots)[wanted] == number
 
 
@@ -337,7 +337,7 @@ def test_every_key_is_found_and_no_other(found, others):
 @given(st.dictionaries(KEYS, st.integers(0, 2**32 - 1), max_size=100))
 def test_table_holds_nothing_else(found):
     table = tables.pack_endpoint_tables(found, SIZES)[0]
-    slots = list(struct.iter_unpack("<8sII", table[32:]))
+    slots = list(struct.iter_unpack("<8sII", table[160:]))
     assert sorted(slot for slot in slots if any(slot[0])) == sorted((name, number, 0) for name, number in found.items())
 
 

@@ -36,7 +36,8 @@ SHARED = frozenset(
     )
 )
 
-# Former layouts: new maps share those of their maps that packets write to and that have the same shape still.
+# Former layouts: new maps share those of their maps that packets write to, but for these, which have another shape now.
+RESHAPED = frozenset(("control", "reasons"))
 # struct control was: layout_version, next_hop_generation, mtu, unused, seed; then without MTU, but with 16 interfaces.
 FORMER_CONTROLS = {2: struct.Struct("<II8xQ"), 3: struct.Struct("<IIQ128x")}
 
@@ -115,10 +116,8 @@ def open_shareable(directory: Path, sizes: Sizes) -> Maps:
         maps = Maps(sizes, {}, former_control=_former_control(directory))
     try:
         for spec in map_specs(sizes):
-            if spec.name in SHARED and spec.name != "control":
-                descriptor = _open_alike(directory, spec)
-                if descriptor is not None:
-                    maps.descriptors[spec.name] = descriptor
+            if spec.name in SHARED - RESHAPED:
+                maps.descriptors[spec.name] = _open(directory, spec)
     except (EngineError, OSError):
         maps.close()
         raise
@@ -155,14 +154,6 @@ def _shape(spec: MapSpec) -> tuple[int, int, int]:
 def _shape_of(descriptor: int) -> tuple[int, int, int]:
     info = bpf.map_info(descriptor)
     return info.type, info.value_size, info.max_entries
-
-
-def _open_alike(directory: Path, spec: MapSpec) -> int | None:
-    """The pinned map if it is there in this shape."""
-    try:
-        return _open(directory, spec)
-    except OtherLayout:
-        return None
 
 
 def _open(directory: Path, spec: MapSpec, read_only: bool = False) -> int:
