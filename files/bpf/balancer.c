@@ -23,7 +23,6 @@
 #include "address.h"
 #include "choose.h"
 #include "count.h"
-#include "course.h"
 #include "echo.h"
 #include "endpoints.h"
 #include "filter.h"
@@ -36,6 +35,7 @@
 #include "martian.h"
 #include "not_ours.h"
 #include "packet.h"
+#include "packet_class.h"
 #include "parse.h"
 #include "too_big.h"
 #include "verifier.h"
@@ -76,14 +76,14 @@ static __always_inline void flow_of(const int family, const struct packet *packe
 }
 
 static __always_inline int send_answer(hook_context *ctx, const int family, struct packet *packet,
-				       const struct choice *choice, enum course course, int has_ports)
+				       const struct choice *choice, enum packet_class class, int has_ports)
 {
 #ifdef FEATURE_FULL_NAT
-	if (course == SESSION_REPLY && choice->session)
+	if (class == SESSION_REPLY && choice->session)
 		return forward_session_reply(ctx, family, packet, choice->backend, choice->session, has_ports);
 #endif
 #ifdef FEATURE_DNAT
-	if (course == REPLY)
+	if (class == BACKEND_REPLY)
 		return forward_reply(ctx, family, packet, choice->backend, has_ports);
 #endif
 	return count_reason(PASS_NOT_OURS, PASS);
@@ -97,7 +97,7 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 {
 	void *table = endpoint_table(family);
 	struct choice choice = {};
-	enum course course;
+	enum packet_class class;
 	struct flow flow;
 	__u32 service;
 	int reason;
@@ -108,11 +108,11 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 #endif
 	if (!table)
 		return count_reason(PASS_NOT_OURS, PASS);
-	course = find_course(family, packet, table, &service, &choice);
-	if (course == NOT_OURS)
-		return leave(ctx, family, packet, table, PASS_NOT_OURS);
-	if (course != TO_SERVICE)
-		return send_answer(ctx, family, packet, &choice, course, 1);
+	class = classify(family, packet, table, &service, &choice);
+	if (class == NOT_OURS)
+		return pass_unless_loop(ctx, family, packet, table, PASS_NOT_OURS);
+	if (class != SERVICE_REQUEST)
+		return send_answer(ctx, family, packet, &choice, class, 1);
 	if (is_martian(family, packet, table))
 		return count_reason(DROP_MARTIAN, DROP);
 	flow_of(family, packet, &flow);
@@ -128,10 +128,11 @@ static __always_inline int outlives_hop(const int family, const struct packet *p
 	       backend->forwarding == FORWARDING_REDIRECT;
 }
 
-/* In one place for all modes, since it is much code. */
-static __always_inline int finish(hook_context *ctx, const int family, const struct packet *packet, int verdict)
+/* Sends the ICMP error of a marked packet. One call for all modes, because it is much code. */
+static __always_inline int answer_if_too_big(hook_context *ctx, const int family, const struct packet *packet,
+					     int verdict)
 {
-	return packet->mtu_exceeded ? answer_too_big(ctx, family, packet) : verdict;
+	return packet->reported_mtu ? answer_too_big(ctx, family, packet) : verdict;
 }
 
 /* The others. */
@@ -142,29 +143,29 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 	void *table = endpoint_table(family);
 	struct choice choice = {};
 	struct quote quote = {};
-	enum course course;
+	enum packet_class class;
 	struct flow flow = {};
 	__u32 service = 0;
 
 	if (reason == UNREADABLE)
-		return pass_unread(PASS_MALFORMED, DROP_MALFORMED);
+		return pass_unless_filters(PASS_MALFORMED, DROP_MALFORMED);
 	FORGET(reason, packet.protocol);
 #ifdef FEATURE_FILTERS
 	if (is_filtered(family, &packet))
 		return DROP;
 #endif
 	if (reason != PARSED)
-		return leave_unread(ctx, family, &packet, table, reason);
+		return handle_unparsed(ctx, family, &packet, table, reason);
 	if (packet.fragment != LATER_FRAGMENT && !has_l4(&packet))
-		return leave_unread(ctx, family, &packet, table, PASS_MALFORMED);
-	/* What later fragments over IPv6 belong to, only the first one says. */
+		return handle_unparsed(ctx, family, &packet, table, PASS_MALFORMED);
+	/* Only the first IPv6 fragment has the upper-layer protocol, so a later one is looked up first. */
 	if (!table || (packet.fragment && is_icmp(family, &packet) && (family == 4 || packet.fragment == FIRST_FRAGMENT)))
 		goto not_ours;
 	if (packet.fragment == LATER_FRAGMENT) {
-		course = find_fragment_course(family, &packet, &choice);
-		if (course == NOT_OURS)
+		class = classify_fragment(family, &packet, &choice);
+		if (class == NOT_OURS)
 			goto not_ours;
-		if (course == TO_SERVICE && !outlives_hop(family, &packet, choice.backend))
+		if (class == SERVICE_REQUEST && !outlives_hop(family, &packet, choice.backend))
 			return count_reason(PASS_TTL_EXPIRED, PASS);
 		has_ports = 0;
 	} else if (is_icmp(family, &packet)) {
@@ -173,13 +174,13 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 				return count_reason(DROP_MARTIAN, DROP);
 			return answer_echo(ctx, family, &packet);
 		}
-		course = find_error_course(family, &packet, table, &quote, &flow, &service, &choice);
-		if (course == NOT_OURS)
+		class = classify_error(family, &packet, table, &quote, &flow, &service, &choice);
+		if (class == NOT_OURS)
 			goto not_ours;
-		if (is_no_sender(family, &packet, table))
+		if (is_martian_for_error(family, &packet, table))
 			return count_reason(DROP_MARTIAN, DROP);
 #if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
-		if (course != TO_SERVICE)
+		if (class != SERVICE_REQUEST)
 			return forward_error_to_client(ctx, family, &packet, &quote, &choice);
 #endif
 		reason = choose_for_error(family, &packet, service, &flow, &choice);
@@ -192,10 +193,10 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 #endif
 		has_ports = 0;
 	} else {
-		course = find_course(family, &packet, table, &service, &choice);
-		if (course == NOT_OURS)
+		class = classify(family, &packet, table, &service, &choice);
+		if (class == NOT_OURS)
 			goto not_ours;
-		if (course == TO_SERVICE) {
+		if (class == SERVICE_REQUEST) {
 			if (is_martian(family, &packet, table))
 				return count_reason(DROP_MARTIAN, DROP);
 			flow_of(family, &packet, &flow);
@@ -207,14 +208,14 @@ static __always_inline int handle_any(hook_context *ctx, const int family, struc
 			remember_fragment(family, &packet,
 					  choice.session ? choice.number | FLOW_IS_SESSION : choice.id);
 	}
-	if (course != TO_SERVICE)
-		verdict = send_answer(ctx, family, &packet, &choice, course, has_ports);
+	if (class != SERVICE_REQUEST)
+		verdict = send_answer(ctx, family, &packet, &choice, class, has_ports);
 	else
 		verdict = forward(ctx, family, &packet, &choice, has_ports);
-	return finish(ctx, family, &packet, verdict);
+	return answer_if_too_big(ctx, family, &packet, verdict);
 
 not_ours:
-	return leave(ctx, family, &packet, table, PASS_NOT_OURS);
+	return pass_unless_loop(ctx, family, &packet, table, PASS_NOT_OURS);
 }
 
 static __always_inline int handle(hook_context *ctx)
@@ -225,10 +226,10 @@ static __always_inline int handle(hook_context *ctx)
 
 	pull_headers(ctx);
 	if (parse_plain(ctx, 4, &packet))
-		return finish(ctx, 4, &packet, handle_plain(ctx, 4, &packet));
+		return answer_if_too_big(ctx, 4, &packet, handle_plain(ctx, 4, &packet));
 #ifdef FEATURE_IPV6
 	if (parse_plain(ctx, 6, &packet))
-		return finish(ctx, 6, &packet, handle_plain(ctx, 6, &packet));
+		return answer_if_too_big(ctx, 6, &packet, handle_plain(ctx, 6, &packet));
 #endif
 	type = parse_link(ctx, &parsed);
 	if (type == htons(ETH_P_IP))
@@ -238,7 +239,7 @@ static __always_inline int handle(hook_context *ctx)
 		return handle_any(ctx, 6, &parsed);
 #endif
 	if (is_tag(type))
-		return pass_unread(PASS_NOT_IP, DROP_MALFORMED);
+		return pass_unless_filters(PASS_NOT_IP, DROP_MALFORMED);
 	return count_reason(PASS_NOT_IP, PASS);
 }
 

@@ -97,15 +97,15 @@ static __always_inline const __u32 *find_port_endpoint(const int family, const v
 	return id;
 }
 
-/* Whether a VIP or a source of full_nat can have the address at all. */
-static __always_inline int may_be_own(const int family, const void *table, const __be32 *address)
+/* Returns 0 if the Bloom filter rules out that the address is a VIP or a source of full_nat. */
+static __always_inline int may_be_vip_or_source(const int family, const void *table, const __be32 *address)
 {
 	const struct endpoint_table *header = table;
 	__u32 mixed = family == 4 ? address[0] : address[0] ^ address[1] ^ address[2] ^ address[3];
 
 	__u64 bit = mixed * ENDPOINT_MULTIPLIER >> 54;
 
-	return header->own_addresses[bit >> 6] >> (bit & 63) & 1;
+	return header->address_bloom[bit >> 6] >> (bit & 63) & 1;
 }
 
 static __always_inline int is_vip(const int family, const void *table, const __be32 *address)
@@ -114,7 +114,7 @@ static __always_inline int is_vip(const int family, const void *table, const __b
 }
 
 /* A VIP or a source of full_nat. */
-static __always_inline int is_own(const int family, const void *table, const __be32 *address)
+static __always_inline int is_vip_or_source(const int family, const void *table, const __be32 *address)
 {
 #ifdef FEATURE_FULL_NAT
 	if (find_endpoint(family, table, ENDPOINT_SOURCE, address, 0, 0))

@@ -103,7 +103,7 @@ static __always_inline void rewrite_packet(hook_context *ctx, const int family, 
 	add_to_checksum(ctx, family, packet, rewrite);
 }
 
-/* What the lookup of the next hop returned, or that the packet exceeds its MTU. An MTU of 0 is no limit. */
+/* Returns the result of the FIB lookup, or FRAG_NEEDED if the packet exceeds the MTU. MTU 0 is no limit. */
 static __always_inline int check_length(hook_context *ctx, const int family, const struct packet *packet,
 					const struct way *way, int result)
 {
@@ -112,7 +112,7 @@ static __always_inline int check_length(hook_context *ctx, const int family, con
 	return longest_packet(ctx, family, packet) - 1 > (__u64)way->mtu - 1 ? BPF_FIB_LKUP_RET_FRAG_NEEDED : result;
 }
 
-/* The kernel finishes what is rewritten except for the TTL: it resolves the neighbour, or fragments the packet. */
+/* Rewrites all but the TTL and passes the packet: the kernel resolves the neighbour, or fragments the packet. */
 static __always_inline int leave_to_kernel(hook_context *ctx, const int family, struct packet *packet,
 					   const struct rewrite *rewrite, int has_ports, int result)
 {
@@ -135,9 +135,9 @@ static __always_inline int send_rewritten(hook_context *ctx, const int family, s
 		rewrite_packet(ctx, family, packet, rewrite, 1, has_ports);
 		return verdict;
 	}
-	/* From an address of its own the kernel takes no packet. */
+	/* The kernel does not forward packets from a source address of the balancer, so full_nat cannot pass this one. */
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && (rewrite->source || !may_be_fragmented(family, packet)))
-		return refuse_too_big(packet, way.mtu);
+		return request_too_big(packet, way.mtu);
 	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return count_reason(DROP_NO_ROUTE, DROP);
 	if (rewrite->source)
@@ -166,7 +166,7 @@ static __always_inline int send_reply(hook_context *ctx, const int family, struc
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return count_reason(PASS_LOCAL_REPLY, PASS);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_fragmented(family, packet))
-		return refuse_too_big(packet, way.mtu);
+		return request_too_big(packet, way.mtu);
 	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return count_reason(DROP_NO_ROUTE, DROP);
 	return leave_to_kernel(ctx, family, packet, rewrite, has_ports, result);
@@ -260,9 +260,9 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 		return count_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return count_reason(DROP_NO_ROUTE, DROP);
-	/* To the kernel it is a packet for the VIP, which it would not forward to the backend. */
+	/* The kernel sees a packet for the VIP, which it would not forward to the backend. */
 	if (check_length(ctx, family, packet, &way, result) != result)
-		return refuse_too_big(packet, way.mtu);
+		return request_too_big(packet, way.mtu);
 	count_forwarded(choice->backend, way.counters, frame_bytes(ctx, packet));
 	return set_out(ctx, packet, &way);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A router that cannot deliver what a backend sent in the VIP's name tells the VIP, and quotes the packet's beginning
- * (RFC 792: 8 bytes of TCP or UDP at least). The error goes where the flow goes. A backend, or a router in front of it,
- * likewise tells the client about a packet that the balancer forwarded.
+ * ICMP errors about packets of a backend go to the VIP and quote at least 8 bytes of TCP or UDP (RFC 792); they are
+ * forwarded to that backend. Errors about packets that the balancer forwarded come from the backend, or from a router
+ * behind the balancer; they are forwarded to the client.
  */
 #ifndef LBOPS_ICMP_ERROR_H
 #define LBOPS_ICMP_ERROR_H

@@ -108,7 +108,7 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 		way.mtu = mtu_of(arrived_on(ctx));
 	look_inside(family, packet, &inner);
 	if (longest_packet(ctx, family, packet) + header > way.mtu)
-		return refuse_too_big(packet, way.mtu - header);
+		return request_too_big(packet, way.mtu - header);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	verdict = set_out(ctx, packet, &way);
 	keep_link_header(packet, &link);

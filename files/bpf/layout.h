@@ -21,8 +21,8 @@
 #define ENDPOINT_PROBES 16
 /* Odd 64-bit constant of Fibonacci hashing: 2^64 divided by the golden ratio (Knuth, TAOCP vol. 3, 6.4). */
 #define ENDPOINT_MULTIPLIER 0x9E3779B97F4A7C15ULL
-/* So many bits tell most addresses from the VIPs of a balancer that has some hundred. */
-#define OWN_ADDRESS_BITS 1024
+/* Bits of the Bloom filter over VIPs and sources of full_nat; it rules out most addresses with some hundred of these. */
+#define ADDRESS_BLOOM_BITS 1024
 /* Entries of the cache of next hops towards clients, per CPU (a power of two). */
 #define CLIENT_NEXT_HOPS 32768
 /* Buckets of fragmented packets under way, per CPU (a power of two), 64 - log2 of that. */
@@ -58,8 +58,8 @@ struct endpoint_table {
 	__u64 service_ports;
 	__u64 backend_ports;
 	__u64 unused2;
-	/* Bit n of 1024 is set if the XOR of the words of some VIP or source of full_nat, multiplied, begins with n. */
-	__u64 own_addresses[OWN_ADDRESS_BITS / 64];
+	/* Bloom filter with one hash, the top 10 bits of (XOR of the address's words) * ENDPOINT_MULTIPLIER. */
+	__u64 address_bloom[ADDRESS_BLOOM_BITS / 64];
 	struct endpoint slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -79,7 +79,7 @@ struct endpoint6_table {
 	__u64 service_ports;
 	__u64 backend_ports;
 	__u64 unused2;
-	__u64 own_addresses[OWN_ADDRESS_BITS / 64];
+	__u64 address_bloom[ADDRESS_BLOOM_BITS / 64];
 	struct endpoint6 slots[ENDPOINT_SLOTS + ENDPOINT_PROBES];
 };
 
@@ -232,7 +232,7 @@ struct interface_mtu {
 struct control {
 	__u32 layout_version;
 	__u32 next_hop_generation; /* never 0; the engine adds 1 when routes or neighbours changed */
-	__u64 seed; /* random, for the flow table */
+	__u64 seed; /* random; for the flow table, and to pick source ports */
 	struct interface_mtu interfaces[MAX_INTERFACES];
 };
 

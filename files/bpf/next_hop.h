@@ -37,7 +37,7 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-/* Whether the kernel would forward a packet for the address: there is a route, and that does not end here. */
+/* Whether the kernel would forward a packet to this address: it has a route, and the address is not local. */
 static __always_inline int kernel_forwards(hook_context *ctx, const int family, const __be32 *address)
 {
 	struct next_hop unused;

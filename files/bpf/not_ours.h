@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What no service is there for, or cannot be read: mostly the kernel's. */
+/* Packets that match no service or cannot be parsed. Most of them pass to the kernel. */
 #ifndef LBOPS_NOT_OURS_H
 #define LBOPS_NOT_OURS_H
 
@@ -26,13 +26,13 @@ static __always_inline int would_loop(hook_context *ctx, const int family, const
 {
 	const __be32 *destination = destination_of(family, packet);
 
-	return may_be_own(family, table, destination) && is_own(family, table, destination) &&
+	return may_be_vip_or_source(family, table, destination) && is_vip_or_source(family, table, destination) &&
 	       !is_neighbour_discovery(family, packet) && kernel_forwards(ctx, family, destination);
 }
 
-/* What no service is there for is the kernel's; so is a fragment whose first went unseen. */
-static __always_inline int leave(hook_context *ctx, const int family, const struct packet *packet, const void *table,
-				 int reason)
+/* Passes a packet that matches no service, or drops it if the kernel would send it back. */
+static __always_inline int pass_unless_loop(hook_context *ctx, const int family, const struct packet *packet,
+					    const void *table, int reason)
 {
 #ifndef FEATURE_UNSERVED_PASS
 	if (table && would_loop(ctx, family, packet, table))
@@ -42,10 +42,10 @@ static __always_inline int leave(hook_context *ctx, const int family, const stru
 }
 
 /*
- * What the program cannot read, filters cannot judge: it is dropped while there are some, so that nobody gets past them
- * by sending what the kernel or a backend reads otherwise.
+ * Filters cannot judge what the program cannot parse, so it is dropped while filters are in use: the kernel or a backend
+ * might parse it differently. Otherwise it passes.
  */
-static __always_inline int pass_unread(enum reason pass, enum reason drop)
+static __always_inline int pass_unless_filters(enum reason pass, enum reason drop)
 {
 #ifdef FEATURE_FILTERS
 	return count_reason(drop, DROP);
@@ -54,9 +54,9 @@ static __always_inline int pass_unread(enum reason pass, enum reason drop)
 #endif
 }
 
-/* The same, of a packet whose addresses can be read; not ours is what can be read in full. */
-static __always_inline int leave_unread(hook_context *ctx, const int family, const struct packet *packet,
-					const void *table, int reason)
+/* Handles a packet with readable addresses that parse_ip() returned a reason for. */
+static __always_inline int handle_unparsed(hook_context *ctx, const int family, const struct packet *packet,
+					   const void *table, int reason)
 {
 #ifdef FEATURE_FILTERS
 	if (reason == PASS_MALFORMED)
@@ -64,7 +64,7 @@ static __always_inline int leave_unread(hook_context *ctx, const int family, con
 	if (reason == PASS_EXTENSION_HEADERS)
 		return count_reason(DROP_EXTENSION_HEADERS, DROP);
 #endif
-	return leave(ctx, family, packet, table, reason);
+	return pass_unless_loop(ctx, family, packet, table, reason);
 }
 
 #endif

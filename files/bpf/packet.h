@@ -43,7 +43,7 @@ struct packet {
 	__u32 identification;
 	__u8 protocol;
 	__u8 fragment;
-	__u32 mtu_exceeded; /* what its path takes, if the sender is to be told; 0: it fits */
+	__u32 reported_mtu; /* MTU to report to the sender; 0 if the packet fits */
 };
 
 static __always_inline __be32 *source_of(const int family, const struct packet *packet)
@@ -67,7 +67,7 @@ static __always_inline __u64 network_length(const int family, const struct packe
 			     ntohs(packet->ip6->payload_len) + sizeof(struct ipv6hdr);
 }
 
-/* Of the packet, or of the longest of those that the kernel has merged into it. */
+/* Length of the IP packet; of its longest segment if the kernel has merged several (GRO). */
 static __always_inline __u64 longest_packet(hook_context *ctx, const int family, const struct packet *packet)
 {
 	__u32 payload = segment_payload(ctx), headers = packet->l4 - packet->network;

@@ -175,7 +175,7 @@ static __always_inline int skip_extension_headers(struct ipv6hdr *ip6, void *end
 	__u32 offset = sizeof(*ip6), next = ip6->nexthdr;
 	int number;
 
-	/* As a loop the compiler may lay it out so that its end runs into its beginning, which Linux 6.1 refuses. */
+	/* Unrolled: the compiler may lay out a loop in a way that the verifier of Linux 6.1 rejects. */
 #pragma unroll
 	for (number = 0; number <= MAX_EXTENSION_HEADERS; number++) {
 		struct extension_header *header = (void *)ip6 + (offset & MAX_EXTENSION_OFFSET);
@@ -229,7 +229,7 @@ static __always_inline int parse_ip6(hook_context *ctx, struct ipv6hdr *ip6, voi
 		reason = skip_extension_headers(ip6, end, parsed);
 		if (reason != PARSED)
 			return reason;
-		/* What it is a fragment of, the first one says: its header may be followed by more of them. */
+		/* Only the first fragment has the upper-layer protocol: more headers may follow the fragment header. */
 		if (parsed->fragment == LATER_FRAGMENT)
 			return PARSED;
 		least = l4_header_bytes(6, parsed->protocol);
@@ -271,7 +271,7 @@ static __always_inline int has_l4(const struct packet *packet)
 	return packet->l4 + sizeof(struct udphdr) <= packet->end;
 }
 
-/* PARSED: TCP, UDP or ICMP with its ports, or a later fragment of it. Else UNREADABLE, or the reason to pass. */
+/* PARSED: TCP, UDP or ICMP with its header, or a later fragment of any protocol. Else UNREADABLE, or why it passes. */
 static __always_inline int parse_ip(hook_context *ctx, const int family, struct parsed *parsed, struct packet *packet)
 {
 	void *network = frame_start(ctx) + parsed->link_length, *end = frame_end(ctx);

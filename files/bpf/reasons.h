@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What else happened to packets than being forwarded: one counter each. layout.py names them in the same order. New ones
- * come last, because the map of a host goes on counting.
+ * Reasons for not forwarding a packet, with one counter each, and flow_limit. layout.py has the same order. New reasons go
+ * at the end, because a host's map keeps its counters when the engine is updated.
  */
 #ifndef LBOPS_REASONS_H
 #define LBOPS_REASONS_H

@@ -43,8 +43,8 @@ SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u
 
 #ifdef FEATURE_FULL_NAT
 /*
- * The number of a session that is free, of this CPU's part of the pool; MAX_SESSIONS if none of some was. Who can guess
- * the next port can send answers to the next client (RFC 6056); the seed hides the state of the kernel's generator.
+ * Returns a free session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies.
+ * Returns MAX_SESSIONS if PORTS_TRIED tries find none. The seed hides the state of the kernel's random generator.
  */
 SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
 {

@@ -81,7 +81,7 @@ static __always_inline const struct lookup_table *service_rules(__u32 service, s
 /* The id of a backend; 0 is nobody: a table without backends has no slots in use. */
 static __always_inline __u32 backend_in_slot(const struct lookup_table *table, __u64 slot, __u32 size)
 {
-	/* The compiler would compare what the slot is computed from, and the verifier not see that the slot is in bounds. */
+	/* Otherwise the compiler checks the value that slot comes from, and the verifier cannot see that slot is bounded. */
 	asm volatile("" : "+r"(slot));
 	return slot < size ? ((const __u32 *)(table + 1))[slot] : 0;
 }

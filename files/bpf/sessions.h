@@ -17,7 +17,7 @@
 #include "select.h"
 #include "verifier.h"
 
-/* Ports tried, each by chance, before a pool counts as exhausted. */
+/* Random ports tried before a pool counts as exhausted. */
 #define PORTS_TRIED 32
 /* Ticks that a session lives on after FIN or RST, 120 s. */
 #define CLOSING_TIMEOUT 112

@@ -17,7 +17,7 @@
 #define QUOTE6 504
 #define DEFAULT_TTL 64
 
-/* A sender may ignore less (RFC 791, section 3.2; RFC 8201, section 4). */
+/* Smallest MTU that is reported; a sender may ignore less (RFC 791, section 3.2; RFC 8201, section 4). */
 #define MIN_MTU4 68
 #define MIN_MTU6 1280
 
@@ -83,7 +83,7 @@ static __always_inline int answer_too_big6(hook_context *ctx, const struct link_
 	return send_back(ctx);
 }
 
-/* No error is about an ICMP error or a later fragment of IPv4 (RFC 1812, section 4.3.2.7; RFC 4443, section 2.4). */
+/* Returns 0 for ICMP errors and later IPv4 fragments (RFC 1812, 4.3.2.7; RFC 4443, 2.4), and for what fits the MTU. */
 static __always_inline int is_answerable(hook_context *ctx, const int family, const struct packet *packet, __u32 mtu)
 {
 	if (is_icmp(family, packet) || (family == 4 && packet->fragment == LATER_FRAGMENT))
@@ -91,17 +91,17 @@ static __always_inline int is_answerable(hook_context *ctx, const int family, co
 	return longest_packet(ctx, family, packet) > mtu;
 }
 
-/* Its sender is to be told what the path takes. Nothing of the packet may have been changed. */
-static __always_inline int refuse_too_big(struct packet *packet, __u32 mtu)
+/* Marks the packet for an ICMP error with this MTU. The packet must still be unmodified. */
+static __always_inline int request_too_big(struct packet *packet, __u32 mtu)
 {
-	packet->mtu_exceeded = mtu;
+	packet->reported_mtu = mtu;
 	return DROP;
 }
 
 static __always_inline int answer_too_big(hook_context *ctx, const int family, const struct packet *packet)
 {
 	const __u32 least = family == 4 ? MIN_MTU4 : MIN_MTU6;
-	__u32 mtu = packet->mtu_exceeded > least ? packet->mtu_exceeded : least;
+	__u32 mtu = packet->reported_mtu > least ? packet->reported_mtu : least;
 	const __u32 quote = family == 4 ? QUOTE4 : QUOTE6;
 	const int header = family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	struct budget *spent = budget(clock_ticks());

@@ -51,11 +51,11 @@ options:
     default: false
   unserved:
     description:
-      - What becomes of packets for a VIP, or for a source address of C(full_nat), that no service is there for, while
-        the address is none of this host. Those for an address of this host are always passed to the kernel.
-      - V(drop) drops and counts them as C(vip_unserved). The kernel would send them back to the router that they came
-        from, which would send them here again, until their TTL ends.
-      - V(pass) passes them to the kernel nevertheless, for hosts whose routes lead elsewhere.
+      - Action for packets to a VIP or a source address of C(full_nat) that match no service. Packets to an address of
+        this host always pass to the kernel.
+      - V(drop) drops packets that the kernel would forward and counts them as C(vip_unserved), because the kernel would
+        send them back to the router that they came from.
+      - V(pass) passes them to the kernel, for hosts whose routes lead elsewhere.
     type: str
     choices: [drop, pass]
     default: drop

@@ -83,7 +83,7 @@ class Rig:
         return wanted[0], output
 
     def picked_port(self, address: bytes, ports: range, in_use: set[int]) -> int | None:
-        """The source port that the program has just picked by chance; None if it found none."""
+        """The source port that the program has just picked at random; None if it found none."""
         frame, output = self.exchanged
         port = None
         if output != frame:

@@ -33,8 +33,8 @@ ALL_FEATURES = frozenset(
     "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
 )
 TOO_BIG_A_TICK = 100
-# What filters cannot judge is dropped while there are some; as what.
-UNJUDGED = {"malformed": "malformed", "third_tag": "malformed", "extension_headers": "extension_headers"}
+# While filters are in use, packets that the parser rejects are dropped for these reasons.
+UNPARSABLE_DROPS = {"malformed": "malformed", "third_tag": "malformed", "extension_headers": "extension_headers"}
 # The least MTU of a link, which no sender goes below.
 LEAST_MTU = {4: 68, 6: 1280}
 
@@ -129,7 +129,7 @@ NOT_FORWARDED = "an address of this host, or no route"
 REFUSED = "a route that refuses"
 
 Resolve = Callable[[str], "Hop | str"]
-# Whose turn it is among the ports of an address is chance: given those that are possible and those in use, one or None.
+# Picks a source port from those possible and those in use, or None. The program picks at random.
 PickPort = Callable[[bytes, range, "set[int]"], "int | None"]
 
 
@@ -449,9 +449,9 @@ def networks(*prefixes: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netwo
     return [ipaddress.ip_network(prefix) for prefix in prefixes]
 
 
-NO_SOURCES = networks("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/96", "::ffff:0:0/96", "ff00::/8")
-UNROUTABLE = networks("169.254.0.0/16", "192.0.0.0/24", "2001:10::/28", "fe80::/10")
-NO_MARTIANS = networks("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")
+INVALID_SOURCES = networks("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/96", "::ffff:0:0/96", "ff00::/8")
+UNFORWARDABLE = networks("169.254.0.0/16", "192.0.0.0/24", "2001:10::/28", "fe80::/10")
+EXCEPTIONS = networks("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")
 
 
 class Balancer:
@@ -540,8 +540,8 @@ class Balancer:
             reason, packet = problem.args
             if packet is not None and self._is_filtered(packet):
                 return DROP, frame
-            if "filters" in self.features and reason in UNJUDGED:
-                return self._because(DROP, UNJUDGED[reason], frame)
+            if "filters" in self.features and reason in UNPARSABLE_DROPS:
+                return self._because(DROP, UNPARSABLE_DROPS[reason], frame)
             if packet is not None:
                 return self._leave(packet, frame, reason)
             return self._because(PASS, "not_ip" if reason == "third_tag" else reason, frame)
@@ -594,7 +594,12 @@ class Balancer:
         )
         hop = self.resolve(text_of(packet.destination))
         is_forwarded = isinstance(hop, Hop) or hop == UNRESOLVED
-        if "unserved_pass" in self.features or of_the_link or not is_forwarded or not self._is_own(packet.destination):
+        if (
+            "unserved_pass" in self.features
+            or of_the_link
+            or not is_forwarded
+            or not self._is_vip_or_source(packet.destination)
+        ):
             return self._because(PASS, reason, frame)
         return self._because(DROP, "fragment" if packet.fragment == "later" else "vip_unserved", frame)
 
@@ -621,11 +626,11 @@ class Balancer:
         """Packets from what is balanced could go round for ever."""
         source = ipaddress.ip_address(packet.source)
         # A router without another address may send errors from those.
-        bad = NO_SOURCES if is_error else NO_SOURCES + UNROUTABLE
-        unusable = any(source in network for network in bad) and not any(source in network for network in NO_MARTIANS)
-        return unusable or packet.source == packet.destination or self._is_own(packet.source)
+        bad = INVALID_SOURCES if is_error else INVALID_SOURCES + UNFORWARDABLE
+        unusable = any(source in network for network in bad) and not any(source in network for network in EXCEPTIONS)
+        return unusable or packet.source == packet.destination or self._is_vip_or_source(packet.source)
 
-    def _is_own(self, address: bytes) -> bool:
+    def _is_vip_or_source(self, address: bytes) -> bool:
         return self._is_vip(address) or ("full_nat" in self.features and self._is_source(address))
 
     def _is_source(self, address: bytes) -> bool:
@@ -876,7 +881,7 @@ class Balancer:
 
     @staticmethod
     def _translate_quote(packet: Packet, quote: Packet, rename: Callable[[], None]) -> None:
-        """A checksum that is not in the quote is not needed either."""
+        """Translates the quote. A checksum beyond the end of the quote is not updated."""
         quote.change(rename)
         packet.transport[8:] = quote.header + quote.transport
 
@@ -998,7 +1003,7 @@ class Balancer:
 
     @staticmethod
     def _is_too_long(packet: Packet, hop: Hop, backend: Backend | None = None) -> bool:
-        """With an Ethernet address of the inventory, the frame leaves by the interface that it fitted."""
+        """A next hop with a configured mac has no MTU, except for ipip."""
         return not (backend and backend.mac) and packet.size > hop.mtu
 
     def _too_big(self, packet: Packet, frame: bytes, mtu: int) -> tuple[int, bytes]:

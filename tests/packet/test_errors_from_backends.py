@@ -388,6 +388,6 @@ def test_with_dnat_alone(make_rig):
     rig.check(passed("", about(to(5353)), "not_ours"))
 
 
-def test_with_neither_it_passes(make_rig):
+def test_errors_pass_without_dnat_and_full_nat(make_rig):
     rig = make_rig(SERVICES[4:5], BACKENDS[4:5], frozenset(("dsr",)))
     rig.check(passed("", about(to(6000)), "not_ours"))

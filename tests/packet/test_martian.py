@@ -86,7 +86,7 @@ def rig(request, make_rig):
 
 
 @pytest.mark.parametrize("source", [*REFUSED, *REFUSED6])
-def test_refused(rig, source):
+def test_martian_sources_are_dropped(rig, source):
     for frame in everything_from(source):
         rig.check(dropped("", frame, "martian"))
     if source not in ERRORS_ONLY:
@@ -94,15 +94,15 @@ def test_refused(rig, source):
 
 
 @pytest.mark.parametrize("source", ERRORS_ONLY)
-def test_of_a_router_without_another_address(rig, source):
-    """RFC 7600 for one: its errors are about flows like any other's."""
+def test_icmp_errors_from_unforwardable_sources_are_forwarded(rig, source):
+    """For example 192.0.0.8, the IPv4 dummy address of RFC 7600."""
     rig.send(error_from(source))
     assert rig.model.last_reason is None
     rig.check_counters()
 
 
 @pytest.mark.parametrize("source", [*TAKEN, *TAKEN6])
-def test_taken(rig, source):
+def test_neighbouring_sources_are_forwarded(rig, source):
     for frame in [*everything_from(source), error_from(source)]:
         rig.send(frame)
         assert rig.model.last_reason != ("martian", "drop")
@@ -119,5 +119,5 @@ def not_for_a_service() -> list[Case]:
 
 
 @pytest.mark.parametrize("case", not_for_a_service(), ids=str)
-def test_what_is_not_ours_is_not_judged(rig, case):
+def test_packets_that_match_no_service_are_not_checked(rig, case):
     rig.check(case)

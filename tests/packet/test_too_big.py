@@ -308,7 +308,7 @@ def test_a_sender_that_may_not_send_less_is_told_nothing(rig, mode):
     rig.check(dropped("", request(6, "udp", mode, 1280), "too_big"))
 
 
-def test_what_fits_a_way_below_1280_is_forwarded(rig):
+def test_packets_that_fit_an_mtu_below_1280_are_forwarded(rig):
     forwarded(rig, request(6, "udp", "tight", TIGHT_MTU))
     forwarded(rig, request(6, "udp", "tight-ipip", TIGHT_MTU - 40))
 
@@ -356,7 +356,7 @@ def test_icmp_errors_are_not_answered(rig, mode):
     rig.check(dropped("", bytes(frame), "too_big"))
 
 
-def test_only_so_many_a_second_are_answered(rig):
+def test_answers_are_rate_limited(rig):
     frame = request(6, "tcp", "dnat", 1500)
     while rig.model.errors[rig.model.tick]:
         time.sleep(0.01)

@@ -68,7 +68,7 @@ def test_the_kernel_would_send_them_back(apply):
         assert (packet.dst, packet[IP].dst, packet.ttl) == (ROUTER_MAC, Ether(frame)[IP].dst, 63), name
 
 
-def test_nothing_comes_back(apply):
+def test_unserved_packets_are_dropped(apply):
     apply("drop")
     for name, frame in FRAMES.items():
         assert not exchange(frame, FRONT_PEER, FRONT_PEER), name
@@ -106,7 +106,7 @@ def test_what_the_kernel_would_not_forward_passes(make_rig, tc):
 
 
 @pytest.mark.parametrize("tc", [False, True], ids=["xdp", "tc"])
-def test_fragments_of_any_protocol_share_their_fate(make_rig, tc):
+def test_later_fragments_for_a_vip_are_dropped(make_rig, tc):
     rig = make_rig(SERVICES, BACKENDS, tc=tc)
     later = IP(src=CLIENT, dst=VIP, proto=47, frag=100, id=9) / bytes(24)
     rig.check(dropped("", bytes(ETHERNET / later), "fragment"))

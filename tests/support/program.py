@@ -21,7 +21,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_tab
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
-# What a program can do; passing packets for nobody is the lack of something.
+# All features but unserved_pass, which turns a check off.
 ALL_FEATURES = frozenset(compiler.FEATURES) - {"unserved_pass"}
 SIZES = Sizes(
     max_services=64, max_backends=1024, max_endpoints=4096, max_flows=65536, max_sessions=65536, max_filters=4096

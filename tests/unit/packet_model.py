@@ -151,9 +151,9 @@ class LivePackets:
             if entry:
                 port = int.from_bytes(entry.vip_port, "big")
                 return ("reply", entry.vip, port or packet.source_port)
-        return UNSERVED if self._is_own(table, packet) else PASS
+        return UNSERVED if self._is_vip_or_source(table, packet) else PASS
 
-    def _is_own(self, table: bytes, packet: Packet) -> bool:
+    def _is_vip_or_source(self, table: bytes, packet: Packet) -> bool:
         mixed = 0
         for (word,) in struct.iter_unpack("<I", packed(packet.destination)):
             mixed ^= word
@@ -379,9 +379,9 @@ class DeclaredPackets:
                 if (service.address, service.protocol) == (packet.destination, packet.protocol):
                     if service.first_port <= ports <= service.last_port:
                         return self._to_service(packet, service)
-        return self._session_reply(packet) or self._reply(packet) or self._for_nobody(packet)
+        return self._session_reply(packet) or self._reply(packet) or self._no_match(packet)
 
-    def _for_nobody(self, packet: Packet) -> Outcome:
+    def _no_match(self, packet: Packet) -> Outcome:
         own = {service.address for service in self.document.config.services.values()}
         own |= {
             service.source for service in self.document.config.services.values() if service.forwarding == "full_nat"

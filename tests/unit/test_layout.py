@@ -21,7 +21,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
 SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
 
-ENDPOINT_TABLE_FIELDS = ["shift", "unused", "service_ports", "backend_ports", "unused2", "own_addresses"]
+ENDPOINT_TABLE_FIELDS = ["shift", "unused", "service_ports", "backend_ports", "unused2", "address_bloom"]
 
 # Each C structure with the format that packs it and its fields, but for those that are padding to Python. Several
 # Python fields may make up one C field.

@@ -277,7 +277,7 @@ def test_ports_in_use_are_known_by_their_last_six_bits():
     assert port_bits(web, key(ENDPOINT_SERVICE, "192.0.2.9", TCP, 0)) == (2**64 - 1, 0)
 
 
-def test_own_addresses_are_known_by_ten_bits():
+def test_address_bloom_are_known_by_ten_bits():
     def bits(*found: bytes) -> int:
         table4, table6 = tables.pack_endpoint_tables(dict.fromkeys(found, 1), SIZES)
         return int.from_bytes((table6 or table4)[32 : 32 + 128], "little")

@@ -29,7 +29,7 @@ def carry(
         if old.number(name) != new.number(name):
             rows = old.read_counters(name)
             new.set_counters(name, {after[key]: rows[index] for key, index in before.items() if key in after})
-    # Reasons of a former layout begin again at 0.
+    # The map of a former layout is not shared, so its reasons begin again at 0.
     if "reasons" in old.descriptors and old.number("reasons") != new.number("reasons"):
         new.set_reasons(old.read_reasons())
         new.set_latency(old.read_latency())

@@ -48,7 +48,7 @@ class Settings:
     prepare: bool = False
     multi_buffer: bool = False
     latency: bool = False
-    # Of config.vocabulary.UNSERVED.
+    # One of config.vocabulary.UNSERVED.
     unserved: str = "drop"
     sizes: Sizes = Sizes()
     # Directory of the program's C files on the host.

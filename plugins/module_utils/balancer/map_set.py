@@ -36,9 +36,10 @@ SHARED = frozenset(
     )
 )
 
-# Former layouts: new maps share those of their maps that packets write to, but for these, which have another shape now.
-RESHAPED = frozenset(("control", "reasons"))
-# struct control was: layout_version, next_hop_generation, mtu, unused, seed; then without MTU, but with 16 interfaces.
+# Not shared with a former layout: control holds the layout version, and reasons has another size.
+NOT_TAKEN_OVER = frozenset(("control", "reasons"))
+# struct control by layout version. 2: layout_version, next_hop_generation, mtu, unused, seed. 3: layout_version,
+# next_hop_generation, seed, index and MTU of 16 interfaces.
 FORMER_CONTROLS = {2: struct.Struct("<II8xQ"), 3: struct.Struct("<IIQ128x")}
 
 
@@ -116,7 +117,7 @@ def open_shareable(directory: Path, sizes: Sizes) -> Maps:
         maps = Maps(sizes, {}, former_control=_former_control(directory))
     try:
         for spec in map_specs(sizes):
-            if spec.name in SHARED - RESHAPED:
+            if spec.name in SHARED - NOT_TAKEN_OVER:
                 maps.descriptors[spec.name] = _open(directory, spec)
     except (EngineError, OSError):
         maps.close()

@@ -195,7 +195,7 @@ def _load_document(raw: dict[str, Any]) -> Document:
     backends = [Backend(**entry) for entry in raw["backends"]]
     config = Config(parse_services(raw["services"]), {backend.key: backend for backend in backends})
     plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
-    # Files of before 0.3.0 have no such option.
+    # State files of layout 3 have no such option.
     plain["unserved"] = raw.get("unserved", "drop")
     settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
     return Document(settings, config, parse_filters(raw["filters"]))

@@ -33,5 +33,5 @@ FEATURES = (
     "table_size",
     "unserved_pass",
 )
-# What becomes of packets for a VIP that no service is there for.
+# Actions for packets to a VIP or a source address of full_nat that match no service.
 UNSERVED = ("drop", "pass")

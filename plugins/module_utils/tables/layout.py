@@ -43,9 +43,9 @@ SERVICE_KEEPS_TTL = 4
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
 ENDPOINT6 = struct.Struct("<16s2sBBI")  # address, port, protocol, kind, id
-OWN_ADDRESS_BITS = 1024
-# shift, unused, service_ports, backend_ports, unused, own_addresses
-ENDPOINT_TABLE_HEADER = struct.Struct(f"<IIQQQ{OWN_ADDRESS_BITS // 8}s")
+ADDRESS_BLOOM_BITS = 1024
+# shift, unused, service_ports, backend_ports, unused, address_bloom
+ENDPOINT_TABLE_HEADER = struct.Struct(f"<IIQQQ{ADDRESS_BLOOM_BITS // 8}s")
 LOOKUP_TABLE = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
 # Slots for which the maps of lookup tables have room, in the order in which the program looks at them.
 TABLE_ROOMS = (65537, 16381, 4093, 1021, 131071)

@@ -17,6 +17,7 @@ from ..config.vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
 from ..errors import EngineError
 from . import lookup
 from .layout import (
+    ADDRESS_BLOOM_BITS,
     BACKEND,
     BACKEND_FORWARDING_BYTE,
     ENDPOINT,
@@ -32,7 +33,6 @@ from .layout import (
     IPIP,
     IPV6_IN_IP,
     LOOKUP_TABLE,
-    OWN_ADDRESS_BITS,
     POOL,
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
@@ -248,15 +248,15 @@ def _port_bits(found: Endpoints, kind: int) -> int:
     return bits
 
 
-def _own_bits(found: Endpoints) -> bytes:
-    """Bit n stands for VIPs and sources of full_nat whose hash is n."""
+def _bloom_bits(found: Endpoints) -> bytes:
+    """Bloom filter over VIPs and sources of full_nat, as may_be_vip_or_source() reads it."""
     bits = 0
     for address in {key[:-4] for key in found if key[-1] in (ENDPOINT_VIP, ENDPOINT_SOURCE)}:
         mixed = 0
         for (word,) in struct.iter_unpack("<I", address):
             mixed ^= word
         bits |= 1 << ((mixed * ENDPOINT_MULTIPLIER & MASK64) >> 54)
-    return bits.to_bytes(OWN_ADDRESS_BITS // 8, "little")
+    return bits.to_bytes(ADDRESS_BLOOM_BITS // 8, "little")
 
 
 def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home: Home) -> bytes:
@@ -281,7 +281,7 @@ def _place(found: Endpoints, slots: int, table_bytes: int, slot_bytes: int, home
     table = bytearray(table_bytes)
     shift = 64 - (slots.bit_length() - 1)
     service_ports, backend_ports = _port_bits(found, ENDPOINT_SERVICE), _port_bits(found, ENDPOINT_BACKEND)
-    ENDPOINT_TABLE_HEADER.pack_into(table, 0, shift, 0, service_ports, backend_ports, 0, _own_bits(found))
+    ENDPOINT_TABLE_HEADER.pack_into(table, 0, shift, 0, service_ports, backend_ports, 0, _bloom_bits(found))
     taken = bytearray(slots + ENDPOINT_PROBES)
     header = ENDPOINT_TABLE_HEADER.size
     for key, number in found.items():

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What a packet is: for a service, an answer of one of its backends, or not ours. */
-#ifndef LBOPS_COURSE_H
-#define LBOPS_COURSE_H
+/* Classifies a packet: a request for a service, a reply of a backend, or not ours. docs/glossary.md has the classes. */
+#ifndef LBOPS_PACKET_CLASS_H
+#define LBOPS_PACKET_CLASS_H
 
 #include "address.h"
 #include "choose.h"
@@ -25,7 +25,7 @@ struct tuple {
 };
 
 #ifdef FEATURE_FULL_NAT
-/* The session that a packet to one of our source addresses answers: CHOSEN, with it and its backend, or not. */
+/* Finds the session and backend that a packet to a source address replies to. Returns CHOSEN, or DROP_NO_PORT. */
 static __always_inline int find_answered(const int family, const struct tuple *tuple, __u32 pool_id,
 					 struct choice *choice)
 {
@@ -50,24 +50,23 @@ static __always_inline int find_answered(const int family, const struct tuple *t
 }
 #endif
 
-/* What a packet with ports is. */
-enum course {
+enum packet_class {
 	NOT_OURS,
-	TO_SERVICE,
-	REPLY,         /* of a dnat backend */
+	SERVICE_REQUEST,
+	BACKEND_REPLY, /* dnat */
 	SESSION_REPLY, /* full_nat */
 };
 
-/* With the id of the service, or the backend or session in the choice. */
-static __always_inline enum course find_course_of(const int family, const struct tuple *tuple, const void *table,
-						  __u32 *service, struct choice *choice)
+/* Classifies a packet by its tuple. Sets the id of the service, or the backend or session in the choice. */
+static __always_inline enum packet_class classify_tuple(const int family, const struct tuple *tuple, const void *table,
+							__u32 *service, struct choice *choice)
 {
 	const __u32 *id = find_port_endpoint(family, table, ENDPOINT_SERVICE, tuple->destination, tuple->protocol,
 					     tuple->destination_port);
 
 	if (id) {
 		*service = *id;
-		return TO_SERVICE;
+		return SERVICE_REQUEST;
 	}
 #ifdef FEATURE_FULL_NAT
 	id = find_endpoint(family, table, ENDPOINT_SOURCE, tuple->destination, 0, 0);
@@ -78,13 +77,13 @@ static __always_inline enum course find_course_of(const int family, const struct
 #ifdef FEATURE_DNAT
 	id = find_port_endpoint(family, table, ENDPOINT_BACKEND, tuple->source, tuple->protocol, tuple->source_port);
 	if (id && take(choice, *id) == CHOSEN)
-		return REPLY;
+		return BACKEND_REPLY;
 #endif
 	return NOT_OURS;
 }
 
-static __always_inline enum course find_course(const int family, const struct packet *packet, const void *table,
-					       __u32 *service, struct choice *choice)
+static __always_inline enum packet_class classify(const int family, const struct packet *packet, const void *table,
+						  __u32 *service, struct choice *choice)
 {
 	struct tuple tuple = {
 		.source = source_of(family, packet),
@@ -94,12 +93,12 @@ static __always_inline enum course find_course(const int family, const struct pa
 		.protocol = packet->protocol,
 	};
 
-	return find_course_of(family, &tuple, table, service, choice);
+	return classify_tuple(family, &tuple, table, service, choice);
 }
 
-/* What a fragment without ports is: whatever its packet's first was. */
-static __always_inline enum course find_fragment_course(const int family, const struct packet *packet,
-							struct choice *choice)
+/* A later fragment has the class of its packet's first fragment. */
+static __always_inline enum packet_class classify_fragment(const int family, const struct packet *packet,
+							   struct choice *choice)
 {
 	__u32 number = recall_fragment(family, packet), id = number;
 
@@ -113,17 +112,17 @@ static __always_inline enum course find_fragment_course(const int family, const 
 	if (take(choice, id) != CHOSEN)
 		return NOT_OURS;
 	if (same_address(family, destination_of(family, packet), choice->backend->vip))
-		return TO_SERVICE;
-	return choice->session ? SESSION_REPLY : REPLY;
+		return SERVICE_REQUEST;
+	return choice->session ? SESSION_REPLY : BACKEND_REPLY;
 }
 
 /*
- * An ICMP error has the course of an answer to the packet that it quotes: to a service if a backend sent that packet in
- * the VIP's name, a reply if a client did. Its destination is the sender of the quoted packet.
+ * Classifies an ICMP error as a reply to the packet that it quotes would be: SERVICE_REQUEST if a backend sent the quoted
+ * packet, a reply if the balancer forwarded it to a backend. The error must go to the source of the quoted packet.
  */
-static __always_inline enum course find_error_course(const int family, const struct packet *packet, const void *table,
-						     struct quote *quote, struct flow *flow, __u32 *service,
-						     struct choice *choice)
+static __always_inline enum packet_class classify_error(const int family, const struct packet *packet,
+							const void *table, struct quote *quote, struct flow *flow, __u32 *service,
+							struct choice *choice)
 {
 	struct tuple tuple;
 
@@ -138,7 +137,7 @@ static __always_inline enum course find_error_course(const int family, const str
 	copy_address(family, flow->client, tuple.source);
 	flow->client_port = tuple.source_port;
 	flow->port = tuple.destination_port;
-	return find_course_of(family, &tuple, table, service, choice);
+	return classify_tuple(family, &tuple, table, service, choice);
 }
 
 #endif

@@ -92,7 +92,7 @@ def six(source: str, tags: int = 0) -> dict[str, bytes]:
 
 
 def unreadable() -> dict[str, bytes]:
-    """Whoever they are from."""
+    """Frames whose source address cannot be read."""
     datagram = IP(src=FORBIDDEN, dst=VIP) / UDP(sport=4000, dport=53) / Raw(bytes(40))
     datagram6 = IPv6(src=FORBIDDEN6, dst=VIP6) / UDP(sport=4000, dport=53) / Raw(bytes(40))
     return {
@@ -129,7 +129,7 @@ def test_of_a_forbidden_source_is_filtered(filtering, case):
 
 
 @pytest.mark.parametrize("case", by_sources((EXEMPT, EXEMPT6), (STRANGER, STRANGER6)), ids=lambda case: case[0])
-def test_of_others_is_dropped_as_what_it_is(filtering, case):
+def test_unparsable_packets_are_dropped_with_their_reason(filtering, case):
     long = any(part in case[0] for part in ("seven headers", "segments left"))
     filtering.check(dropped(*case, "extension_headers" if long else "malformed"))
 
@@ -146,7 +146,7 @@ def test_other_frames_pass_filters(filtering):
         filtering.check(passed("", frame, "not_ip"))
 
 
-def test_without_filters_it_is_the_kernels(open_for_all):
+def test_unparsable_packets_pass_without_filters(open_for_all):
     """It drops what it cannot read, and counts it."""
     for description, frame in unreadable().items():
         open_for_all.check(passed(description, frame, "not_ip" if "tags" in description else "malformed"))
