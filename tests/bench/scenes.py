@@ -25,6 +25,8 @@ MILLION = 1 << 20
 VIP, CLIENT, ROUTER, BALANCER = "192.0.2.10", "203.0.113.9", "10.0.255.254", "10.0.255.1"
 VIP6, CLIENT6, ROUTER6, BALANCER6 = "2001:db8::10", "2001:db8:9::9", "fd00::ff:fffe", "fd00::ff:1"
 SOURCE_PORT, SERVICE_PORT, BACKEND_PORT, OTHER_PORT = 40000, 53, 5300, 8080
+# Of nobody here.
+ELSEWHERE = "192.0.2.99"
 PAYLOAD = Raw(bytes(range(18)))
 OUT = "out"  # the other interface of redirect
 
@@ -131,7 +133,8 @@ def base() -> Scene:
             Case("dnat_tcp4", frame4(tcp(SERVICE_PORT + 1))),
             Case("dsr_udp4", frame4(udp(), "192.0.2.20"), repeatable=True),
             Case("reply_udp4", reply),
-            Case("pass_tcp4", frame4(tcp(OTHER_PORT)), **passed),
+            Case("pass_tcp4", frame4(tcp(OTHER_PORT), ELSEWHERE), **passed),
+            Case("unserved_tcp4", frame4(tcp(OTHER_PORT)), repeatable=True, verdict=reference.DROP),
             Case("pass_ipv6", frame6(tcp(OTHER_PORT)), **passed),
             Case("pass_arp", arp, **passed),
             Case("dnat_udp4_mac", frame4(udp(SERVICE_PORT + 3))),
