@@ -24,6 +24,12 @@ static __always_inline void copy_address(const int family, __be32 *to, const __b
 	}
 }
 
+/* All of an address in one word, for tables that are found by it. */
+static __always_inline __u32 fold_address(const int family, const __be32 *address)
+{
+	return family == 4 ? address[0] : address[0] ^ address[1] ^ address[2] ^ address[3];
+}
+
 static __always_inline int same_address(const int family, const __be32 *one, const __be32 *other)
 {
 	if (family == 4)

@@ -3,6 +3,7 @@
 #ifndef LBOPS_ENDPOINTS_H
 #define LBOPS_ENDPOINTS_H
 
+#include "address.h"
 #include "layout.h"
 #include "maps.h"
 
@@ -101,9 +102,7 @@ static __always_inline const __u32 *find_port_endpoint(const int family, const v
 static __always_inline int may_be_vip_or_source(const int family, const void *table, const __be32 *address)
 {
 	const struct endpoint_table *header = table;
-	__u32 mixed = family == 4 ? address[0] : address[0] ^ address[1] ^ address[2] ^ address[3];
-
-	__u64 bit = mixed * ENDPOINT_MULTIPLIER >> 54;
+	__u64 bit = fold_address(family, address) * ENDPOINT_MULTIPLIER >> 54;
 
 	return header->address_bloom[bit >> 6] >> (bit & 63) & 1;
 }

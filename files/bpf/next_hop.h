@@ -113,7 +113,7 @@ static __always_inline int way_to_backend(hook_context *ctx, const int family, c
 
 static __always_inline int way_to_client(hook_context *ctx, const int family, const __be32 *client, struct way *way)
 {
-	__u32 mixed = family == 4 ? client[0] : client[0] ^ client[1] ^ client[2] ^ client[3];
+	__u32 mixed = fold_address(family, client);
 	struct client_next_hop *cached;
 	struct next_hop *hop;
 	int result, is_of_client;

@@ -118,19 +118,20 @@ def send(port: int, tcp_flags: str = "A", backwards: bool = False) -> list[bytes
     return [frame for _verdict, frame, _time in found]
 
 
-def apply_old(archive: Path, script: str, backends: list[dict], paths: state.Paths, directory: Path) -> None:
+def sent_by_old(archive: Path, script: str, paths: state.Paths, directory: Path) -> list[list[bytes]]:
+    """What leaves for the backends of each service, once the old engine has learnt the flows."""
     with tarfile.open(archive) as opened:
         opened.extractall(directory)
-    request = json.dumps([SERVICES, backends, dataclasses.asdict(SIZES)])
+    request = json.dumps([SERVICES, BACKENDS, dataclasses.asdict(SIZES)])
     command = [sys.executable, "-c", script, str(directory), str(paths.pins), str(paths.state), request]
     subprocess.run(command, check=True)
+    for port in (80, 81):
+        send(port, "S")
+    return [send(port) for port in (80, 81)]
 
 
 def test_flows_and_sessions_of_layout_3_go_on(paths, tmp_path):
-    apply_old(LAYOUT_3, APPLY_DOCUMENT, BACKENDS, paths, tmp_path / "old")
-    for port in (80, 81):
-        send(port, "S")
-    before = [send(port) for port in (80, 81)]
+    before = sent_by_old(LAYOUT_3, APPLY_DOCUMENT, paths, tmp_path / "old")
     balancer = Balancer("main", paths)
     try:
         # Others are chosen from now on; known flows stay with the backend that is being drained.
@@ -144,10 +145,7 @@ def test_flows_and_sessions_of_layout_3_go_on(paths, tmp_path):
 
 
 def test_flows_and_sessions_of_an_interfaces_balancer_go_on(paths, tmp_path):
-    apply_old(INTERFACE_BALANCER, APPLY_PARTS, BACKENDS, paths, tmp_path / "old")
-    for port in (80, 81):
-        send(port, "S")
-    before = [send(port) for port in (80, 81)]
+    before = sent_by_old(INTERFACE_BALANCER, APPLY_PARTS, paths, tmp_path / "old")
     balancer = Balancer("main", paths)
     try:
         assert balancer.apply(declared(settings("arm0"), SERVICES, BACKENDS), check=False).changed

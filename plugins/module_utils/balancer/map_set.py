@@ -147,25 +147,17 @@ def _get(directory: Path, name: str, read_only: bool = False) -> int:
         raise _other_layout(directory, f"{name} is not pinned") from None
 
 
-def _shape(spec: MapSpec) -> tuple[int, int, int]:
-    """Type, bytes of a value, number of values."""
-    return spec.type, 4 if spec.holds_maps else spec.value_size, spec.max_entries
-
-
-def _shape_of(descriptor: int) -> tuple[int, int, int]:
-    info = bpf.map_info(descriptor)
-    return info.type, info.value_size, info.max_entries
-
-
 def _open(directory: Path, spec: MapSpec, read_only: bool = False) -> int:
     descriptor = _get(directory, spec.name, read_only)
-    found, wanted = _shape_of(descriptor), _shape(spec)
-    if found != wanted:
+    info = bpf.map_info(descriptor)
+    value_size = 4 if spec.holds_maps else spec.value_size
+    found = (info.type, info.value_size, info.max_entries)
+    if found != (spec.type, value_size, spec.max_entries):
         os.close(descriptor)
         raise _other_layout(
             directory,
             f"{spec.name} has type {found[0]} with {found[2]} values of {found[1]} bytes, "
-            f"not type {wanted[0]} with {wanted[2]} of {wanted[1]}",
+            f"not type {spec.type} with {spec.max_entries} of {value_size}",
         )
     return descriptor
 
