@@ -123,13 +123,16 @@ esac""",
 
 @pytest.fixture
 def own_host(own_state: Path, veth: str) -> Path:
-    """A copy of the host's files to write to, and stand-ins for systemd, which record what is asked of it."""
+    """A copy of the host's files to write to, without those of lbops if it has any, and stand-ins for systemd, which
+    record what is asked of it."""
     for directory in ("etc", "usr/lib"):
         layers = [Path("/run/layers") / directory / name for name in ("upper", "work")]
         for layer in layers:
             layer.mkdir(parents=True)
         options = f"lowerdir=/{directory},upperdir={layers[0]},workdir={layers[1]}"
         run("mount", "-t", "overlay", "overlay", "-o", options, f"/{directory}")
+    for directory in ("/etc/sysctl.d", "/etc/systemd/system", "/usr/lib"):
+        run("find", directory, "-maxdepth", "1", "-name", "*lbops*", "-exec", "rm", "-r", "{}", "+")
     Path("/run/systemd/system").mkdir(parents=True)
     programs = Path("/run/bin")
     programs.mkdir()
