@@ -109,7 +109,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	if (*number)
 		count_new_flow(choice->backend);
 	else
-		count_reason(FORWARD_FLOW_LIMIT, 0);
+		count_reason(FORWARD_FLOW_LIMIT);
 	return CHOSEN;
 }
 
@@ -204,7 +204,7 @@ static __always_inline int recall_for_error(const int family, __u32 service, con
 /* The verdict that goes with a reason of choose(). */
 static __always_inline int not_chosen(int reason)
 {
-	return count_reason(reason, reason == PASS_TTL_EXPIRED ? PASS : DROP);
+	return with_reason(reason, reason == PASS_TTL_EXPIRED ? PASS : DROP);
 }
 
 /* CHOSEN if the service has a lookup table and the packet may go on, with the flow's hash. */

@@ -7,13 +7,30 @@
 #include "maps.h"
 #include "reasons.h"
 
-static __always_inline int count_reason(enum reason reason, int verdict)
+static __always_inline void count_reason(enum reason reason)
 {
 	__u64 *packets = lookup(MAP_REASONS, reason);
 
 	if (packets)
 		*packets += 1;
-	return verdict;
+}
+
+/* A verdict with the reason for it, which count_verdict() counts at the program's end, where the code for it is once. */
+static __always_inline int with_reason(enum reason reason, int verdict)
+{
+	return (reason + 1) << 8 | (verdict & 0xff);
+}
+
+/* Returns the verdict alone. */
+static __always_inline int count_verdict(int verdict)
+{
+	count_reason((verdict >> 8) - 1);
+	return (__s8)verdict;
+}
+
+static __always_inline int has_reason(int verdict)
+{
+	return verdict >> 8 != 0;
 }
 
 static __always_inline void count_forwarded(const struct backend *backend, struct backend_counters *own, __u64 bytes)

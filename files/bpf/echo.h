@@ -44,7 +44,7 @@ static __always_inline int answer_echo(hook_context *ctx, const int family, stru
 	packet->icmp->type = reply;
 	packet->icmp->checksum =
 		csum_add(csum_add(packet->icmp->checksum, (__u16)~htons(request << 8)), htons(reply << 8));
-	return count_reason(TX_ECHO, send_back(ctx));
+	return with_reason(TX_ECHO, send_back(ctx));
 }
 
 #endif

@@ -50,9 +50,9 @@ static __always_inline const struct filter_slot4 *find_prefix4(void *table, cons
 }
 
 /* The verdict for an address: 0, or its place among the verdicts. */
-static __always_inline __u32 find_verdict4(void *table, const struct filter_header *header, __be32 address)
+static __always_inline __u32 find_verdict4(void *table, const struct filter_header *header, __u32 host)
 {
-	__u32 low = 0, high = header->count4, verdict = header->any4, host = ntohl(address);
+	__u32 low = 0, high = header->count4, verdict = header->any4;
 	int step;
 
 	for (step = 0; step < LENGTHS4_STEPS; step++) {
@@ -102,10 +102,8 @@ static __always_inline const struct filter_slot6 *find_prefix6(void *table, cons
 	return NULL;
 }
 
-static __always_inline __u32 find_verdict6(void *table, const struct filter_header *header, const __be32 *address)
+static __always_inline __u32 find_verdict6(void *table, const struct filter_header *header, __u64 upper, __u64 lower)
 {
-	__u64 upper = (__u64)ntohl(address[0]) << 32 | ntohl(address[1]);
-	__u64 lower = (__u64)ntohl(address[2]) << 32 | ntohl(address[3]);
 	__u32 low = 0, high = header->count6, verdict = header->any6;
 	int step;
 
@@ -138,15 +136,6 @@ static __always_inline __u32 find_verdict6(void *table, const struct filter_head
 }
 #endif
 
-static __always_inline enum filter_class filter_class(const int family, const struct packet *packet)
-{
-	if (packet->protocol == IPPROTO_TCP)
-		return FILTER_TCP;
-	if (packet->protocol == IPPROTO_UDP)
-		return FILTER_UDP;
-	return is_icmp(family, packet) ? FILTER_ICMP : FILTER_OTHER;
-}
-
 /*
  * A token bucket as the time at which it would be full (GCRA, ITU-T I.371): a packet over the rate only reads it, so
  * a flood does not fight for the cache line. The coarse clock stands still for up to 10 ms, which the burst bridges.
@@ -168,32 +157,20 @@ static __always_inline int is_over_rate(const struct filter_rule *rule)
 	return 0;
 }
 
-/* Whether the packet is dropped, and counted so. */
-static __always_inline int is_filtered(const int family, const struct packet *packet)
+/* Applies the rules of a verdict, the place of which find_verdict4() or find_verdict6() gave. */
+static __always_inline __u64 is_dropped_by(void *table, const struct filter_header *header, __u32 verdict, __u64 class)
 {
-	void *tables = lookup(MAP_FILTERS, 0), *table = tables;
-	const struct filter_header *header;
 	const struct filter_line *line;
 	const struct filter_rule *rule;
 	struct filter_counters *counters;
-	__u32 verdict;
 	int dropped;
 
-	header = table ? (const void *)filter_line(table, 0) : NULL;
-	if (!header)
-		return 0;
-#ifdef FEATURE_IPV6
-	if (family == 6)
-		verdict = find_verdict6(table, header, source_of(family, packet));
-	else
-#endif
-		verdict = find_verdict4(table, header, packet->ip->saddr);
 	if (!verdict)
 		return 0;
 	line = filter_line(table, header->first_verdict + verdict);
 	if (!line)
 		return 0;
-	rule = &line->rules[filter_class(family, packet)];
+	rule = &line->rules[class & (FILTER_CLASSES - 1)];
 	if (!rule->action)
 		return 0;
 	dropped = rule->action == FILTER_DROP || (rule->action == FILTER_LIMIT && is_over_rate(rule));
@@ -203,8 +180,65 @@ static __always_inline int is_filtered(const int family, const struct packet *pa
 		counters->dropped += dropped;
 	}
 	if (dropped)
-		count_reason(rule->action == FILTER_DROP ? DROP_FILTERED : DROP_RATE_LIMITED, 0);
+		count_reason(rule->action == FILTER_DROP ? DROP_FILTERED : DROP_RATE_LIMITED);
 	return dropped;
+}
+
+static __always_inline enum filter_class filter_class(const int family, const struct packet *packet)
+{
+	if (packet->protocol == IPPROTO_TCP)
+		return FILTER_TCP;
+	if (packet->protocol == IPPROTO_UDP)
+		return FILTER_UDP;
+	return is_icmp(family, packet) ? FILTER_ICMP : FILTER_OTHER;
+}
+
+/* The address as it lies in the packet. Returns 1 if the packet is dropped, and counts it so. */
+static __always_inline int is_filtered4(__be32 address, enum filter_class class)
+{
+	void *table = lookup(MAP_FILTERS, 0);
+	const struct filter_header *header = table ? (const void *)filter_line(table, 0) : NULL;
+
+	return header ? is_dropped_by(table, header, find_verdict4(table, header, ntohl(address)), class) : 0;
+}
+
+#ifdef FEATURE_IPV6
+/* The same with both halves of the address as they lie in the packet. */
+static __always_inline int is_filtered6(__u64 upper, __u64 lower, enum filter_class class)
+{
+	void *table = lookup(MAP_FILTERS, 0);
+	const struct filter_header *header = table ? (const void *)filter_line(table, 0) : NULL;
+	__u32 verdict;
+
+	if (!header)
+		return 0;
+	verdict = find_verdict6(table, header, __builtin_bswap64(upper), __builtin_bswap64(lower));
+	return is_dropped_by(table, header, verdict, class);
+}
+#endif
+
+static __always_inline int is_filtered(const int family, const struct packet *packet)
+{
+	const __be32 *source = source_of(family, packet);
+
+#ifdef FEATURE_IPV6
+	if (family == 6)
+		return is_filtered6(load64(source), load64(source + 2), filter_class(family, packet));
+#endif
+	return is_filtered4(*source, filter_class(family, packet));
+}
+
+GLOBAL_SUBPROGRAM __u64 call_filter4(__u64 address, __u64 class, __u64 unused, __u64 unused2);
+GLOBAL_SUBPROGRAM __u64 call_filter6(__u64 upper, __u64 lower, __u64 class, __u64 unused);
+
+/* The same by a call, for packets of which there are fewer. */
+static __always_inline int is_filtered_by_call(const int family, const struct packet *packet)
+{
+	const __be32 *source = source_of(family, packet);
+
+	if (family == 6)
+		return call_filter6(load64(source), load64(source + 2), filter_class(family, packet), 0);
+	return call_filter4(*source, filter_class(family, packet), 0, 0);
 }
 
 #endif

@@ -127,6 +127,6 @@ static __always_inline __u32 recall_flow(__u64 *flow, __u32 idle_timeout, __u32 
 	return flow_number(*flow);
 }
 
-SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused);
+GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused);
 
 #endif

@@ -117,7 +117,7 @@ static __always_inline int leave_to_kernel(hook_context *ctx, const int family, 
 					   const struct rewrite *rewrite, int has_ports, int result)
 {
 	rewrite_packet(ctx, family, packet, rewrite, 0, has_ports);
-	return count_reason(result == BPF_FIB_LKUP_RET_NO_NEIGH ? PASS_NO_NEIGHBOUR : PASS_TOO_BIG, PASS);
+	return with_reason(result == BPF_FIB_LKUP_RET_NO_NEIGH ? PASS_NO_NEIGHBOUR : PASS_TOO_BIG, PASS);
 }
 
 /* To the backend: the answer of FIB and neighbours is known to be a way, or none. */
@@ -139,9 +139,9 @@ static __always_inline int send_rewritten(hook_context *ctx, const int family, s
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && (rewrite->source || !may_be_fragmented(family, packet)))
 		return request_too_big(packet, way.mtu);
 	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	if (rewrite->source)
-		return count_reason(DROP_NO_NEIGHBOUR, DROP);
+		return with_reason(DROP_NO_NEIGHBOUR, DROP);
 	return leave_to_kernel(ctx, family, packet, rewrite, has_ports, result);
 }
 
@@ -153,7 +153,7 @@ static __always_inline int send_reply(hook_context *ctx, const int family, struc
 	int verdict, result;
 
 	if (*hop_limit(family, packet) <= 1)
-		return count_reason(PASS_TTL_EXPIRED, PASS);
+		return with_reason(PASS_TTL_EXPIRED, PASS);
 	result = way_to_client(ctx, family, client, &way);
 	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_SUCCESS) {
@@ -164,11 +164,11 @@ static __always_inline int send_reply(hook_context *ctx, const int family, struc
 	}
 	/* An address of this host: the packet answers a request of ours, not a client's. */
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
-		return count_reason(PASS_LOCAL_REPLY, PASS);
+		return with_reason(PASS_LOCAL_REPLY, PASS);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED && !may_be_fragmented(family, packet))
 		return request_too_big(packet, way.mtu);
 	if (result != BPF_FIB_LKUP_RET_NO_NEIGH && result != BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	return leave_to_kernel(ctx, family, packet, rewrite, has_ports, result);
 }
 
@@ -220,7 +220,7 @@ static __always_inline int forward_full_nat(hook_context *ctx, const int family,
 	};
 
 	if (!session)
-		return count_reason(DROP_NO_PORT, DROP);
+		return with_reason(DROP_NO_PORT, DROP);
 	rewrite.ip_delta = with_ttl_step(family, session->address_delta);
 	rewrite.l4_delta = session->l4_delta;
 	if (has_ports)
@@ -257,9 +257,9 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 	int result = way_to_backend(ctx, family, choice->backend, &way);
 
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_NEIGHBOUR, DROP);
+		return with_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	/* The kernel sees a packet for the VIP, which it would not forward to the backend. */
 	if (check_length(ctx, family, packet, &way, result) != result)
 		return request_too_big(packet, way.mtu);
@@ -296,7 +296,7 @@ static __always_inline int forward_redirect(hook_context *ctx, const struct pack
 		if (!backend)
 			break;
 	}
-	return count_reason(DROP_LINK_DOWN, DROP);
+	return with_reason(DROP_LINK_DOWN, DROP);
 }
 #endif
 

@@ -153,9 +153,9 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 
 	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return count_reason(DROP_TOO_BIG, DROP);
+		return with_reason(DROP_TOO_BIG, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	/* ICMPv6's checksum is over a pseudo header with the addresses, too (RFC 4443, section 2.3). */
 	if (family == 6)
 		sum = csum_address(family, backend->vip, backend->address);
@@ -167,7 +167,7 @@ static __always_inline int forward_translated_error(hook_context *ctx, const int
 	rewrite_quote(family, packet, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return count_reason(PASS_NO_NEIGHBOUR, PASS);
+		return with_reason(PASS_NO_NEIGHBOUR, PASS);
 	count_forwarded(backend, way.counters, frame_bytes(ctx, packet));
 	return set_out(ctx, packet, &way);
 }
@@ -194,17 +194,17 @@ static __always_inline int forward_error_to_client(hook_context *ctx, const int 
 	int result;
 
 	if (*hop_limit(family, packet) <= 1)
-		return count_reason(PASS_TTL_EXPIRED, PASS);
+		return with_reason(PASS_TTL_EXPIRED, PASS);
 	copy_address(family, client, session ? session->client : destination_of(family, packet));
 	result = way_to_client(ctx, family, client, &way);
 	/* The error is about a packet of this host, a health check say. */
 	if (result == BPF_FIB_LKUP_RET_NOT_FWDED)
-		return count_reason(PASS_LOCAL_REPLY, PASS);
+		return with_reason(PASS_LOCAL_REPLY, PASS);
 	result = check_length(ctx, family, packet, &way, result);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return count_reason(DROP_TOO_BIG, DROP);
+		return with_reason(DROP_TOO_BIG, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	addresses = csum_address(family, source_of(family, packet), backend->vip);
 	if (session) {
 		addresses += csum_address(family, destination_of(family, packet), client);
@@ -220,7 +220,7 @@ static __always_inline int forward_error_to_client(hook_context *ctx, const int 
 	rewrite_quote(family, packet, quote, &quoted, &sum);
 	packet->icmp->checksum = csum_add(packet->icmp->checksum, csum_fold_sum(sum));
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return count_reason(PASS_NO_NEIGHBOUR, PASS);
+		return with_reason(PASS_NO_NEIGHBOUR, PASS);
 	count_reply(backend, frame_bytes(ctx, packet));
 	return set_out(ctx, packet, &way);
 }

@@ -101,9 +101,9 @@ static __always_inline int forward_ipip(hook_context *ctx, const int family, str
 	else
 		result = way_to_backend(ctx, 6, backend, &way);
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return count_reason(DROP_NO_NEIGHBOUR, DROP);
+		return with_reason(DROP_NO_NEIGHBOUR, DROP);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
-		return count_reason(DROP_NO_ROUTE, DROP);
+		return with_reason(DROP_NO_ROUTE, DROP);
 	if (!way.mtu)
 		way.mtu = mtu_of(arrived_on(ctx));
 	look_inside(family, packet, &inner);

@@ -8,13 +8,14 @@
 #include "layout.h"
 #include "maps.h"
 #include "packet.h"
+#include "verifier.h"
 
 #define AF_INET 2
 #define AF_INET6 10
 
 /* BPF_FIB_LKUP_RET_SUCCESS with the answer remembered, or the kernel's reason against it. */
-static __always_inline int ask_kernel(hook_context *ctx, const int family, struct next_hop *hop,
-				      const __be32 *address, __u32 generation)
+static __always_inline int look_up_route(hook_context *ctx, const int family, struct next_hop *hop,
+					 const __be32 *address, __u32 generation)
 {
 	struct bpf_fib_lookup fib;
 	int result;
@@ -35,6 +36,23 @@ static __always_inline int ask_kernel(hook_context *ctx, const int family, struc
 	copy_mac(hop->destination, fib.dmac);
 	copy_mac(hop->source, fib.smac);
 	return BPF_FIB_LKUP_RET_SUCCESS;
+}
+
+#if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT) || defined(FEATURE_DSR) || defined(FEATURE_IPIP) || \
+	!defined(FEATURE_UNSERVED_PASS)
+#define KERNEL_IS_ASKED
+#endif
+
+SUBPROGRAM int ask_kernel4(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation);
+SUBPROGRAM int ask_kernel6(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation);
+
+/* The same by a call: a lookup in the kernel's tables costs ten times as much. */
+static __always_inline int ask_kernel(hook_context *ctx, const int family, struct next_hop *hop, const __be32 *address,
+				      __u32 generation)
+{
+	if (family == 6)
+		return ask_kernel6(ctx, hop, address, generation);
+	return ask_kernel4(ctx, hop, address, generation);
 }
 
 /* Whether the kernel would forward a packet to this address: it has a route, and the address is not local. */

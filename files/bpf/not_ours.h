@@ -36,9 +36,9 @@ static __always_inline int pass_unless_loop(hook_context *ctx, const int family,
 {
 #ifndef FEATURE_UNSERVED_PASS
 	if (table && would_loop(ctx, family, packet, table))
-		return count_reason(packet->fragment == LATER_FRAGMENT ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
+		return with_reason(packet->fragment == LATER_FRAGMENT ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
 #endif
-	return count_reason(reason, PASS);
+	return with_reason(reason, PASS);
 }
 
 /*
@@ -48,9 +48,9 @@ static __always_inline int pass_unless_loop(hook_context *ctx, const int family,
 static __always_inline int pass_unless_filters(enum reason pass, enum reason drop)
 {
 #ifdef FEATURE_FILTERS
-	return count_reason(drop, DROP);
+	return with_reason(drop, DROP);
 #else
-	return count_reason(pass, PASS);
+	return with_reason(pass, PASS);
 #endif
 }
 
@@ -60,9 +60,9 @@ static __always_inline int handle_unparsed(hook_context *ctx, const int family, 
 {
 #ifdef FEATURE_FILTERS
 	if (reason == PASS_MALFORMED)
-		return count_reason(DROP_MALFORMED, DROP);
+		return with_reason(DROP_MALFORMED, DROP);
 	if (reason == PASS_EXTENSION_HEADERS)
-		return count_reason(DROP_EXTENSION_HEADERS, DROP);
+		return with_reason(DROP_EXTENSION_HEADERS, DROP);
 #endif
 	return pass_unless_loop(ctx, family, packet, table, reason);
 }

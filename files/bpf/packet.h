@@ -43,7 +43,7 @@ struct packet {
 	__u32 identification;
 	__u8 protocol;
 	__u8 fragment;
-	__u32 reported_mtu; /* MTU to report to the sender; 0 if the packet fits */
+	__u32 reported_mtu; /* MTU to report to the sender, if that is asked for */
 };
 
 static __always_inline __be32 *source_of(const int family, const struct packet *packet)

@@ -49,6 +49,8 @@ struct parsed {
 #define PARSED -1
 /* Instead of a reason: not even the addresses can be read. */
 #define UNREADABLE -2
+/* A filter drops the packet, and has counted it. */
+#define FILTERED -3
 
 static __always_inline int is_plain4(const struct iphdr *ip, const void *end)
 {

@@ -55,8 +55,8 @@ static __always_inline const struct lookup_table *table_in(void *tables, __u32 s
 }
 
 #ifdef FEATURE_TABLE_SIZE
-SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3);
-SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2);
+GLOBAL_SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3);
+GLOBAL_SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2);
 #endif
 
 /* What holds for a service, without its slots; NULL if the service has no table. `copy` is room for it. */

@@ -90,7 +90,7 @@ static __always_inline void fill_session(const int family, struct session *sessi
 	session->seen = now;
 }
 
-SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused);
+GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused);
 
 /* The number of a new session; below 0 if the pool has no free port. */
 static __always_inline int start_session(const int family, const struct backend *backend, __u32 backend_id,

@@ -10,11 +10,21 @@
 #define FORGET(value, unknown) asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(value) : "r"(unknown))
 
 /*
- * A function of its own in the program, which the verifier follows once for all who call it: it takes four numbers and
- * gives one. In BCC's section for the program, behind it: definitions come after balancer() (search.h), so that the
- * program begins with that. plugins/module_utils/kernel/btf.py tells the kernel the types (global functions, kernel 5.6).
+ * Functions of their own in the program, behind balancer() in BCC's section for it: definitions come after balancer(), so
+ * that the program begins with that. plugins/module_utils/kernel/btf.py tells the kernel which kind each one is.
+ *
+ * A jump reaches 32,767 instructions at most, within one function. The verifier follows a SUBPROGRAM at every call, as if
+ * it were inlined; it may take pointers. It follows a GLOBAL_SUBPROGRAM once for all who call it, so that one takes four
+ * numbers and gives one (kernel 5.6); its body begins with IS_GLOBAL. The kernel refuses a function that nothing calls.
  */
 #define END_OF_PROGRAM 0x6c626f7073656e64ULL
 #define SUBPROGRAM static __attribute__((__noinline__, used, section(".bpf.fn.balancer")))
+#define GLOBAL_SUBPROGRAM SUBPROGRAM
+#define GLOBAL_MARK 0x676c6f62
+#define IS_GLOBAL                                                            \
+	do {                                                                 \
+		__u64 mark;                                                  \
+		asm volatile("%0 = %1" : "=r"(mark) : "i"(GLOBAL_MARK));     \
+	} while (0)
 
 #endif

@@ -98,9 +98,9 @@ def write_tree(tree: Path) -> None:
     for name, build in builds().items():
         code = compiler.compile_program(build)
         (tree / f"{name}.bpf").write_bytes(code)
-        starts = bpf.subprograms(code)
-        if starts:
-            types, functions = btf.describe(starts)
+        subprograms = bpf.subprograms(code)
+        if subprograms:
+            types, functions = btf.describe(subprograms)
             (tree / f"{name}.bpf.btf").write_bytes(types)
             (tree / f"{name}.bpf.functions").write_bytes(functions)
         programs.append(f"{name} /{name}.bpf {build.program_type} {build.load_flags}")

@@ -183,7 +183,7 @@ def test_slots_of_a_lookup_table_follow_its_header(compiled):
 
 def test_program_and_engine_agree_on_the_rooms_of_lookup_tables():
     """The order too, since of two tables of a service the first one counts."""
-    select = without_comments("search.h")
+    select = without_comments("subprograms.h")
     used = re.findall(r"use\(MAP_LOOKUP_(\d+), (\d+)\)", select)
     assert [(int(name), int(size)) for name, size in used] == [(room, room) for room in layout.TABLE_ROOMS]
     assert max(layout.TABLE_ROOMS) == vocabulary.MAX_TABLE_SIZE

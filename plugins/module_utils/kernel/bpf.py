@@ -53,6 +53,9 @@ PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
 # struct bpf_insn: code, registers, offset, immediate; a 64-bit load takes two of them.
 INSTRUCTION = struct.Struct("=BBhi")
 LOAD_IMMEDIATE_64 = 0x18
+MOVE_IMMEDIATE_64 = 0xB7
+# Of files/bpf/verifier.h: a subprogram with it is global.
+GLOBAL_MARK = 0x676C6F62
 PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
 CALL = 0x85
 PSEUDO_CALL = 1
@@ -285,9 +288,9 @@ def program_load(
 
     `device` is the index of the interface whose hardware is to run it, 0 for the kernel.
     """
-    starts = subprograms(code)
-    types, functions = btf.describe(starts) if starts else (b"", b"")
-    described = _btf_load(types) if starts else 0
+    found = subprograms(code)
+    types, functions = btf.describe(found) if found else (b"", b"")
+    described = _btf_load(types) if found else 0
     try:
         return _program_load(name, code, program_type, flags, device, log_level, described, functions)
     finally:
@@ -333,13 +336,25 @@ def _program_load(
         raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
 
 
-def subprograms(code: bytes) -> list[int]:
-    """The first instruction of every subprogram that is called, in ascending order."""
-    found = set()
-    for place, (operation, registers, _offset, distance) in enumerate(INSTRUCTION.iter_unpack(code)):
-        if operation == CALL and registers >> 4 == PSEUDO_CALL:
-            found.add(place + 1 + distance)
-    return sorted(found)
+def subprograms(code: bytes) -> list[btf.Subprogram]:
+    """Those that are called, in the order in which they lie in the program."""
+    instructions = list(INSTRUCTION.iter_unpack(code))
+    starts = sorted(
+        {
+            place + 1 + distance
+            for place, (operation, registers, _offset, distance) in enumerate(instructions)
+            if operation == CALL and registers >> 4 == PSEUDO_CALL
+        }
+    )
+    marks = [
+        place
+        for place, (operation, _registers, _offset, number) in enumerate(instructions)
+        if operation == MOVE_IMMEDIATE_64 and number == GLOBAL_MARK
+    ]
+    return [
+        btf.Subprogram(start, any(start <= mark < end for mark in marks))
+        for start, end in zip(starts, [*starts[1:], len(instructions)], strict=False)
+    ]
 
 
 def relocate(code: bytes, descriptors: list[int]) -> bytes:

@@ -1,15 +1,17 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The little type information (BTF) with which the kernel verifies a subprogram once, not at every call.
+"""The little type information (BTF) with which the kernel verifies a global subprogram once, not at every call.
 
-Documentation/bpf/btf.rst has the format. Every subprogram is u64 f(u64, u64, u64, u64), see SUBPROGRAM in
-files/bpf/verifier.h.
+Documentation/bpf/btf.rst has the format. Every global subprogram is u64 f(u64, u64, u64, u64), see GLOBAL_SUBPROGRAM in
+files/bpf/verifier.h. A program that describes some of its functions has to describe all, and the kernel does not look at
+the types of those that are not global.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 MAGIC, VERSION = 0xEB9F, 1
 HEADER = struct.Struct("<HBBIIIII")  # magic, version, flags, header's length, types' offset and length, strings'
@@ -18,14 +20,20 @@ PARAMETER = struct.Struct("<II")  # name, type
 FUNCTION = struct.Struct("<II")  # struct bpf_func_info: first instruction, type
 
 KIND_INT, KIND_FUNC, KIND_FUNC_PROTO = 1, 12, 13
-GLOBAL = 1  # enum btf_func_linkage
+STATIC, GLOBAL = 0, 1  # enum btf_func_linkage
 NUMBER, PROTOTYPE, FIRST_FUNCTION = 1, 2, 3  # types in their order
 PARAMETERS = 4
 
 
-def describe(starts: list[int]) -> tuple[bytes, bytes]:
-    """BTF and array of struct bpf_func_info of a program and of its subprograms, which begin at these instructions."""
-    names = ["u64", "number", "balancer", *(f"subprogram_{number}" for number in range(1, len(starts) + 1))]
+class Subprogram(NamedTuple):
+    start: int  # its first instruction
+    is_global: bool
+
+
+def describe(subprograms: list[Subprogram]) -> tuple[bytes, bytes]:
+    """BTF and array of struct bpf_func_info of a program and of its subprograms, in the order of their instructions."""
+    functions = [Subprogram(0, True), *subprograms]
+    names = ["u64", "number", "balancer", *(f"subprogram_{number}" for number in range(1, len(functions)))]
     strings, offsets = b"\0", []
     for name in names:
         offsets.append(len(strings))
@@ -33,7 +41,8 @@ def describe(starts: list[int]) -> tuple[bytes, bytes]:
     # An integer is followed by its encoding, offset and bits.
     types = TYPE.pack(offsets[0], KIND_INT << 24, 8) + struct.pack("<I", 64)
     types += TYPE.pack(0, KIND_FUNC_PROTO << 24 | PARAMETERS, NUMBER) + PARAMETER.pack(offsets[1], NUMBER) * PARAMETERS
-    types += b"".join(TYPE.pack(offset, KIND_FUNC << 24 | GLOBAL, PROTOTYPE) for offset in offsets[2:])
+    for offset, function in zip(offsets[2:], functions, strict=True):
+        types += TYPE.pack(offset, KIND_FUNC << 24 | (GLOBAL if function.is_global else STATIC), PROTOTYPE)
     header = HEADER.pack(MAGIC, VERSION, 0, HEADER.size, 0, len(types), len(types), len(strings))
-    functions = [FUNCTION.pack(start, FIRST_FUNCTION + number) for number, start in enumerate([0, *starts])]
-    return header + types + strings, b"".join(functions)
+    described = [FUNCTION.pack(function.start, FIRST_FUNCTION + number) for number, function in enumerate(functions)]
+    return header + types + strings, b"".join(described)

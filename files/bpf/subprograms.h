@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Loops over many places, as subprograms (verifier.h): how often they are called costs the verifier nothing. */
-#ifndef LBOPS_SEARCH_H
-#define LBOPS_SEARCH_H
+/* The subprograms (verifier.h), behind the program: loops over many places, and what few packets need. */
+#ifndef LBOPS_SUBPROGRAMS_H
+#define LBOPS_SUBPROGRAMS_H
 
+#include "filter.h"
 #include "flow_table.h"
+#include "next_hop.h"
 #include "select.h"
 #include "sessions.h"
 #include "verifier.h"
@@ -13,12 +15,13 @@
  * After the network card has spread flows anew, or for an ICMP error: another CPU may know the flow, or did once; it
  * is the youngest entry that counts. A CPU whose clock is a tick ahead makes no difference.
  */
-SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused)
+GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused)
 {
 	__s64 youngest = 0;
 	__u32 cpu;
 	int place;
 
+	IS_GLOBAL;
 	/* Callers leave the register of an unused argument unset, where the verifier wants a number. */
 	asm volatile("" : : "r"(unused));
 	for (cpu = 0; cpu < CPUS; cpu++) {
@@ -46,10 +49,11 @@ SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u
  * Returns a free session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies.
  * Returns MAX_SESSIONS if PORTS_TRIED tries find none. The seed hides the state of the kernel's random generator.
  */
-SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
+GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
 {
 	int tries;
 
+	IS_GLOBAL;
 	asm volatile("" : : "r"(unused));
 	for (tries = 0; tries < PORTS_TRIED; tries++) {
 		__u64 number = (bpf_get_prandom_u32() ^ CONTROL->seed) * ENDPOINT_MULTIPLIER >> 32;
@@ -75,10 +79,11 @@ SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 un
 		use(MAP_LOOKUP_131071, 131071); \
 	} while (0)
 
-SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3)
+GLOBAL_SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, __u64 unused3)
 {
 	const struct lookup_table *table;
 
+	IS_GLOBAL;
 	asm volatile("" : : "r"(unused), "r"(unused2), "r"(unused3));
 #define RULES(map, size)                \
 	table = table_in(map, service); \
@@ -89,10 +94,11 @@ SUBPROGRAM __u64 rules_in_any_size(__u64 service, __u64 unused, __u64 unused2, _
 	return 0;
 }
 
-SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2)
+GLOBAL_SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u64 unused2)
 {
 	const struct lookup_table *table;
 
+	IS_GLOBAL;
 	asm volatile("" : : "r"(unused), "r"(unused2));
 #define HASHED(map, size)               \
 	table = table_in(map, service); \
@@ -104,8 +110,40 @@ SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unused, __u
 }
 #endif
 
+#ifdef FEATURE_FILTERS
+GLOBAL_SUBPROGRAM __u64 call_filter4(__u64 address, __u64 class, __u64 unused, __u64 unused2)
+{
+	IS_GLOBAL;
+	asm volatile("" : : "r"(unused), "r"(unused2));
+	return is_filtered4(address, class);
+}
+
+#ifdef FEATURE_IPV6
+GLOBAL_SUBPROGRAM __u64 call_filter6(__u64 upper, __u64 lower, __u64 class, __u64 unused)
+{
+	IS_GLOBAL;
+	asm volatile("" : : "r"(unused));
+	return is_filtered6(upper, lower, class);
+}
+#endif
+#endif
+
+#ifdef KERNEL_IS_ASKED
+SUBPROGRAM int ask_kernel4(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation)
+{
+	return look_up_route(ctx, 4, hop, address, generation);
+}
+
+#if defined(FEATURE_IPV6) || defined(FEATURE_IPIP)
+SUBPROGRAM int ask_kernel6(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation)
+{
+	return look_up_route(ctx, 6, hop, address, generation);
+}
+#endif
+#endif
+
 /* BCC tells where the program begins, and the size of its first function only: compiler.py looks for this one. */
-SUBPROGRAM __u64 end_of_program(__u64 unused, __u64 unused2, __u64 unused3, __u64 unused4)
+GLOBAL_SUBPROGRAM __u64 end_of_program(__u64 unused, __u64 unused2, __u64 unused3, __u64 unused4)
 {
 	return END_OF_PROGRAM;
 }
