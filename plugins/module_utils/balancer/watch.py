@@ -21,8 +21,9 @@ import time
 from typing import Any
 
 from ..errors import EngineError
+from ..kernel import neighbours as kernel_neighbours
 from ..kernel.link import import_pyroute2
-from ..kernel.neighbours import AF_INET, AF_INET6, NUD_VALID, neighbours, use
+from ..kernel.neighbours import AF_INET, AF_INET6, NUD_VALID, neighbours
 from . import reader, state
 from .balancer import Balancer
 
@@ -76,8 +77,7 @@ class Watch:
 def verify(balancer: Balancer) -> None:
     """Have the kernel look at the neighbours on the way to the backends."""
     with import_pyroute2().IPRoute() as route:
-        for neighbour in neighbours(route, balancer.next_hop_addresses())[0]:
-            use(route, neighbour)
+        kernel_neighbours.verify(route, neighbours(route, balancer.next_hop_addresses())[0])
 
 
 class Interfaces:
