@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,9 +56,14 @@ class Service:
 def watching(balancer: Balancer, log: Path) -> Iterator[Service]:
     child = os.fork()
     if not child:
-        with log.open("w", encoding="utf-8") as sys.stdout:
-            watch.run(balancer)
-        os._exit(1)
+        try:
+            with log.open("w", encoding="utf-8") as sys.stdout:
+                watch.run(balancer)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # The rest of the test is the parent's.
+            os._exit(1)
     service = Service(child, log)
     try:
         until(lambda: service.events("started"))
