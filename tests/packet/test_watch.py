@@ -6,16 +6,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_set, watch
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_set
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
@@ -23,6 +19,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from tests.packet.frames import CLIENT, tcp
 from tests.packet.network import write_setting
 from tests.packet.reference import PASS, TX
+from tests.packet.watching import make, until, watching
 from tests.support import balancer as support
 from tests.support import namespace
 from tests.support.balancer import declared, settings
@@ -35,24 +32,6 @@ BACKEND = {"service": "web", "address": "10.0.0.1", "mac": "02:00:00:00:00:01"}
 ARMS = ("arm0", "arm1")
 
 
-def make(arm: str) -> None:
-    for command in (
-        f"ip link add {arm} type veth peer name {arm}-peer",
-        f"ip link set {arm}-peer up",
-        f"ip link set {arm} up",
-    ):
-        subprocess.run(command.split(), check=True)
-    until(lambda: link.find(arm).link().up)
-    write_setting(f"ipv4/conf/{arm}/forwarding", 1)
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def balancer(root) -> Iterator[Balancer]:
     with namespace.private("net"):
@@ -61,28 +40,6 @@ def balancer(root) -> Iterator[Balancer]:
         with support.balancer() as made:
             made.apply(declared(settings(*ARMS), [WEB], [BACKEND]), check=False)
             yield made
-
-
-@contextmanager
-def watching(balancer: Balancer, log: Path) -> Iterator[Callable[[str], list[str]]]:
-    """The service in a process of its own; what it wrote about an event."""
-    child = os.fork()
-    if not child:
-        with log.open("w", encoding="utf-8") as sys.stdout:
-            watch.run(balancer)
-        os._exit(1)
-
-    def events(event: str) -> list[str]:
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        return [line for line in lines if f" event={event}" in line]
-
-    try:
-        until(lambda: events("started"))
-        yield events
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def program(balancer: Balancer) -> dict:
@@ -117,9 +74,9 @@ def test_what_forwards_on_all_interfaces_has_no_problems(balancer):
 
 def test_an_interface_that_comes_back_has_the_program_put_back(balancer, tmp_path):
     applied = program(balancer)
-    with watching(balancer, tmp_path / "log") as events:
+    with watching(balancer, tmp_path / "log") as service:
         subprocess.run("ip link delete arm1".split(), check=True)
-        until(lambda: events("interface_gone"))
+        until(lambda: service.events("interface_gone"))
         found = program(balancer)
         assert not found["attached"]
         assert found["problems"] == [
@@ -133,8 +90,8 @@ def test_an_interface_that_comes_back_has_the_program_put_back(balancer, tmp_pat
         ]
         assert verdict("arm0") == TX
         make("arm1")
-        until(lambda: events("interface_restored"))
-        assert events("interface_restored") == ["watch balancer=main event=interface_restored interface=arm1"]
+        until(lambda: service.events("interface_restored"))
+        assert service.events("interface_restored") == ["watch balancer=main event=interface_restored interface=arm1"]
         assert program(balancer)["attached"] and problems(balancer) == []
         assert [verdict(arm) for arm in ARMS] == [TX, TX]
         # Packets of the new device are not refused for their size.
@@ -151,16 +108,16 @@ def test_one_that_came_back_while_nobody_listened(balancer, tmp_path):
     subprocess.run("ip link delete arm0".split(), check=True)
     make("arm0")
     assert verdict("arm0") == PASS
-    with watching(balancer, tmp_path / "log") as events:
-        until(lambda: events("interface_restored"))
+    with watching(balancer, tmp_path / "log") as service:
+        until(lambda: service.events("interface_restored"))
         assert [verdict(arm) for arm in ARMS] == [TX, TX]
 
 
 def test_a_renamed_interface_is_missing_until_it_has_its_name_again(balancer, tmp_path):
-    with watching(balancer, tmp_path / "log") as events:
+    with watching(balancer, tmp_path / "log") as service:
         subprocess.run("ip link set arm1 down".split(), check=True)
         subprocess.run("ip link set arm1 name other".split(), check=True)
-        until(lambda: events("interface_gone"))
+        until(lambda: service.events("interface_gone"))
         assert problems(balancer)[0].startswith("interface arm1 does not exist")
         subprocess.run("ip link set other name arm1".split(), check=True)
         subprocess.run("ip link set arm1 up".split(), check=True)
@@ -170,13 +127,13 @@ def test_a_renamed_interface_is_missing_until_it_has_its_name_again(balancer, tm
 
 def test_a_program_that_somebody_took_off_is_not_put_back(balancer, tmp_path):
     """Whoever does that has a reason."""
-    with watching(balancer, tmp_path / "log") as events:
+    with watching(balancer, tmp_path / "log") as service:
         subprocess.run("ip link set arm1 xdp off".split(), check=True)
         # What wakes the service, and is seen in its log.
         subprocess.run("ip link set arm0 mtu 1400".split(), check=True)
-        until(lambda: events("next_hops_changed"))
+        until(lambda: service.events("next_hops_changed"))
         time.sleep(0.5)
-        assert verdict("arm1") == PASS and not events("interface_restored")
+        assert verdict("arm1") == PASS and not service.events("interface_restored")
     assert problems(balancer) == [
         "interface arm1: the program is not attached; systemctl restart lbops-restore@main puts it back"
     ]

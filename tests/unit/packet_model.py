@@ -209,6 +209,19 @@ class LivePackets:
                 return found
         return None
 
+    def chosen(self, packet: Packet) -> Entry | None:
+        """The entry of the backend that a hash gives a packet to; it names the counters where the packet counts."""
+        table = self._table("endpoints" if packet.family == 4 else "endpoints6")
+        protocol = PROTOCOLS[packet.protocol]
+        service = table and self._port_endpoint(
+            table, packet.family, SERVICE, packet.destination, protocol, packet.port
+        )
+        ring = None if service is None else self._lookup_table(service)
+        if ring is None:
+            return None
+        length = struct.unpack_from("<I", ring, 4)[0]
+        return self._entry(struct.unpack_from("<I", ring, 16 + 4 * ((flow_hash(packet) >> 32) * length >> 32))[0])
+
     def _to_service(self, packet: Packet, service: int) -> Outcome:
         ring = self._lookup_table(service)
         if ring is None:
@@ -289,9 +302,14 @@ class LivePackets:
     # --- filters
 
     def _filter(self, packet: Packet) -> str:
+        found = self.rule(packet)
+        return ("", "drop", "pass", "limit")[found[1]] if found else ""
+
+    def rule(self, packet: Packet) -> tuple[int, ...] | None:
+        """The rule for a packet: index of its counters and limits, action, interval, burst; None without a prefix."""
         table = self._table("filters")
         if table is None:
-            return ""
+            return None
         first4, first6, shift4, shift6, first_verdict, any4, any6, count4, count6 = struct.unpack_from("<7IBB", table)
         address = int.from_bytes(packed(packet.source), "big")
         if packet.family == 4:
@@ -308,10 +326,9 @@ class LivePackets:
             else:
                 low, verdict = middle + 1, found
         if not verdict:
-            return ""
+            return None
         place = {"tcp": 0, "udp": 1, "icmp": 2}[packet.protocol]
-        rule = struct.unpack_from("<IIII", table, (first_verdict + verdict) * 64 + 16 * place)
-        return ("", "drop", "pass", "limit")[rule[1]]
+        return struct.unpack_from("<IIII", table, (first_verdict + verdict) * 64 + 16 * place)
 
     @staticmethod
     def _prefix(table: bytes, first: int, shift: int, bits: int, number: int, length: int) -> int | None:

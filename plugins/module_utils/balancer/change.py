@@ -17,7 +17,7 @@ from ..errors import EngineError
 from ..kernel import link
 from ..tables import memory
 from ..tables.filter_table import pack_filter_table, pack_strictest_table
-from ..tables.layout import BACKEND
+from ..tables.layout import BACKEND, BACKEND_FIELDS
 from . import compiler, consequences, drift, host_check, map_set, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
 from .health_view import settled
@@ -27,6 +27,9 @@ from .native import NativeHook, examine
 from .places import Places, pinned_id
 
 EMPTY = Config({}, {})
+# Of the entry of a backend, as a tuple.
+SERVICE_COUNTERS, BACKEND_COUNTERS = map(BACKEND_FIELDS.index, ("service_counters", "backend_counters"))
+NO_BACKEND = BACKEND.unpack(bytes(BACKEND.size))
 # What remembers flows needs a table for each CPU.
 REMEMBERING_FEATURES = frozenset(("flow_table", "full_nat"))
 
@@ -160,16 +163,16 @@ class Change:
             self.filter_ids = plan.assign_filters(document.filters, {}, document.sizes)
 
     def _filters_to_leave(self) -> tuple[state.FilterSet, ...]:
-        """Those of the documents whose services are live until this one's are."""
+        """Those that are live, or whose documents' services are, until this document's are: they count until then."""
         current = self.current
-        if current is None or self.details["new_maps"] or not self.planned.changed:
+        if current is None or self.details["new_maps"]:
             return ()
         changing = (state.FilterSet(current.filters, current.filter_ids),) if self.filters else ()
         return (*current.leaving, *changing)
 
     def _interim_filters(self) -> bytes | None:
         """Services and filters are switched one after the other; what either document drops is dropped in between."""
-        if not self.leaving:
+        if not self.leaving or not self.planned.changed:
             return None
         ids = {key: number for found in self.leaving for key, number in found.ids.items()}
         sets = [*(found.filters for found in self.leaving), self.document.filters]
@@ -346,12 +349,13 @@ def adopted(places: Places, document: Document) -> state.State | None:
     except map_set.OtherLayout:
         return None
     with live_maps:
-        entries, size = live_maps.read_backends(), BACKEND.size
+        entries = list(BACKEND.iter_unpack(live_maps.read_backends()))
+        visible = [index for index, entry in enumerate(entries) if index and entry != NO_BACKEND]
         allocation = plan.Allocation(
             retiring_rings=frozenset(live_maps.ring_ids()),
-            retiring_backends=frozenset(
-                index for index in range(1, len(entries) // size) if any(entries[index * size : (index + 1) * size])
-            ),
+            retiring_backends=frozenset(visible),
+            retiring_service_counters=frozenset(entries[index][SERVICE_COUNTERS] for index in visible),
+            retiring_backend_counters=frozenset(entries[index][BACKEND_COUNTERS] for index in visible),
         )
         ids = drift.table_ids(live_maps)
     return state.State(

@@ -11,7 +11,7 @@ Counters stay with the service's name and the backend's key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Callable, TypeVar
 
 from ..config.filters import FilterKey, Filters
@@ -35,6 +35,9 @@ class Allocation:
     # Left over from a run that was killed before it finished: still visible to packets, so not to be given away.
     retiring_rings: frozenset[int] = frozenset()
     retiring_backends: frozenset[int] = frozenset()
+    # Entries of backends that are visible count there.
+    retiring_service_counters: frozenset[int] = frozenset()
+    retiring_backend_counters: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ def compare(current: Mapping[Any, Any], desired: Mapping[Any, Any]) -> Changes:
     )
 
 
-def settled(allocation: Allocation) -> Allocation:
+def settled(found: Allocation) -> Allocation:
     """Once everything is written, nothing retires any more."""
-    return replace(allocation, retiring_rings=frozenset(), retiring_backends=frozenset())
+    return Allocation(found.rings, found.service_counters, found.backends, found.backend_counters, found.pools)
 
 
 class _Places:
@@ -227,10 +230,12 @@ def make(
             [*allocation.rings.values(), *allocation.retiring_rings],
         ),
     )
+    old_service_counters = allocation.retiring_service_counters.union(allocation.service_counters.values())
+    old_backend_counters = allocation.retiring_backend_counters.union(allocation.backend_counters.values())
     service_counters = _assign(
         desired.services,
         allocation.service_counters.get,
-        _Places("services", "max_services", 0, sizes.max_services, allocation.service_counters.values()),
+        _Places("services", "max_services", 0, sizes.max_services, old_service_counters),
     )
 
     same_services = {
@@ -256,7 +261,7 @@ def make(
     backend_counters = _assign(
         desired.backends,
         allocation.backend_counters.get,
-        _Places("backends", "max_backends", 1, sizes.max_backends, allocation.backend_counters.values()),
+        _Places("backends", "max_backends", 1, sizes.max_backends, old_backend_counters),
     )
     old_rings = frozenset(allocation.rings.values()) | allocation.retiring_rings
     old_backends = frozenset(allocation.backends.values()) | allocation.retiring_backends
@@ -269,6 +274,8 @@ def make(
         pools,
         retiring_rings=old_rings - frozenset(rings.values()),
         retiring_backends=old_backends - frozenset(backends.values()),
+        retiring_service_counters=old_service_counters - frozenset(service_counters.values()),
+        retiring_backend_counters=old_backend_counters - frozenset(backend_counters.values()),
     )
 
     service_changes = compare(current.services, desired.services)

@@ -122,7 +122,7 @@ class State:
     allocation: Allocation = Allocation()
     tables: Tables = Tables()
     filter_ids: dict[FilterKey, int] = field(default_factory=dict)
-    # The filters of documents whose services may still be live, because a change did not end.
+    # The filters of documents of which something may still be live, because a change did not end.
     leaving: tuple[FilterSet, ...] = ()
     retained: Retained = Retained()
     # How often something was changed, and when that was last.
@@ -171,6 +171,8 @@ class State:
                 "pools": [{**pool._asdict(), **asdict(place)} for pool, place in allocation.pools.items()],
                 "retiring_rings": sorted(allocation.retiring_rings),
                 "retiring_backends": sorted(allocation.retiring_backends),
+                "retiring_service_counters": sorted(allocation.retiring_service_counters),
+                "retiring_backend_counters": sorted(allocation.retiring_backend_counters),
             },
             "leaving": [found.dump() for found in self.leaving],
             "tables": self.tables.dump(),
@@ -224,6 +226,9 @@ def _load(raw: dict[str, Any]) -> State:
         },
         frozenset(places["retiring_rings"]),
         frozenset(places["retiring_backends"]),
+        # Earlier engines did not write these.
+        frozenset(places.get("retiring_service_counters", ())),
+        frozenset(places.get("retiring_backend_counters", ())),
     )
     return State(
         document,

@@ -265,7 +265,8 @@ class Transaction:
         ids = self._change.filter_ids
         # With an interim table the intent has said so. A save that failed here would leave that table live.
         if self._change.interim_filter_table is None:
-            unsure = replace(after, filter_ids=ids, tables=replace(after.tables, filters=state.UNKNOWN_TABLE))
+            tables = replace(after.tables, filters=state.UNKNOWN_TABLE)
+            unsure = replace(after, filter_ids=ids, leaving=self._change.leaving, tables=tables)
             state.save(self._change.places.state_file, unsure)
         written = live_maps.swap_table("filters", self._change.filter_table)
         self._reset_changed_limits(current, live_maps)

@@ -21,10 +21,10 @@ from ..errors import EngineError
 from . import netlink
 from .netlink import attributes, number, string
 
-RTM_GETLINK = 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 # family, type, index, flags, change
 IFINFOMSG = struct.Struct("=BxHiII")
-IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
+IFF_UP, IFF_NOARP, IFF_LOWER_UP = 0x1, 0x80, 0x10000
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 6, 10, 16, 18
 IFLA_LINK = 5
@@ -125,11 +125,14 @@ def parse_link(message: bytes) -> Link:
     )
 
 
-def links() -> list[Link]:
+def dump() -> list[bytes]:
+    """All links, each as the payload of RTM_NEWLINK. Raises OSError."""
     with netlink.Socket(netlink.NETLINK_ROUTE) as route:
-        return [
-            parse_link(reply) for reply in route.request(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), netlink.NLM_F_DUMP)
-        ]
+        return route.request(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), netlink.NLM_F_DUMP)
+
+
+def links() -> list[Link]:
+    return [parse_link(payload) for payload in dump()]
 
 
 def with_bonds(interfaces: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ The program forwards without the kernel, so the kernel would never look at these
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,12 @@ NUD_NONE = 0x00
 NUD_FAILED = 0x20
 # INCOMPLETE, FAILED and NONE have no Ethernet address.
 NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+# family, index of the interface, state, flags, type
+NDMSG = struct.Struct("=BxxxiHBB")
+NDA_DST, NDA_LLADDR = 1, 2
 # include/uapi/linux/rtnetlink.h, if_addr.h
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETADDR = 22
 IFADDRMSG_SIZE = 8  # begins with the family
 IFA_ADDRESS, IFA_LOCAL = 1, 2
@@ -68,8 +74,34 @@ def ways(addresses: Collection[str]) -> Ways:
         return Ways(*neighbours(route, addresses))
 
 
+def dump() -> list[bytes]:
+    """All neighbours of both families, each as the payload of RTM_NEWNEIGH. Raises OSError.
+
+    The kernel walks a hash table, some 300 entries at a time. If the table changes in between, entries may be missed.
+    """
+    with netlink.Socket(netlink.NETLINK_ROUTE) as route:
+        return route.request(RTM_GETNEIGH, NDMSG.pack(0, 0, 0, 0, 0), netlink.NLM_F_DUMP)
+
+
+def verify(route: Any, found: Iterable[Neighbour]) -> None:
+    """Have the kernel resolve or verify these neighbours, unless their addresses are static; this does not wait."""
+    static = set()
+    for payload in dump():
+        _family, interface, state, _flags, _type = NDMSG.unpack_from(payload)
+        if state & (NUD_PERMANENT | NUD_NOARP):
+            static.add((interface, dict(netlink.attributes(payload[NDMSG.size :])).get(NDA_DST)))
+    for neighbour in found:
+        family = AF_INET6 if ":" in neighbour.address else AF_INET
+        if (neighbour.interface, socket.inet_pton(family, neighbour.address)) not in static:
+            use(route, neighbour)
+
+
 def use(route: Any, neighbour: Neighbour) -> None:
-    """Have the kernel resolve a neighbour, or verify it if that was long ago; this does not wait."""
+    """Have the kernel resolve a neighbour, or verify it if that was long ago; this does not wait.
+
+    Not for one that is permanent: since 5.16 the kernel makes it forget that and its Ethernet address
+    (NEIGH_UPDATE_F_USE in __neigh_update()).
+    """
     route.neigh("replace", dst=neighbour.address, ifindex=neighbour.interface, state=NUD_NONE, flags=NTF_USE)
 
 

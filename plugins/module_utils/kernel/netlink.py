@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Netlink messages, attributes and sockets with nothing but the standard library: what ethtool and link state need.
+"""Netlink messages, attributes and sockets with nothing but the standard library.
 
 Numbers are those of include/uapi/linux/netlink.h and genetlink.h.
 """
@@ -17,6 +17,8 @@ from typing import TypeVar
 
 NETLINK_ROUTE, NETLINK_GENERIC = 0, 16
 SOL_NETLINK = 270
+# include/uapi/asm-generic/socket.h
+SO_RCVBUFFORCE = 33
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -157,6 +159,45 @@ class Socket:
                         raise error
                     return replies
                 replies.append(content)
+
+
+class Listener:
+    """Receives what the kernel multicasts to groups of NETLINK_ROUTE, from when it is made.
+
+    `groups`: bits RTMGRP_* of include/uapi/linux/rtnetlink.h. `buffer`: bytes that the kernel keeps while nobody
+    receives; this needs CAP_NET_ADMIN. Raises OSError.
+    """
+
+    def __init__(self, groups: int, buffer: int) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_ROUTE)
+        self._datagram = memoryview(bytearray(RECEIVE_SIZE))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
+        self._socket.bind((0, groups))
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self, limit: int) -> list[tuple[int, bytes]]:
+        """Type and payload of the messages of the next datagrams, `limit` at most; none if none waits.
+
+        Raises OSError with ENOBUFS if the kernel has dropped messages. It then drops all that follow until the last
+        datagram has been received (NETLINK_S_CONGESTED), and does not say so again: make another listener.
+        """
+        found: list[tuple[int, bytes]] = []
+        try:
+            for _datagram in range(limit):
+                size = self._socket.recv_into(self._datagram)
+                found += [(kind, payload) for kind, _, _, payload in messages(bytes(self._datagram[:size]))]
+        except BlockingIOError:
+            pass
+        return found
 
 
 class GenericSocket(Socket):
