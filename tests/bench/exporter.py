@@ -173,7 +173,7 @@ def main() -> int:
                     print(f"exporter: {case} done", flush=True)
     except (OSError, report.Failure) as error:
         print(f"exporter: {error}", file=sys.stderr)
-        return 1
+        return report.EXCEEDED
     cases = {case: {"seconds": report.summary(values)} for case, values in samples.items()}
     cases["rss"] = {"mib": report.summary(memory["scrape_100x1000"])}
     cases["rss_100x100_each"] = {"mib": report.summary(memory["scrape_100x100_each"])}
@@ -181,7 +181,7 @@ def main() -> int:
     method = METHOD.format(services=SERVICES, backends=BACKENDS, more=MORE, scrapes=SCRAPES, rounds=ROUNDS)
     print(report.write("exporter", method, cases))
     print(report.plot("exporter", "What a scrape costs", "seconds", "seconds", cases, AIMS))
-    return 0
+    return report.judge_cases(cases, AIMS)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,56 @@ class Failure(Exception):
     """What was measured did not do what its case says."""
 
 
+# Exit statuses of a benchmark: every limit holds; a limit or a claim does not; it is too noisy here to say whether.
+HELD, EXCEEDED, TOO_NOISY = 0, 1, 3
+
+
 @dataclass(frozen=True)
 class Aim:
-    """What a case should cost, and what it must not exceed."""
+    """What a figure should be at most, and the limit that it must not exceed; at least, if more is better."""
 
     should: float
     must: float | None = None
+    at_least: bool = False
+
+    def text(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        return f"{sign} {self.should:g}" + (f", must {sign} {self.must:g}" if self.must is not None else "")
+
+    def met(self, value: float) -> bool:
+        return self._within(value, self.should)
+
+    def exceeds_limit(self, value: float) -> bool:
+        return self.must is not None and not self._within(value, self.must)
+
+    def verdict(self, value: float) -> str:
+        if self.exceeds_limit(value):
+            return "EXCEEDED"
+        return "met" if self.met(value) else "missed"
+
+    def _within(self, value: float, bound: float) -> bool:
+        return value >= bound if self.at_least else value <= bound
+
+
+def judge(judged: list[tuple[str, float, Aim]]) -> int:
+    """Prints a note for every aim that is missed, an error for every limit; returns the exit status."""
+    status = HELD
+    for name, value, aim in judged:
+        if aim.exceeds_limit(value):
+            print(f"error: {name} is {_number(value)}, limit {aim.text()}")
+            status = EXCEEDED
+        elif not aim.met(value):
+            print(f"note: {name} is {_number(value)}, which misses its aim {aim.text()}")
+    return status
+
+
+def judge_cases(cases: Cases, aims: dict[str, Aim]) -> int:
+    """The same for the median of each case's first quantity."""
+    return judge([(case, _first(cases[case])["median"], aim) for case, aim in aims.items() if case in cases])
+
+
+def _first(quantities: dict[str, Quantity]) -> Quantity:
+    return next(iter(quantities.values()))
 
 
 def summary(samples: list[float]) -> Quantity:
@@ -94,22 +138,13 @@ def table(cases: Cases, aims: dict[str, Aim]) -> str:
             line = f"{case if not position else '':<{width}}{quantity:<16}"
             line += "".join(f"{_number(found[key]):>8}" for key in ("median", "min", "max")) + f"{found['rounds']:>8}"
             if not position and case in aims:
-                line += f"  {_verdict(found['median'], aims[case])}"
+                line += f"  {aims[case].text()}: {aims[case].verdict(found['median'])}"
             lines.append(line)
     return "\n".join(lines)
 
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def _verdict(value: float, aim: Aim) -> str:
-    text = f"<= {aim.should:g}" + (f", must <= {aim.must:g}" if aim.must is not None else "")
-    if value <= aim.should:
-        return f"{text}: met"
-    if aim.must is not None:
-        return f"{text}: {'missed' if value <= aim.must else 'BROKEN'}"
-    return f"{text}: missed"
 
 
 def plot(name: str, title: str, unit: str, quantity: str, cases: Cases, aims: dict[str, Aim]) -> Path:

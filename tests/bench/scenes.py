@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
@@ -57,6 +58,15 @@ class Case:
     repeatable: bool = False
     verdict: int = reference.TX
     grows: int = 0  # by so many bytes
+
+    @cached_property
+    def is_ipv6(self) -> bool:
+        return IPv6 in self.frame
+
+    @cached_property
+    def wire(self) -> bytes:
+        """The frame as it arrives: Ethernet pads to 60 bytes; wrapper.c restores whole words."""
+        return bytes(self.frame).ljust(80 if self.is_ipv6 else 60, b"\0")
 
 
 @dataclass(frozen=True)
@@ -153,8 +163,10 @@ def small() -> Scene:
 
 
 def thousand_services() -> Scene:
+    """Packets are looked up in a table filled by hash as in one filled by maglev, which takes seconds to fill."""
     services = [
-        service(f"many-{number}", address=f"192.0.{2 + number // 250}.{1 + number % 250}") for number in range(1000)
+        service(f"many-{number}", address=f"192.0.{2 + number // 250}.{1 + number % 250}", scheduler="hash")
+        for number in range(1000)
     ]
     backends = [{**item, "service": entry["name"]} for entry in services for item in members(count=2)]
     for number, item in enumerate(backends):

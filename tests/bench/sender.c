@@ -16,18 +16,54 @@ struct traffic {
 	__u32 interface;
 	__u32 source; /* in the host's byte order; flows count up from it, 65536 ports each */
 	__u32 sum;    /* of the IP header's words without the source */
+	__u64 interval; /* nanoseconds from one packet to the next; 0 sends all */
+	__u64 due;      /* when the next burst is, CLOCK_MONOTONIC */
+	__u32 left;     /* of this burst */
+	__u32 unused;
 	__u8 headers[48];
 };
+
+/* Packets at a time, as a NIC hands them over that moderates its interrupts. The ring of a veth holds 256. */
+#define BURST 32
+/* Packets that a sender may be behind. It does not make up for more, or they would overflow the ring. */
+#define MOST_BEHIND 64
+
+/* Whether it is time for the next packet. */
+static __always_inline int is_due(struct traffic *traffic)
+{
+	__u64 now, behind = traffic->interval * MOST_BEHIND;
+
+	if (!traffic->interval)
+		return 1;
+	if (traffic->left) {
+		traffic->left -= 1;
+		return 1;
+	}
+	now = bpf_ktime_get_ns();
+	if (now < traffic->due)
+		return 0;
+	if (traffic->due + behind < now)
+		traffic->due = now - behind;
+	traffic->due += traffic->interval * BURST;
+	traffic->left = BURST - 1;
+	return 1;
+}
 
 /* Run on live frames: a packet of the next flow, into the wire. Frames come back as the last receiver left them. */
 int sender(struct xdp_md *ctx)
 {
 	__u32 zero = 0, flow, source, sum;
 	struct traffic *traffic = bpf_map_lookup_elem(MAP(0), &zero);
-	struct iphdr *ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
-	struct udphdr *udp = (void *)(ip + 1);
+	struct iphdr *ip;
+	struct udphdr *udp;
 
-	if (!traffic || (void *)(udp + 1) > (void *)(long)ctx->data_end)
+	if (!traffic)
+		return XDP_ABORTED;
+	if (!is_due(traffic))
+		return XDP_DROP;
+	ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
+	udp = (void *)(ip + 1);
+	if ((void *)(udp + 1) > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
 	__builtin_memcpy((void *)(long)ctx->data, traffic->headers, 42);
 	flow = traffic->sent % traffic->flows;

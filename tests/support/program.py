@@ -63,44 +63,53 @@ class Program:
             features = used_features(self.config, self.filters) | more_features
         if tc:
             features -= compiler.NOT_ON_TC
-        self.maps = map_set.create(sizes)
-        self.maps.update_control({number: mtu for number, _name in socket.if_nameindex()[: layout.MAX_INTERFACES]})
+        self.build = compiler.Build(SOURCE, features, sizes, tc)
+        self.type = self.build.program_type
         self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
-        allocation = self.plan.allocation
-        self.rings, self.backend_ids = allocation.rings, allocation.backends
-        self._fill(sizes)
-        self._fill_filters(sizes)
-        if features & {"flow_table", "full_nat"}:
-            self.maps.create_flow_tables()
-        build = compiler.Build(SOURCE, features, sizes, tc)
-        self.type = build.program_type
-        self.fd = load(build, list(self.maps.descriptors.values()))
+        self.rings, self.backend_ids = self.plan.allocation.rings, self.plan.allocation.backends
+        self.filter_ids = {key: number for number, key in enumerate(self.filters)}
+        self._mtu = mtu
+        self._pack()
+        self._load()
 
-    def _fill(self, sizes: Sizes) -> None:
-        config, allocation = self.config, self.plan.allocation
-        entries = {}
+    def _pack(self) -> None:
+        config, allocation, sizes = self.config, self.plan.allocation, self.build.sizes
+        self._entries = {}
         for key, backend in config.backends.items():
             interface = socket.if_nametoindex(backend.interface) if backend.interface else 0
             place = self.plan.backend_place(key, interface)
-            entries[self.backend_ids[key]] = tables.pack_backend(config.services[key.service], backend, place)
-        self.maps.write_backends(entries)
-        interfaces = {backend.interface for backend in config.backends.values() if backend.interface}
-        self.maps.set_links({socket.if_nametoindex(name) for name in interfaces})
-        self.maps.write_pools({place.id: tables.pack_pool(pool, place) for pool, place in allocation.pools.items()})
-        packed = {
+            self._entries[self.backend_ids[key]] = tables.pack_backend(config.services[key.service], backend, place)
+        self._pools = {place.id: tables.pack_pool(pool, place) for pool, place in allocation.pools.items()}
+        self._packed_rings = {
             self.rings[name]: tables.pack_ring(config.services[name], members, self.backend_ids)
             for name, members in config.backends_of().items()
         }
-        self.maps.write_rings(packed, {})
         found = tables.endpoints(config, self.rings, self.backend_ids, allocation.pools)
-        table4, table6 = tables.pack_endpoint_tables(found, sizes)
-        self.maps.swap_table("endpoints", table4)
-        self.maps.swap_table("endpoints6", table6)
-
-    def _fill_filters(self, sizes: Sizes) -> None:
-        self.filter_ids = {key: number for number, key in enumerate(self.filters)}
+        endpoints, endpoints6 = tables.pack_endpoint_tables(found, sizes)
+        self._tables = {"endpoints": endpoints, "endpoints6": endpoints6}
         if self.filters:
-            self.maps.swap_table("filters", filter_table.pack_filter_table(self.filters, self.filter_ids, sizes))
+            self._tables["filters"] = filter_table.pack_filter_table(self.filters, self.filter_ids, sizes)
+
+    def _load(self) -> None:
+        self.maps = map_set.create(self.build.sizes)
+        self.maps.update_control(
+            {number: self._mtu for number, _name in socket.if_nameindex()[: layout.MAX_INTERFACES]}
+        )
+        self.maps.write_backends(self._entries)
+        interfaces = {backend.interface for backend in self.config.backends.values() if backend.interface}
+        self.maps.set_links({socket.if_nametoindex(name) for name in interfaces})
+        self.maps.write_pools(self._pools)
+        self.maps.write_rings(self._packed_rings, {})
+        for name, table in self._tables.items():
+            self.maps.swap_table(name, table)
+        if self.build.features & {"flow_table", "full_nat"}:
+            self.maps.create_flow_tables()
+        self.fd = load(self.build, list(self.maps.descriptors.values()))
+
+    def renew(self) -> None:
+        """Replace the program and its maps by new ones with the same content, elsewhere in memory."""
+        self.close()
+        self._load()
 
     def replace_ring(self, service: str, members: list[model.Backend]) -> None:
         """Let these backends of a service, possibly none, have its new packets."""
