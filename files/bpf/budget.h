@@ -7,7 +7,7 @@
 #include "layout.h"
 #include "maps.h"
 
-#define MAX_SEARCHES 10000
+#define MAX_SEARCHES 10000 /* for each cause */
 #define MAX_ERRORS 100
 
 static __always_inline struct budget *budget(__u32 now)
@@ -15,12 +15,16 @@ static __always_inline struct budget *budget(__u32 now)
 	struct budget *budget = lookup(MAP_BUDGET, 0);
 
 	if (budget && budget->tick != now) {
+		__builtin_memset(budget, 0, sizeof(*budget));
 		budget->tick = now;
-		budget->flows = 0;
-		budget->searches = 0;
-		budget->errors = 0;
 	}
 	return budget;
+}
+
+/* Each service has its own, so that a flood of one service leaves the others' clients theirs. */
+static __always_inline __u32 *flows_spent(struct budget *budget, __u32 service)
+{
+	return &budget->flows[service & (FLOW_BUDGETS - 1)];
 }
 
 static __always_inline int spend(__u32 *spent, __u32 limit)

@@ -75,42 +75,11 @@ static __always_inline int is_syn(const struct packet *packet)
 	       !packet->tcp->ack;
 }
 
-static __always_inline int is_reset(const struct packet *packet)
+/* FIN or RST. */
+static __always_inline int is_end(const struct packet *packet)
 {
-	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end && packet->tcp->rst;
-}
-
-/* A flow that nobody knows: the scheduler chooses. `number` is what to remember it with, 0 if it is one too many. */
-static __always_inline int choose_anew(const int family, const struct packet *packet, __u32 service,
-				       const struct flow *flow, struct budget *spent, __u32 now,
-				       struct choice *choice, __u32 *number)
-{
-	int is_allowed;
-
-	if (take(choice, scheduled(service, choice->rules, choice->hash)) != CHOSEN)
-		return DROP_NO_BACKEND;
-	is_allowed = spend(&spent->flows, MAX_NEW_FLOWS);
-	*number = is_allowed ? choice->id : 0;
-#ifdef FEATURE_FULL_NAT
-	if (choice->rules->flags & SERVICE_SESSIONS) {
-		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
-							 choice->rules->idle_timeout, now) :
-					   -1;
-
-		if (session < 0)
-			return DROP_NO_PORT;
-		choice->number = session;
-		choice->session = lookup(MAP_SESSIONS, choice->number);
-		if (!choice->session)
-			return DROP_NO_PORT;
-		*number = choice->number | FLOW_IS_SESSION;
-	}
-#endif
-	if (*number)
-		count_new_flow(choice->backend);
-	else
-		count_reason(FORWARD_FLOW_LIMIT);
-	return CHOSEN;
+	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end &&
+	       (packet->tcp->fin || packet->tcp->rst);
 }
 
 /* What is needed to remember a flow. */
@@ -135,51 +104,107 @@ static __always_inline int open_memory(__u32 service, const struct choice *choic
 	return memory->bucket && memory->spent;
 }
 
-/* In the other CPUs' memories; the number, 0 if nobody knows the flow. */
-static __always_inline __u32 search(const struct memory *memory)
+/* The number in all CPUs' memories, 0 if nobody knows the flow; `own`, this CPU's, if too much was searched already. */
+static __always_inline __u32 search(const struct memory *memory, enum search cause, __u32 own)
 {
-	if (!spend(&memory->spent->searches, MAX_SEARCHES))
-		return 0;
-	return search_flow(memory->signature, memory->idle_timeout, memory->now, 0);
+	if (!spend(&memory->spent->searches[cause], MAX_SEARCHES))
+		return own;
+	return search_flow(memory->signature, memory->idle_timeout, memory->now, cause);
+}
+
+/*
+ * A flow that nobody knows: the scheduler chooses. `place` is where to remember it, NULL if there is no room; one too many
+ * is not remembered.
+ */
+static __always_inline int choose_anew(const int family, const struct packet *packet, const struct flow *flow,
+				       const struct memory *memory, __u64 *place, struct choice *choice)
+{
+	__u32 number;
+	int is_allowed;
+
+	if (take(choice, scheduled(choice->service, choice->rules, choice->hash)) != CHOSEN)
+		return DROP_NO_BACKEND;
+	is_allowed = place && spend(flows_spent(memory->spent, choice->service), MAX_NEW_FLOWS);
+	number = choice->id;
+#ifdef FEATURE_FULL_NAT
+	if (memory->with_session) {
+		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
+							 choice->rules->idle_timeout) :
+					   -1;
+
+		if (session < 0)
+			return DROP_NO_PORT;
+		choice->number = session;
+		choice->session = lookup(MAP_SESSIONS, choice->number);
+		if (!choice->session)
+			return DROP_NO_PORT;
+		number = choice->number | FLOW_IS_SESSION;
+	}
+#endif
+	if (is_allowed) {
+		count_new_flow(choice->backend);
+		*place = flow_entry(cut_signature(memory->signature), is_end(packet) ? FLOW_CLOSING : FLOW_NEW, number,
+				    memory->now);
+	} else {
+		count_reason(FORWARD_FLOW_LIMIT);
+	}
+	return CHOSEN;
+}
+
+/* Ticks after which another CPU may know better. */
+#define CERTAIN_AGE 1
+
+/* The state of a flow that was in this one before the packet. */
+static __always_inline __u32 next_state(const int family, const struct packet *packet, const struct choice *choice,
+					__u32 state)
+{
+	if (choice->session)
+		return choice->session->state == SESSION_ESTABLISHED ? FLOW_ESTABLISHED : FLOW_NEW;
+	if (is_end(packet))
+		return FLOW_CLOSING;
+	if (is_syn(packet) || (state == FLOW_CLOSING && !has_payload(family, packet)))
+		return state;
+	return FLOW_ESTABLISHED;
 }
 
 static __always_inline int choose_remembered(const int family, const struct packet *packet, __u32 service,
 					     const struct flow *flow, struct choice *choice)
 {
+	enum search cause = is_syn(packet) ? SEARCH_FOR_SYN : SEARCH_FOR_PACKET;
+	__u32 number = 0, state = FLOW_NEW;
 	struct memory memory;
 	__u64 *known;
-	__u32 number = 0;
-	int is_first = is_syn(packet), reason;
 
 	if (!open_memory(service, choice, &memory))
 		return DROP_NO_BACKEND;
-	/* A new connection is chosen for anew; but one of full_nat may be tried again, and keeps its port. */
-	known = is_first && !memory.with_session ? NULL : find_flow(memory.bucket, memory.signature);
+	known = find_flow(memory.bucket, memory.signature);
 	if (known) {
-		number = recall_flow(known, memory.idle_timeout, memory.now);
-		if (number && !memory.with_session && is_reset(packet))
-			*known = 0;
-		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
-			/* A client that uses its port again soon after has another connection. */
-			if (is_first && choice->session)
-				choice->session->timeout = choice->rules->idle_timeout;
+		state = flow_state(*known);
+		/* Else the client may have gone on, or have begun anew, on another CPU. */
+		if (state != FLOW_CLOSING && flow_age(*known, memory.now) <= CERTAIN_AGE &&
+		    take_known(family, choice, flow_number(*known), flow, service, memory.now) == CHOSEN) {
+			see_flow(known, next_state(family, packet, choice, state), memory.now);
 			return CHOSEN;
 		}
-		/* Seen just now, it would be the youngest of all that a search finds. */
-		*known = 0;
+		if (cause == SEARCH_FOR_PACKET || state != FLOW_CLOSING)
+			number = recall_flow(*known, memory.idle_timeout, memory.now);
 	}
-	number = is_first ? 0 : search(&memory);
+	number = search(&memory, cause, number);
 	FORGET(number, memory.signature);
-	reason = take_known(family, choice, number, flow, service, memory.now);
-	if (reason != CHOSEN) {
-		choice->session = NULL;
-		reason = choose_anew(family, packet, service, flow, memory.spent, memory.now, choice, &number);
-		if (reason != CHOSEN)
-			return reason;
+	if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
+		if (!known || flow_number(*known) != number)
+			state = FLOW_NEW;
+		if (!known)
+			known = place_for_flow(memory.bucket, choice->rules->idle_timeout, memory.now);
+		if (known)
+			*known = flow_entry(cut_signature(memory.signature),
+					    next_state(family, packet, choice, state), number, memory.now);
+		return CHOSEN;
 	}
-	if (number && (memory.with_session || !is_reset(packet)))
-		remember_flow(memory.bucket, memory.signature, number, memory.now);
-	return CHOSEN;
+	choice->session = NULL;
+	if (!known)
+		known = place_for_flow(memory.bucket, choice->rules->idle_timeout, memory.now);
+	return choose_anew(family, packet, flow, &memory, known, choice);
 }
 
 static __always_inline int recall_for_error(const int family, __u32 service, const struct flow *flow,
@@ -193,9 +218,9 @@ static __always_inline int recall_for_error(const int family, __u32 service, con
 		return DROP_NO_BACKEND;
 	known = find_flow(memory.bucket, memory.signature);
 	if (known)
-		number = recall_flow(known, memory.idle_timeout, memory.now);
+		number = recall_flow(*known, memory.idle_timeout, memory.now);
 	if (!number)
-		number = search(&memory);
+		number = search(&memory, SEARCH_FOR_ERROR, 0);
 	FORGET(number, memory.signature);
 	return take_known(family, choice, number, flow, service, memory.now);
 }

@@ -10,6 +10,12 @@ static __u64 (*coarse_ns)(void) = (void *)160; /* bpf_ktime_get_coarse_ns, kerne
 /* The longest time that is asked for, and more. */
 #define TICKS_AT_BOOT 4096
 
+/* Units of 2^20 ns. */
+static __always_inline __u32 clock_units(void)
+{
+	return coarse_ns() >> 20;
+}
+
 /* Tick 0, which stands for never, is long ago from the first one on. */
 static __always_inline __u32 clock_ticks(void)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What a CPU remembers of flows: a table of its own, so that nobody else writes to its cache lines. A flow is
- * known by 31 bits of a seeded hash within one of many buckets; two flows taken for one share a backend.
+ * known by 29 bits of a seeded hash within one of many buckets; two flows taken for one share a backend.
  */
 #ifndef LBOPS_FLOW_TABLE_H
 #define LBOPS_FLOW_TABLE_H
@@ -15,7 +15,9 @@
 #define FLOWS_PER_BUCKET 8
 #define FLOW_NUMBER_BITS 21
 #define FLOW_TICK_BITS 12
-#define FLOW_SIGNATURE_SHIFT (FLOW_NUMBER_BITS + FLOW_TICK_BITS)
+#define FLOW_STATE_SHIFT (FLOW_NUMBER_BITS + FLOW_TICK_BITS)
+#define FLOW_STATE_BITS 2
+#define FLOW_SIGNATURE_SHIFT (FLOW_STATE_SHIFT + FLOW_STATE_BITS)
 #define MAX_FLOW_AGE ((1 << FLOW_TICK_BITS) - 1)
 
 static __always_inline __u32 flow_number(__u64 flow)
@@ -29,9 +31,15 @@ static __always_inline __u32 flow_age(__u64 flow, __u32 now)
 	return (now - (flow >> FLOW_NUMBER_BITS)) & MAX_FLOW_AGE;
 }
 
-static __always_inline __u64 flow_entry(__u64 signature, __u32 number, __u32 now)
+static __always_inline __u32 flow_state(__u64 flow)
 {
-	return signature << FLOW_SIGNATURE_SHIFT |
+	return flow >> FLOW_STATE_SHIFT & ((1 << FLOW_STATE_BITS) - 1);
+}
+
+/* The signature is one that cut_signature() made. */
+static __always_inline __u64 flow_entry(__u64 signature, __u32 state, __u32 number, __u32 now)
+{
+	return signature << FLOW_SIGNATURE_SHIFT | (__u64)state << FLOW_STATE_SHIFT |
 	       (__u64)(now & MAX_FLOW_AGE) << FLOW_NUMBER_BITS | number;
 }
 
@@ -61,9 +69,19 @@ static __always_inline __u64 same_signature(__u64 flow, __u64 signature)
 	return difference >> 63;
 }
 
+/* 1 if the flow is in this state, else 0; without a branch. */
+static __always_inline __u64 same_state(__u64 flow, enum flow_state state)
+{
+	__u64 difference = (__u64)(flow_state(flow) ^ state) - 1;
+
+	asm volatile("" : "+r"(difference));
+	return difference >> 63;
+}
+
+/* The bits of a signature that an entry has. Entries of layout 3 have two more, where the state is now. */
 static __always_inline __u64 cut_signature(__u64 signature)
 {
-	return signature << FLOW_SIGNATURE_SHIFT >> FLOW_SIGNATURE_SHIFT;
+	return signature << FLOW_STATE_SHIFT >> FLOW_SIGNATURE_SHIFT;
 }
 
 /* Where the flow is in the bucket; NULL if it is not. */
@@ -90,43 +108,39 @@ static __always_inline __s64 larger(__s64 one, __s64 other)
 	return one - (difference & is_negative);
 }
 
-/* An empty place, or else that of the flow that was seen least recently. */
-static __always_inline __u64 *oldest_flow(struct flow_bucket *bucket, __u32 now)
+/*
+ * An empty place, or else that of the flow that was seen least recently: of those that are not established, or of all
+ * that have been idle for longer than this. NULL if all are established: new flows do not push them out.
+ */
+static __always_inline __u64 *place_for_flow(struct flow_bucket *bucket, __u32 idle_timeout, __u32 now)
 {
-	__s64 oldest = 0;
+	__s64 best = 0;
 	int place;
 
 #pragma unroll
 	for (place = 0; place < FLOWS_PER_BUCKET; place++) {
-		__u64 flow = bucket->flows[place], is_empty = ~(flow | -flow) >> 63;
+		__u64 flow = bucket->flows[place], is_empty = ~(flow | -flow) >> 63, age = flow_age(flow, now);
+		__u64 is_free = is_empty | ((__u64)idle_timeout - age) >> 63 |
+				same_state(flow, FLOW_ESTABLISHED) ^ 1;
 
-		oldest = larger(oldest, (flow_age(flow, now) | is_empty << FLOW_TICK_BITS) << 3 | place);
+		best = larger(best, (is_empty << FLOW_TICK_BITS | is_free << (FLOW_TICK_BITS + 1) | age) << 3 | place);
 	}
-	return &bucket->flows[oldest & (FLOWS_PER_BUCKET - 1)];
+	return best >> (FLOW_TICK_BITS + 4) ? &bucket->flows[best & (FLOWS_PER_BUCKET - 1)] : NULL;
 }
 
-static __always_inline void remember_flow(struct flow_bucket *bucket, __u64 signature, __u32 number, __u32 now)
+/* The number of a flow that was seen within so many ticks; 0 if it is unknown. */
+static __always_inline __u32 recall_flow(__u64 flow, __u32 idle_timeout, __u32 now)
 {
-	__u64 *flow = find_flow(bucket, signature);
-
-	if (!flow)
-		flow = oldest_flow(bucket, now);
-	*flow = flow_entry(signature, number, now);
+	return flow_age(flow, now) > idle_timeout ? 0 : flow_number(flow);
 }
 
-/* The number of a flow that was seen within so many ticks, and is seen now; 0 if it is unknown. */
-static __always_inline __u32 recall_flow(__u64 *flow, __u32 idle_timeout, __u32 now)
+/* It is seen now, in this state. Writing costs more than reading, so the time is written once a tick. */
+static __always_inline void see_flow(__u64 *flow, __u32 state, __u32 now)
 {
-	__u32 age = flow_age(*flow, now);
-
-	if (age > idle_timeout)
-		return 0;
-	/* Writing costs more than reading, so this is done once a tick. */
-	if (age)
-		*flow = flow_entry(*flow >> FLOW_SIGNATURE_SHIFT, flow_number(*flow), now);
-	return flow_number(*flow);
+	if (flow_age(*flow, now) || flow_state(*flow) != state)
+		*flow = flow_entry(*flow >> FLOW_SIGNATURE_SHIFT, state, flow_number(*flow), now);
 }
 
-GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused);
+GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 cause);
 
 #endif

@@ -224,7 +224,7 @@ static __always_inline int forward_full_nat(hook_context *ctx, const int family,
 	rewrite.ip_delta = with_ttl_step(family, session->address_delta);
 	rewrite.l4_delta = session->l4_delta;
 	if (has_ports)
-		note_packet(session, packet, clock_ticks());
+		note_packet(family, session, packet, 1, clock_ticks());
 	return send_rewritten(ctx, family, packet, choice, &rewrite, has_ports);
 }
 
@@ -244,7 +244,7 @@ static __always_inline int forward_session_reply(hook_context *ctx, const int fa
 	};
 
 	if (has_ports)
-		note_packet(session, packet, clock_ticks());
+		note_packet(family, session, packet, 0, clock_ticks());
 	return send_reply(ctx, family, packet, backend, session->client, &rewrite, has_ports);
 }
 #endif

@@ -33,9 +33,16 @@ static __always_inline void remember_fragment(const int family, const struct pac
 {
 	__u64 signature = fragment_signature(family, packet);
 	struct flow_bucket *bucket = lookup(MAP_FRAGMENTS, signature >> FRAGMENT_SHIFT);
+	__u32 now = clock_ticks();
+	__u64 *place;
 
-	if (bucket)
-		remember_flow(bucket, signature, number, clock_ticks());
+	if (!bucket)
+		return;
+	place = find_flow(bucket, signature);
+	if (!place)
+		place = place_for_flow(bucket, FRAGMENT_TIMEOUT, now);
+	if (place)
+		*place = flow_entry(cut_signature(signature), FLOW_NEW, number, now);
 }
 
 /* The number that the first fragment was remembered with; 0 if none was. */
@@ -43,9 +50,15 @@ static __always_inline __u32 recall_fragment(const int family, const struct pack
 {
 	__u64 signature = fragment_signature(family, packet), *known;
 	struct flow_bucket *bucket = lookup(MAP_FRAGMENTS, signature >> FRAGMENT_SHIFT);
+	__u32 now = clock_ticks(), number;
 
 	known = bucket ? find_flow(bucket, signature) : NULL;
-	return known ? recall_flow(known, FRAGMENT_TIMEOUT, clock_ticks()) : 0;
+	if (!known)
+		return 0;
+	number = recall_flow(*known, FRAGMENT_TIMEOUT, now);
+	if (number)
+		see_flow(known, FLOW_NEW, now);
+	return number;
 }
 
 #endif

@@ -28,6 +28,8 @@
 /* Buckets of fragmented packets under way, per CPU (a power of two), 64 - log2 of that. */
 #define FRAGMENT_BUCKETS 512
 #define FRAGMENT_SHIFT 55
+/* Budgets of new flows; a service has that of its id modulo this (a power of two). */
+#define FLOW_BUDGETS 64
 /* Pools of source ports. */
 #define MAX_POOLS 64
 /* Room for reasons (reasons.h), so that the map of a host stays when some are added. */
@@ -157,9 +159,22 @@ struct counters {
 	__u64 new_flows; /* remembered in the flow table, or sessions started */
 };
 
-/* Eight flows in one cache line: signature << 33 | tick last seen << 21 | number, 0: empty. */
+enum flow_state {
+	FLOW_NEW,         /* one packet, or SYNs only */
+	FLOW_ESTABLISHED, /* the client has sent again */
+	FLOW_CLOSING,     /* FIN or RST was seen, and no data since */
+};
+
+/* Eight flows in one cache line: signature << 35 | state << 33 | tick last seen << 21 | number, 0: empty. */
 struct flow_bucket {
 	__u64 flows[8];
+};
+
+enum session_state {
+	SESSION_ESTABLISHED,
+	SESSION_NEW,      /* the backend has not answered */
+	SESSION_ANSWERED, /* the client has not sent again */
+	SESSION_CLOSING,  /* FIN or RST was seen, and no data since */
 };
 
 /* A flow of full_nat; its place says its source port. */
@@ -170,14 +185,16 @@ struct session {
 	__u32 backend;
 	__u32 service;
 	__u32 seen; /* tick; 0: free */
-	__u32 timeout; /* ticks without a packet; short once FIN or RST was seen */
+	__u32 timeout; /* ticks without a packet; short unless it is established */
 	__u8 protocol;
-	__u8 unused;
+	__u8 state; /* enum session_state */
 	__sum16 address_delta; /* what the rewrite adds to the complement of a checksum: addresses ... */
 	__sum16 l4_delta;      /* ... and addresses with ports; a reply adds the complement */
 	__u16 unused2;
 	__u32 identity; /* of the backend: the deltas hold for no other */
-	__u32 unused3[4];
+	__u32 idle_timeout; /* ticks; the timeout while it is established */
+	__u32 started; /* units of 2^20 ns; of one that is not established */
+	__u32 unused3[2];
 };
 
 /* A pool of source ports as replies need it. */
@@ -187,12 +204,20 @@ struct pool {
 	__u16 ports;
 };
 
+/* Why other CPUs' flow tables are searched. */
+enum search {
+	SEARCH_FOR_PACKET,
+	SEARCH_FOR_SYN,
+	SEARCH_FOR_ERROR,
+	SEARCHES,
+};
+
 /* What a CPU has done since its tick began. */
 struct budget {
 	__u32 tick;
-	__u32 flows;    /* learnt */
-	__u32 searches; /* in other CPUs' flow tables */
-	__u32 errors;   /* ICMP errors sent */
+	__u32 errors; /* ICMP errors sent */
+	__u32 searches[SEARCHES]; /* in other CPUs' flow tables */
+	__u32 flows[FLOW_BUDGETS]; /* learnt, by service */
 };
 
 /* Bucket 0 has what took less than 2^LATENCY_FIRST ns, each further one twice as much, the last one all the rest. */

@@ -80,6 +80,13 @@ static __always_inline __u64 longest_packet(hook_context *ctx, const int family,
 							 headers + packet->tcp->doff * 4 + payload;
 }
 
+/* Whether a TCP segment has data. */
+static __always_inline int has_payload(const int family, const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end &&
+	       network_length(family, packet) > (__u64)(packet->l4 - packet->network) + packet->tcp->doff * 4;
+}
+
 static __always_inline int may_be_fragmented(const int family, const struct packet *packet)
 {
 	return family == 4 && !(packet->ip->frag_off & htons(IP_DONT_FRAGMENT));

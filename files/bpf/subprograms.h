@@ -13,20 +13,18 @@
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
 /*
  * After the network card has spread flows anew, or for an ICMP error: another CPU may know the flow, or did once; it
- * is the youngest entry that counts. A CPU whose clock is a tick ahead makes no difference.
+ * is the youngest entry that counts, of one that was not closed. A CPU whose clock is a tick ahead makes no difference.
  */
-GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 unused)
+GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 cause)
 {
-	__s64 youngest = 0;
+	__s64 best = 0;
 	__u32 cpu;
 	int place;
 
 	IS_GLOBAL;
-	/* Callers leave the register of an unused argument unset, where the verifier wants a number. */
-	asm volatile("" : : "r"(unused));
 	for (cpu = 0; cpu < CPUS; cpu++) {
 		struct flow_bucket *bucket = flow_bucket(cpu, signature);
-		__u64 found = 0, is_found;
+		__u64 found = 0, is_found, is_open, age;
 
 		if (!bucket)
 			continue;
@@ -34,39 +32,66 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
 		for (place = 0; place < FLOWS_PER_BUCKET; place++)
 			found |= bucket->flows[place] &
 				 -same_signature(bucket->flows[place], cut_signature(signature));
-		is_found = (found | -found) >> 63;
-		youngest = larger(youngest, -is_found & ((__u64)(MAX_FLOW_AGE - flow_age(found, now + 1))
-								 << FLOW_NUMBER_BITS | flow_number(found)));
+		is_open = same_state(found, FLOW_CLOSING) ^ 1;
+		age = flow_age(found, now + 1);
+		is_found = (found | -found) >> 63 & ((idle_timeout + 1 - age) >> 63 ^ 1);
+		/* A new connection does not go on with one that was closed. */
+		if (cause == SEARCH_FOR_SYN)
+			is_found &= is_open;
+		best = larger(best, -is_found & (is_open << FLOW_STATE_SHIFT | (MAX_FLOW_AGE - age) << FLOW_NUMBER_BITS |
+						 flow_number(found)));
 	}
-	if (MAX_FLOW_AGE - (youngest >> FLOW_NUMBER_BITS) > idle_timeout + 1)
-		return 0;
-	return flow_number(youngest);
+	return flow_number(best);
 }
 #endif
 
 #ifdef FEATURE_FULL_NAT
 /*
- * Returns a free session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies.
- * Returns MAX_SESSIONS if PORTS_TRIED tries find none. The seed hides the state of the kernel's random generator.
+ * Returns a session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies. If
+ * none of those tried is free, the oldest one that is half-open, the service's own before others': a flood of one service
+ * recycles its own sessions, and another service's clients still find a port. Returns MAX_SESSIONS if all are established.
+ * The seed hides the state of the kernel's random generator.
  */
-GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
+GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 service)
 {
+	__u64 units = clock_units(), best = 0, found = MAX_SESSIONS;
 	int tries;
 
 	IS_GLOBAL;
-	asm volatile("" : : "r"(unused));
 	for (tries = 0; tries < PORTS_TRIED; tries++) {
 		__u64 number = (bpf_get_prandom_u32() ^ CONTROL->seed) * ENDPOINT_MULTIPLIER >> 32;
-		__u64 port = number * ports >> 32;
+		__u64 port = number * ports >> 32, rank;
 		struct session *session = lookup(MAP_SESSIONS, first + port);
 
 		if (!session)
 			return MAX_SESSIONS;
 		if (!is_alive(session, now))
 			return first + port;
+		if (!is_half_open(session))
+			continue;
+		rank = ((__u64)(session->service == service) << 32 | (__u32)(units - session->started)) + 1;
+		if (rank > best) {
+			best = rank;
+			found = first + port;
+		}
+		FORGET(best, units);
+		FORGET(found, units);
 	}
-	return MAX_SESSIONS;
+	return found;
 }
+SUBPROGRAM int make_session4(const struct backend *backend, __u32 backend_id, const struct flow *flow, __u32 protocol,
+			     __u32 idle_timeout)
+{
+	return make_session(4, backend, backend_id, flow, protocol, idle_timeout);
+}
+
+#ifdef FEATURE_IPV6
+SUBPROGRAM int make_session6(const struct backend *backend, __u32 backend_id, const struct flow *flow, __u32 protocol,
+			     __u32 idle_timeout)
+{
+	return make_session(6, backend, backend_id, flow, protocol, idle_timeout);
+}
+#endif
 #endif
 
 #ifdef FEATURE_TABLE_SIZE

@@ -21,6 +21,7 @@ from typing import Any
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
 ICMP, IPIP, TCP, UDP, IPV6, FRAGMENT_HEADER, ICMPV6 = 1, 4, 6, 17, 41, 44, 58
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 PROTOCOLS = {"tcp": TCP, "udp": UDP}
 RING, HASH_RING = 65537, 512
 MASK = 0xFFFFFFFFFFFFFFFF
@@ -223,6 +224,12 @@ class Packet:
 
     def has_flag(self, mask: int) -> bool:
         return self.protocol == TCP and len(self.transport) > 13 and bool(self.transport[13] & mask)
+
+    def has_data(self) -> bool:
+        """Of TCP."""
+        return (
+            self.protocol == TCP and len(self.transport) >= 20 and len(self.transport) > (self.transport[12] >> 4) * 4
+        )
 
     def frame(self) -> bytes:
         kind = b"\x08\x00" if self.family == 4 else b"\x86\xdd"
@@ -435,7 +442,26 @@ class Session:
     flow: tuple
     port: int
     seen: int
-    closing: bool = False
+    state: str = "new"  # "answered", "established" or "closing"
+
+    def note(self, packet: Packet, is_request: bool, tick: int) -> None:
+        """A packet that is no later fragment. What one side alone has sent establishes nothing, and ends nothing."""
+        self.seen = tick
+        if packet.has_flag(FIN | RST):
+            if self.state == "established":
+                self.state = "closing"
+        elif is_request and packet.has_flag(SYN):
+            if self.state == "closing":
+                self.state = "new"
+        elif (self.state == "closing" and packet.has_data()) or (is_request and self.state == "answered"):
+            self.state = "established"
+        elif not is_request and self.state == "new":
+            self.state = "answered"
+
+    def lifetime(self) -> int:
+        """Ticks without a packet after which it is no more."""
+        idle = self.backend.service.idle_ticks
+        return {"established": idle, "closing": min(idle, 112)}.get(self.state, min(idle, 28))
 
 
 def port_range(port: Any) -> range:
@@ -479,10 +505,10 @@ class Balancer:
         self.filters = filters or []
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
-        self.flows: dict[tuple, tuple[Backend, int]] = {}
+        self.flows: dict[tuple, tuple[Backend, int, str]] = {}
         self.sessions: dict[tuple[bytes, int], Session] = {}
         self.fragments: dict[tuple, tuple[str, Any, int]] = {}
-        self.new_flows: Counter[int] = Counter()
+        self.new_flows: Counter[tuple[int, str]] = Counter()
         self.errors: Counter[int] = Counter()
         self.errors_to_clients: Counter[str] = Counter()  # by service; counted as replies, too
         self.reasons: Counter[tuple[str, str]] = Counter()
@@ -672,14 +698,13 @@ class Balancer:
         if not service.remembers:
             backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
-        syn = learn and packet.has_flag(0x02) and not packet.has_flag(0x10)
         if service.forwarding == "full_nat":
             return self._choose_session(packet, service, flow, learn)
-        known, seen = self.flows.get(flow, (None, 0))
-        if known and not syn and self.tick - seen <= service.idle_ticks:
-            self.flows[flow] = known, self.tick
-            if learn and packet.has_flag(0x04):
-                del self.flows[flow]
+        known, seen, state = self.flows.get(flow, (None, 0, ""))
+        again = learn and packet.has_flag(SYN) and not packet.has_flag(ACK) and state == "closing"
+        if known and not again and self.tick - seen <= service.idle_ticks:
+            if learn:
+                self.flows[flow] = known, self.tick, self._next_state(packet, state)
             return known, None, None
         if not learn:
             backend = self._hashed(service, flow)
@@ -687,17 +712,25 @@ class Balancer:
         backend = self._scheduled(service, flow)
         if not backend:
             return None, None, "no_backend"
-        if not self._may_learn():
+        if not self._may_learn(service):
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
-        if not packet.has_flag(0x04):
-            self.flows[flow] = backend, self.tick
+        self.flows[flow] = backend, self.tick, "closing" if packet.has_flag(FIN | RST) else "new"
         self._count_new(backend)
         return backend, None, None
 
-    def _may_learn(self) -> bool:
-        allowed = self.new_flows[self.tick] < self.max_new_flows
-        self.new_flows[self.tick] += allowed
+    @staticmethod
+    def _next_state(packet: Packet, state: str) -> str:
+        if packet.has_flag(FIN | RST):
+            return "closing"
+        if packet.has_flag(SYN) and not packet.has_flag(ACK):
+            return state
+        return state if state == "closing" and not packet.has_data() else "established"
+
+    def _may_learn(self, service: Service) -> bool:
+        """Each service has its own limit."""
+        allowed = self.new_flows[self.tick, service.name] < self.max_new_flows
+        self.new_flows[self.tick, service.name] += allowed
         return allowed
 
     def _count_new(self, backend: Backend) -> None:
@@ -718,8 +751,7 @@ class Balancer:
         return ring[(flow_hash(client, client_port, port) >> 32) * len(ring) >> 32] if ring else None
 
     def _is_alive(self, session: Session) -> bool:
-        idle = session.backend.service.idle_ticks
-        return self.tick - session.seen <= (min(idle, 112) if session.closing else idle)
+        return self.tick - session.seen <= session.lifetime()
 
     def _choose_session(self, packet: Packet, service: Service, flow: tuple, learn: bool) -> tuple:
         for session in self.sessions.values():
@@ -733,7 +765,7 @@ class Balancer:
         address = service.source.network_address.packed
         size = len(service.source_ports) // self.cpus
         first = service.source_ports[0] + self.cpu * size
-        if not self._may_learn():
+        if not self._may_learn(service):
             return None, None, "no_port"
         port = self.pick_port(address, range(first, first + size), self.ports_in_use(address))
         if port is None:
@@ -757,11 +789,6 @@ class Balancer:
         backend, flow = session.backend, session.flow
         expected = backend.packed_port if backend.port else flow[4]
         return session if (target, protocol, target_port) == (backend.address, flow[1], expected) else None
-
-    def _note(self, session: Session, packet: Packet) -> None:
-        session.seen = self.tick
-        if packet.fragment != "later" and packet.has_flag(0x05):
-            session.closing = True
 
     # --- fragments
 
@@ -913,7 +940,7 @@ class Balancer:
             self._count(backend, 0, len(frame))
             return self._send(packet, hop)
         if session and packet.fragment != "later":
-            self._note(session, packet)
+            session.note(packet, True, self.tick)
         if hop != UNRESOLVED and not isinstance(hop, Hop):
             return self._because(DROP, "no_route", frame)
         if session and not isinstance(hop, Hop):
@@ -1042,7 +1069,7 @@ class Balancer:
     def _session_reply(self, packet: Packet, frame: bytes, session: Session) -> tuple[int, bytes]:
         _service, _protocol, client, client_port, port = session.flow
         if packet.fragment != "later":
-            self._note(session, packet)
+            session.note(packet, False, self.tick)
 
         def restore() -> None:
             packet.source, packet.destination = session.backend.service.vip, client

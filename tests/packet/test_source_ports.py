@@ -61,7 +61,16 @@ def test_the_next_port_does_not_follow_from_the_last_one(program, net):
 def test_a_pool_that_is_full(make_rig):
     """The model knows all ports in use: program and model agree on each new session, and on there being none."""
     rig = make_rig([{**DNS, "source_ports": "10000-10511"}], BACKENDS)
-    verdicts = Counter(rig.send(udp(CLIENT, client_port, VIP, 53))[0] for client_port in range(1024, 1024 + 2000))
+
+    def establish(client_port: int) -> int:
+        verdict, output = rig.send(udp(CLIENT, client_port, VIP, 53))
+        if verdict == TX:
+            port = int.from_bytes(output[34:36], "big")
+            assert rig.send(udp("10.0.0.1", 53, SOURCE, port))[0] == TX
+            assert rig.send(udp(CLIENT, client_port, VIP, 53))[0] == TX
+        return verdict
+
+    verdicts = Counter(establish(client_port) for client_port in range(1024, 1024 + 2000))
     size = 512 // rig.model.cpus
     assert verdicts[TX] == size and verdicts[DROP] == 2000 - size
     assert len(rig.model.ports_in_use(bytes((10, 0, 0, 250)))) == size

@@ -36,11 +36,11 @@ STRUCTURES = {
     "flow_bucket": (layout.FLOW_BUCKET, ["flows"]),
     "session": (
         layout.SESSION,
-        ["client", "client_port", "vip_port", "backend", "service", "seen", "timeout", "protocol", "unused"]
-        + ["address_delta", "l4_delta", "unused2", "identity"],
+        ["client", "client_port", "vip_port", "backend", "service", "seen", "timeout", "protocol", "state"]
+        + ["address_delta", "l4_delta", "unused2", "identity", "idle_timeout", "started"],
     ),
     "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
-    "budget": (layout.BUDGET, ["tick", "flows", "searches", "errors"]),
+    "budget": (layout.BUDGET, ["tick", "errors", "searches", "flows"]),
     "latency": (layout.LATENCY, ["nanoseconds", "packets"]),
     "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),

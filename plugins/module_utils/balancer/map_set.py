@@ -36,8 +36,8 @@ SHARED = frozenset(
     )
 )
 
-# Not shared with a former layout: control holds the layout version, and reasons has another size.
-NOT_TAKEN_OVER = frozenset(("control", "reasons"))
+# Not shared with a former layout: control holds the layout version, and the others have another size.
+NOT_TAKEN_OVER = frozenset(("budget", "control", "reasons"))
 # struct control by layout version. 2: layout_version, next_hop_generation, mtu, unused, seed. 3: layout_version,
 # next_hop_generation, seed, index and MTU of 16 interfaces.
 FORMER_CONTROLS = {2: struct.Struct("<II8xQ"), 3: struct.Struct("<IIQ128x")}
