@@ -25,7 +25,8 @@ struct choice {
 	const struct lookup_table *rules; /* of the service; NULL: not asked for */
 	struct lookup_table copy;
 	__u32 service;
-	__u64 hash;
+	__u64 hash;      /* of the flow */
+	__u64 slot_hash; /* for the lookup table: of the flow, or of the client alone */
 };
 
 /* Instead of a reason. */
@@ -87,7 +88,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 {
 	int is_allowed;
 
-	if (take(choice, scheduled(service, choice->rules, choice->hash)) != CHOSEN)
+	if (take(choice, scheduled(service, choice->rules, choice->slot_hash)) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = spend(&spent->flows, MAX_NEW_FLOWS);
 	*number = is_allowed ? choice->id : 0;
@@ -113,6 +114,16 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	return CHOSEN;
 }
 
+/* Round robin with affinity: the flow table remembers whose turn a client got, whatever its flows. */
+static __always_inline int remembers_clients(const struct lookup_table *rules)
+{
+#if defined(FEATURE_AFFINITY) && defined(FEATURE_ROUND_ROBIN)
+	return rules->scheduler == SCHEDULER_ROUND_ROBIN && affinity_prefix(rules);
+#else
+	return 0;
+#endif
+}
+
 /* What is needed to remember a flow. */
 struct memory {
 	struct flow_bucket *bucket;
@@ -121,15 +132,19 @@ struct memory {
 	__u32 now;
 	__u32 idle_timeout;
 	int with_session;
+	int ends_on_reset;
 };
 
 static __always_inline int open_memory(__u32 service, const struct choice *choice, struct memory *memory)
 {
-	memory->signature = flow_signature(choice->hash, service);
+	int is_client = remembers_clients(choice->rules);
+
+	memory->signature = flow_signature(is_client ? choice->slot_hash : choice->hash, service);
 	memory->now = clock_ticks();
 	memory->bucket = flow_bucket(bpf_get_smp_processor_id(), memory->signature);
 	memory->spent = budget(memory->now);
 	memory->with_session = choice->rules->flags & SERVICE_SESSIONS;
+	memory->ends_on_reset = !memory->with_session && !is_client;
 	/* A session keeps its own time, for replies count as well. */
 	memory->idle_timeout = memory->with_session ? MAX_FLOW_AGE : choice->rules->idle_timeout;
 	return memory->bucket && memory->spent;
@@ -149,7 +164,7 @@ static __always_inline int choose_remembered(const int family, const struct pack
 	struct memory memory;
 	__u64 *known;
 	__u32 number = 0;
-	int is_first = is_syn(packet), reason;
+	int is_first = is_syn(packet) && !remembers_clients(choice->rules), reason;
 
 	if (!open_memory(service, choice, &memory))
 		return DROP_NO_BACKEND;
@@ -157,7 +172,7 @@ static __always_inline int choose_remembered(const int family, const struct pack
 	known = is_first && !memory.with_session ? NULL : find_flow(memory.bucket, memory.signature);
 	if (known) {
 		number = recall_flow(known, memory.idle_timeout, memory.now);
-		if (number && !memory.with_session && is_reset(packet))
+		if (number && memory.ends_on_reset && is_reset(packet))
 			*known = 0;
 		if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
 			/* A client that uses its port again soon after has another connection. */
@@ -177,7 +192,7 @@ static __always_inline int choose_remembered(const int family, const struct pack
 		if (reason != CHOSEN)
 			return reason;
 	}
-	if (number && (memory.with_session || !is_reset(packet)))
+	if (number && !(memory.ends_on_reset && is_reset(packet)))
 		remember_flow(memory.bucket, memory.signature, number, memory.now);
 	return CHOSEN;
 }
@@ -219,6 +234,11 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
 	choice->hash = flow_hash(family, flow);
+	choice->slot_hash = choice->hash;
+#ifdef FEATURE_AFFINITY
+	if (affinity_prefix(choice->rules))
+		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules));
+#endif
 	return CHOSEN;
 }
 
@@ -234,7 +254,7 @@ static __always_inline int choose(const int family, const struct packet *packet,
 	if (choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
 		return choose_remembered(family, packet, service, flow, choice);
 #endif
-	return take(choice, scheduled(service, choice->rules, choice->hash));
+	return take(choice, scheduled(service, choice->rules, choice->slot_hash));
 }
 
 /* The same for an ICMP error about the flow, which takes no turn and is not remembered. */
@@ -255,7 +275,7 @@ static __always_inline int choose_for_error(const int family, const struct packe
 		choice->session = NULL;
 	}
 #endif
-	return take(choice, hashed(service, choice->rules, choice->hash));
+	return take(choice, hashed(service, choice->rules, choice->slot_hash));
 }
 
 #endif

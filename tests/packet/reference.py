@@ -30,7 +30,7 @@ EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destin
 TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
-    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
+    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency affinity".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -385,6 +385,26 @@ class Service:
     def remembers(self) -> bool:
         return bool(self.declared.get("flow_table")) or self.forwarding == "full_nat"
 
+    def key(self, flow: tuple) -> tuple:
+        """What a backend is chosen by, as flow_hash() takes it: client, its port and the service's."""
+        _service, _protocol, client, client_port, port = flow
+        if self.declared.get("affinity") != "client":
+            return client, client_port, port
+        network = ipaddress.ip_network((client, self.declared.get("affinity_prefix", 8 * len(client))), strict=False)
+        return network.network_address.packed, bytes(2), bytes(2)
+
+    def remembered(self, flow: tuple) -> tuple:
+        """What the flow table knows it by: with round robin and affinity the client, else the flow."""
+        return (self.name, *self.key(flow)) if self.remembers_clients else flow
+
+    @property
+    def remembers_clients(self) -> bool:
+        return self.in_turn and self.declared.get("affinity") == "client"
+
+    def name_of(self, target: str, port: int | None) -> str:
+        """The name of a backend in a Maglev table."""
+        return target if self.declared.get("affinity_group") else f"{target}:{port or self.declared['port']}"
+
     @property
     def idle_ticks(self) -> int:
         seconds = self.declared.get("idle_timeout", DEFAULT_IDLE_TIMEOUTS[self.declared["protocol"]])
@@ -513,10 +533,10 @@ class Balancer:
                     self.replies[backend.address, protocol, port] = backend
             weight = item.get("weight", 1) if item.get("state", "enabled") == "enabled" else 0
             if weight:
-                name = f"{target}:{backend.port or declared['port']}"
+                name = service.name_of(target, backend.port)
                 weights[name], by_name[name] = weight, backend
         in_order = sorted(by_name.values(), key=Backend.place_in_order)
-        in_cycle = [weights[f"{entry.target}:{entry.port or declared['port']}"] for entry in in_order]
+        in_cycle = [weights[service.name_of(entry.target, entry.port)] for entry in in_order]
         if not weights:
             return
         if service.in_turn:
@@ -672,13 +692,16 @@ class Balancer:
         if not service.remembers:
             backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
-        syn = learn and packet.has_flag(0x02) and not packet.has_flag(0x10)
         if service.forwarding == "full_nat":
             return self._choose_session(packet, service, flow, learn)
+        # A client outlives its connections.
+        syn = packet.has_flag(0x02) and not packet.has_flag(0x10) and learn and not service.remembers_clients
+        reset = packet.has_flag(0x04) and not service.remembers_clients
+        flow = service.remembered(flow)
         known, seen = self.flows.get(flow, (None, 0))
         if known and not syn and self.tick - seen <= service.idle_ticks:
             self.flows[flow] = known, self.tick
-            if learn and packet.has_flag(0x04):
+            if learn and reset:
                 del self.flows[flow]
             return known, None, None
         if not learn:
@@ -690,7 +713,7 @@ class Balancer:
         if not self._may_learn():
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
-        if not packet.has_flag(0x04):
+        if not reset:
             self.flows[flow] = backend, self.tick
         self._count_new(backend)
         return backend, None, None
@@ -713,9 +736,8 @@ class Balancer:
         return self._hashed(service, flow)
 
     def _hashed(self, service: Service, flow: tuple) -> Backend | None:
-        _service, _protocol, client, client_port, port = flow
         ring = service.ring
-        return ring[(flow_hash(client, client_port, port) >> 32) * len(ring) >> 32] if ring else None
+        return ring[(flow_hash(*service.key(flow)) >> 32) * len(ring) >> 32] if ring else None
 
     def _is_alive(self, session: Session) -> bool:
         idle = session.backend.service.idle_ticks
@@ -953,7 +975,7 @@ class Balancer:
         return REDIRECT, frame
 
     def _stand_in(self, service: Service, flow: tuple) -> Backend:
-        value = flow_hash(*flow[2:])
+        value = flow_hash(*service.key(flow))
         while True:
             value = value * 0x9E3779B97F4A7C15 + 1 & MASK
             backend = service.ring[(value >> 32) * len(service.ring) >> 32]

@@ -25,6 +25,8 @@ def tables_digest(config: Config, out: Container[BackendKey] = ()) -> str:
 
 def _service(service: Service, backends: list[Backend], out: Container[BackendKey]) -> list[Any]:
     active = sorted((backend.target, backend.port or 0, backend.share) for backend in ring_members(backends, out))
+    # Only where it is in use, so that hosts with an older engine agree on the rest.
+    affinity = [service.affinity_prefix, service.affinity_group] if service.affinity_prefix else []
     return [
         service.name,
         service.address,
@@ -35,4 +37,5 @@ def _service(service: Service, backends: list[Backend], out: Container[BackendKe
         service.forwarding,
         service.table_size,
         active,
+        *affinity,
     ]
