@@ -25,8 +25,9 @@ struct choice {
 	const struct lookup_table *rules; /* of the service; NULL: not asked for */
 	struct lookup_table copy;
 	__u32 service;
-	__u64 hash;      /* of the flow */
-	__u64 slot_hash; /* for the lookup table: of the flow, or of the client alone */
+	/* Of the flow; without the seed if it is remembered, for that is to outlive another seed. */
+	__u64 hash;
+	__u64 slot_hash; /* the same, or that of the client alone */
 };
 
 /* Instead of a reason. */
@@ -81,6 +82,14 @@ static __always_inline int is_reset(const struct packet *packet)
 	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end && packet->tcp->rst;
 }
 
+/* For the lookup table of a service that remembers flows. */
+static __always_inline __u64 new_slot_hash(const int family, const struct flow *flow, const struct choice *choice)
+{
+	if (HASH_SEED && !affinity_prefix(choice->rules))
+		return flow_hash(family, flow, HASH_SEED);
+	return choice->slot_hash;
+}
+
 /* A flow that nobody knows: the scheduler chooses. `number` is what to remember it with, 0 if it is one too many. */
 static __always_inline int choose_anew(const int family, const struct packet *packet, __u32 service,
 				       const struct flow *flow, struct budget *spent, __u32 now,
@@ -88,7 +97,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 {
 	int is_allowed;
 
-	if (take(choice, scheduled(service, choice->rules, choice->slot_hash)) != CHOSEN)
+	if (take(choice, scheduled(service, choice->rules, new_slot_hash(family, flow, choice))) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = spend(&spent->flows, MAX_NEW_FLOWS);
 	*number = is_allowed ? choice->id : 0;
@@ -112,16 +121,6 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	else
 		count_reason(FORWARD_FLOW_LIMIT);
 	return CHOSEN;
-}
-
-/* Round robin with affinity: the flow table remembers whose turn a client got, whatever its flows. */
-static __always_inline int remembers_clients(const struct lookup_table *rules)
-{
-#if defined(FEATURE_AFFINITY) && defined(FEATURE_ROUND_ROBIN)
-	return rules->scheduler == SCHEDULER_ROUND_ROBIN && affinity_prefix(rules);
-#else
-	return 0;
-#endif
 }
 
 /* What is needed to remember a flow. */
@@ -233,11 +232,16 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 		return DROP_NO_BACKEND;
 	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
-	choice->hash = flow_hash(family, flow);
+	if (HASH_SEED && !(choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)))
+		choice->hash = flow_hash(family, flow, HASH_SEED);
+	else
+		choice->hash = flow_hash(family, flow, 0);
 	choice->slot_hash = choice->hash;
 #ifdef FEATURE_AFFINITY
-	if (affinity_prefix(choice->rules))
-		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules));
+	if (HASH_SEED && remembers_clients(choice->rules))
+		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules), 0);
+	else if (affinity_prefix(choice->rules))
+		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules), HASH_SEED);
 #endif
 	return CHOSEN;
 }
@@ -273,6 +277,7 @@ static __always_inline int choose_for_error(const int family, const struct packe
 		if (choice->rules->flags & SERVICE_SESSIONS)
 			return DROP_NO_BACKEND;
 		choice->session = NULL;
+		return take(choice, hashed(service, choice->rules, new_slot_hash(family, flow, choice)));
 	}
 #endif
 	return take(choice, hashed(service, choice->rules, choice->slot_hash));

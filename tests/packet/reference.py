@@ -97,14 +97,18 @@ def round_robin(weights: list[int]) -> list[int]:
     ]
 
 
-def flow_hash(client: bytes, client_port: bytes, port: bytes) -> int:
-    """64 bits of client address and both ports."""
+def flow_hash(client: bytes, client_port: bytes, port: bytes, seed: int = 0) -> int:
+    """64 bits of client address and both ports, which no one can tell without the seed if there is one."""
     ports = int.from_bytes(client_port, "little") << 16 | int.from_bytes(port, "little")
     if len(client) == 4:
-        value = int.from_bytes(client, "little") << 32 | ports
+        value = (int.from_bytes(client, "little") << 32 | ports) ^ seed
     else:
         first, second = struct.unpack("<QQ", client)
-        value = ((first ^ first >> 33) * 0xFF51AFD7ED558CCD & MASK) ^ second ^ ports
+        if seed:
+            first ^= ports ^ seed
+        else:
+            second ^= ports
+        value = ((first ^ first >> 33) * 0xFF51AFD7ED558CCD & MASK) ^ second
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         value = (value ^ value >> 33) * factor & MASK
     return value
@@ -492,11 +496,12 @@ class Balancer:
         link_is_up: Callable[[str], bool] = lambda _name: True,
         max_new_flows: int = 100000,
         pick_port: PickPort | None = None,
+        hash_seed: int = 0,
     ) -> None:
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
-        self.filters = filters or []
+        self.filters, self.hash_seed = filters or [], hash_seed
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
         self.flows: dict[tuple, tuple[Backend, int]] = {}
@@ -737,7 +742,8 @@ class Balancer:
 
     def _hashed(self, service: Service, flow: tuple) -> Backend | None:
         ring = service.ring
-        return ring[(flow_hash(*service.key(flow)) >> 32) * len(ring) >> 32] if ring else None
+        seed = 0 if service.remembers_clients else self.hash_seed
+        return ring[(flow_hash(*service.key(flow), seed) >> 32) * len(ring) >> 32] if ring else None
 
     def _is_alive(self, session: Session) -> bool:
         idle = session.backend.service.idle_ticks
@@ -975,7 +981,9 @@ class Balancer:
         return REDIRECT, frame
 
     def _stand_in(self, service: Service, flow: tuple) -> Backend:
-        value = flow_hash(*service.key(flow))
+        by_flow = service.declared.get("affinity") != "client"
+        unseeded = service.remembers if by_flow else service.remembers_clients
+        value = flow_hash(*service.key(flow), 0 if unseeded else self.hash_seed)
         while True:
             value = value * 0x9E3779B97F4A7C15 + 1 & MASK
             backend = service.ring[(value >> 32) * len(service.ring) >> 32]
@@ -992,7 +1000,8 @@ class Balancer:
         source = backend.service.source
         mixed = 0
         if flow is not None:
-            mixed = int.from_bytes((flow_hash(*flow[2:]) >> 32).to_bytes(4, "little"), "big")
+            value = flow_hash(*flow[2:], 0 if backend.service.remembers else self.hash_seed)
+            mixed = int.from_bytes((value >> 32).to_bytes(4, "little"), "big")
         number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
         protocol = IPIP if packet.family == 4 else IPV6
         if outer_size == 20:
