@@ -25,7 +25,9 @@ struct choice {
 	const struct lookup_table *rules; /* of the service; NULL: not asked for */
 	struct lookup_table copy;
 	__u32 service;
+	/* Of the flow; without the seed if it is remembered, for that is to outlive another seed. */
 	__u64 hash;
+	__u64 slot_hash; /* the same, or that of the client alone */
 };
 
 /* Instead of a reason. */
@@ -69,17 +71,28 @@ static __always_inline int take_known(const int family, struct choice *choice, _
 	return CHOSEN;
 }
 
-static __always_inline int is_syn(const struct packet *packet)
+/* What a TCP segment says of its connection. */
+enum mark {
+	NO_MARK,
+	MARK_FIRST, /* SYN without ACK */
+	MARK_END,   /* FIN or RST */
+};
+
+static __always_inline enum mark mark_of(const struct packet *packet)
 {
-	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end && packet->tcp->syn &&
-	       !packet->tcp->ack;
+	if (packet->protocol != IPPROTO_TCP || (void *)(packet->tcp + 1) > packet->end)
+		return NO_MARK;
+	if (packet->tcp->fin || packet->tcp->rst)
+		return MARK_END;
+	return packet->tcp->syn && !packet->tcp->ack ? MARK_FIRST : NO_MARK;
 }
 
-/* FIN or RST. */
-static __always_inline int is_end(const struct packet *packet)
+/* For the lookup table of a service that remembers flows. */
+static __always_inline __u64 new_slot_hash(const int family, const struct flow *flow, const struct choice *choice)
 {
-	return packet->protocol == IPPROTO_TCP && (void *)(packet->tcp + 1) <= packet->end &&
-	       (packet->tcp->fin || packet->tcp->rst);
+	if (HASH_SEED && !affinity_prefix(choice->rules))
+		return flow_hash(family, flow, HASH_SEED);
+	return choice->slot_hash;
 }
 
 /* What is needed to remember a flow. */
@@ -90,11 +103,13 @@ struct memory {
 	__u32 now;
 	__u32 idle_timeout;
 	int with_session;
+	int is_client; /* is remembered, not a flow of it: it outlives its connections */
 };
 
 static __always_inline int open_memory(__u32 service, const struct choice *choice, struct memory *memory)
 {
-	memory->signature = flow_signature(choice->hash, service);
+	memory->is_client = remembers_clients(choice->rules);
+	memory->signature = flow_signature(memory->is_client ? choice->slot_hash : choice->hash, service);
 	memory->now = clock_ticks();
 	memory->bucket = flow_bucket(bpf_get_smp_processor_id(), memory->signature);
 	memory->spent = budget(memory->now);
@@ -117,12 +132,13 @@ static __always_inline __u32 search(const struct memory *memory, enum search cau
  * is not remembered.
  */
 static __always_inline int choose_anew(const int family, const struct packet *packet, const struct flow *flow,
-				       const struct memory *memory, __u64 *place, struct choice *choice)
+				       const struct memory *memory, enum mark mark, __u64 *place,
+				       struct choice *choice)
 {
 	__u32 number;
 	int is_allowed;
 
-	if (take(choice, scheduled(choice->service, choice->rules, choice->hash)) != CHOSEN)
+	if (take(choice, scheduled(choice->service, choice->rules, new_slot_hash(family, flow, choice))) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = place && spend(flows_spent(memory->spent, choice->service), MAX_NEW_FLOWS);
 	number = choice->id;
@@ -143,8 +159,8 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 #endif
 	if (is_allowed) {
 		count_new_flow(choice->backend);
-		*place = flow_entry(cut_signature(memory->signature), is_end(packet) ? FLOW_CLOSING : FLOW_NEW, number,
-				    memory->now);
+		*place = flow_entry(cut_signature(memory->signature), mark == MARK_END ? FLOW_CLOSING : FLOW_NEW,
+				    number, memory->now);
 	} else {
 		count_reason(FORWARD_FLOW_LIMIT);
 	}
@@ -156,13 +172,13 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 
 /* The state of a flow that was in this one before the packet. */
 static __always_inline __u32 next_state(const int family, const struct packet *packet, const struct choice *choice,
-					__u32 state)
+					enum mark mark, __u32 state)
 {
 	if (choice->session)
 		return choice->session->state == SESSION_ESTABLISHED ? FLOW_ESTABLISHED : FLOW_NEW;
-	if (is_end(packet))
+	if (mark == MARK_END)
 		return FLOW_CLOSING;
-	if (is_syn(packet) || (state == FLOW_CLOSING && !has_payload(family, packet)))
+	if (mark == MARK_FIRST || (state == FLOW_CLOSING && !has_payload(family, packet)))
 		return state;
 	return FLOW_ESTABLISHED;
 }
@@ -170,26 +186,30 @@ static __always_inline __u32 next_state(const int family, const struct packet *p
 static __always_inline int choose_remembered(const int family, const struct packet *packet, __u32 service,
 					     const struct flow *flow, struct choice *choice)
 {
-	enum search cause = is_syn(packet) ? SEARCH_FOR_SYN : SEARCH_FOR_PACKET;
 	__u32 number = 0, state = FLOW_NEW;
 	struct memory memory;
+	enum mark mark;
 	__u64 *known;
 
 	if (!open_memory(service, choice, &memory))
 		return DROP_NO_BACKEND;
+	mark = memory.is_client ? NO_MARK : mark_of(packet);
 	known = find_flow(memory.bucket, memory.signature);
 	if (known) {
 		state = flow_state(*known);
-		/* Else the client may have gone on, or have begun anew, on another CPU. */
-		if (state != FLOW_CLOSING && flow_age(*known, memory.now) <= CERTAIN_AGE &&
-		    take_known(family, choice, flow_number(*known), flow, service, memory.now) == CHOSEN) {
-			see_flow(known, next_state(family, packet, choice, state), memory.now);
+		if (state == FLOW_CLOSING || flow_age(*known, memory.now) > CERTAIN_AGE) {
+			/* The client may have gone on, or have begun anew, on another CPU. */
+			if (mark != MARK_FIRST || state != FLOW_CLOSING)
+				number = recall_flow(*known, memory.idle_timeout, memory.now);
+		} else if (take_known(family, choice, flow_number(*known), flow, service, memory.now) == CHOSEN) {
+			see_flow(known, next_state(family, packet, choice, mark, state), memory.now);
 			return CHOSEN;
+		} else {
+			/* It would be the youngest of all that a search finds. */
+			*known = 0;
 		}
-		if (cause == SEARCH_FOR_PACKET || state != FLOW_CLOSING)
-			number = recall_flow(*known, memory.idle_timeout, memory.now);
 	}
-	number = search(&memory, cause, number);
+	number = search(&memory, mark == MARK_FIRST ? SEARCH_FOR_SYN : SEARCH_FOR_PACKET, number);
 	FORGET(number, memory.signature);
 	if (take_known(family, choice, number, flow, service, memory.now) == CHOSEN) {
 		if (!known || flow_number(*known) != number)
@@ -198,13 +218,13 @@ static __always_inline int choose_remembered(const int family, const struct pack
 			known = place_for_flow(memory.bucket, choice->rules->idle_timeout, memory.now);
 		if (known)
 			*known = flow_entry(cut_signature(memory.signature),
-					    next_state(family, packet, choice, state), number, memory.now);
+					    next_state(family, packet, choice, mark, state), number, memory.now);
 		return CHOSEN;
 	}
 	choice->session = NULL;
 	if (!known)
 		known = place_for_flow(memory.bucket, choice->rules->idle_timeout, memory.now);
-	return choose_anew(family, packet, flow, &memory, known, choice);
+	return choose_anew(family, packet, flow, &memory, mark, known, choice);
 }
 
 static __always_inline int recall_for_error(const int family, __u32 service, const struct flow *flow,
@@ -243,7 +263,17 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 		return DROP_NO_BACKEND;
 	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
-	choice->hash = flow_hash(family, flow);
+	if (HASH_SEED && !(choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)))
+		choice->hash = flow_hash(family, flow, HASH_SEED);
+	else
+		choice->hash = flow_hash(family, flow, 0);
+	choice->slot_hash = choice->hash;
+#ifdef FEATURE_AFFINITY
+	if (HASH_SEED && remembers_clients(choice->rules))
+		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules), 0);
+	else if (affinity_prefix(choice->rules))
+		choice->slot_hash = client_hash(family, flow, affinity_prefix(choice->rules), HASH_SEED);
+#endif
 	return CHOSEN;
 }
 
@@ -259,7 +289,7 @@ static __always_inline int choose(const int family, const struct packet *packet,
 	if (choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
 		return choose_remembered(family, packet, service, flow, choice);
 #endif
-	return take(choice, scheduled(service, choice->rules, choice->hash));
+	return take(choice, scheduled(service, choice->rules, choice->slot_hash));
 }
 
 /* The same for an ICMP error about the flow, which takes no turn and is not remembered. */
@@ -278,9 +308,10 @@ static __always_inline int choose_for_error(const int family, const struct packe
 		if (choice->rules->flags & SERVICE_SESSIONS)
 			return DROP_NO_BACKEND;
 		choice->session = NULL;
+		return take(choice, hashed(service, choice->rules, new_slot_hash(family, flow, choice)));
 	}
 #endif
-	return take(choice, hashed(service, choice->rules, choice->hash));
+	return take(choice, hashed(service, choice->rules, choice->slot_hash));
 }
 
 #endif

@@ -275,7 +275,7 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 static __always_inline int forward_redirect(hook_context *ctx, const struct packet *packet,
 					    const struct choice *choice)
 {
-	__u64 hash = choice->hash;
+	__u64 hash = choice->slot_hash;
 	struct backend *backend = choice->backend;
 	struct backend_counters *counters;
 	int tries, verdict;

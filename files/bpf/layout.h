@@ -97,6 +97,9 @@ enum service_flags {
 	SERVICE_KEEPS_TTL = 4, /* dsr, redirect: frames are moved as they are, whatever their TTL */
 };
 
+/* Bits 8 to 15 of the flags: how many bits of the client's address choose the backend; 0: the whole flow does. */
+#define AFFINITY_PREFIX_SHIFT 8
+
 /*
  * What holds for a service; ids of backends follow, one for each slot. Tables are swapped whole as well. The map of a
  * table has room for as many slots as its place in maps.h says.

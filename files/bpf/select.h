@@ -8,6 +8,11 @@
 #include "maps.h"
 #include "verifier.h"
 
+/* The balancers of a fleet share it, and nobody else knows it. 0: there is none, and the hash is public. */
+#ifndef HASH_SEED
+#define HASH_SEED 0
+#endif
+
 /* What tells flows to a service apart. */
 struct flow {
 	__be32 client[4];
@@ -19,18 +24,21 @@ struct flow {
  * 64 bits from client address and both ports: two rounds of multiply and shift, the finalizer of MurmurHash3
  * (public domain) without its last shift, which only the low half would notice; an IPv6 address takes a round
  * more. Balancers that share a configuration agree on it, so a packet may reach any of them.
+ * `upper` and `lower` are the halves of an IPv6 address; an IPv4 address is in `upper`.
+ * With a seed the ports of an IPv6 flow are mixed before the lower half is: who has all of a prefix could otherwise
+ * take back in the address what he changes in the ports.
  */
-static __always_inline __u64 flow_hash(const int family, const struct flow *flow)
+static __always_inline __u64 hash_words(const int family, __u64 upper, __u64 lower, __u64 ports, const __u64 seed)
 {
-	__u64 hash, ports = (__u32)flow->client_port << 16 | flow->port;
+	__u64 hash;
 
 	if (family == 4) {
-		hash = (__u64)flow->client[0] << 32 | ports;
+		hash = (upper << 32 | ports) ^ seed;
 	} else {
-		hash = load64(flow->client);
+		hash = seed ? upper ^ ports ^ seed : upper;
 		hash ^= hash >> 33;
 		hash *= 0xff51afd7ed558ccdULL;
-		hash ^= load64(flow->client + 2) ^ ports;
+		hash ^= seed ? lower : lower ^ ports;
 	}
 	hash ^= hash >> 33;
 	hash *= 0xff51afd7ed558ccdULL;
@@ -38,6 +46,60 @@ static __always_inline __u64 flow_hash(const int family, const struct flow *flow
 	hash *= 0xc4ceb9fe1a85ec53ULL;
 	return hash;
 }
+
+static __always_inline __u64 upper_half(const int family, const struct flow *flow)
+{
+	return family == 4 ? flow->client[0] : load64(flow->client);
+}
+
+static __always_inline __u64 lower_half(const int family, const struct flow *flow)
+{
+	return family == 4 ? 0 : load64(flow->client + 2);
+}
+
+static __always_inline __u64 flow_hash(const int family, const struct flow *flow, const __u64 seed)
+{
+	return hash_words(family, upper_half(family, flow), lower_half(family, flow),
+			  (__u32)flow->client_port << 16 | flow->port, seed);
+}
+
+/* How many bits of the client's address choose the backend; 0: the whole flow does. */
+static __always_inline __u32 affinity_prefix(const struct lookup_table *rules)
+{
+#ifdef FEATURE_AFFINITY
+	return rules->flags >> AFFINITY_PREFIX_SHIFT & 0xff;
+#else
+	return 0;
+#endif
+}
+
+/* Round robin with affinity: the flow table remembers whose turn a client got, whatever its flows. */
+static __always_inline int remembers_clients(const struct lookup_table *rules)
+{
+#ifdef FEATURE_ROUND_ROBIN
+	return rules->scheduler == SCHEDULER_ROUND_ROBIN && affinity_prefix(rules);
+#else
+	return 0;
+#endif
+}
+
+#ifdef FEATURE_AFFINITY
+
+/* So many bits of a word in network byte order; none and all of them if there are fewer or more. */
+static __always_inline __u64 first_bits(__u64 word, __s32 bits)
+{
+	if (bits <= 0)
+		return 0;
+	return bits < 64 ? word & __builtin_bswap64(~0ULL << (64 - bits)) : word;
+}
+
+/* The hash of the client's prefix alone, so the same for all services. */
+static __always_inline __u64 client_hash(const int family, const struct flow *flow, __u32 prefix, const __u64 seed)
+{
+	return hash_words(family, first_bits(upper_half(family, flow), prefix),
+			  first_bits(lower_half(family, flow), prefix - 64), 0, seed);
+}
+#endif
 
 /*
  * A service has its table in one of the maps of maps.h, by size. While its size changes it may have one in two of them;

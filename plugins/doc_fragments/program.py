@@ -59,6 +59,15 @@ options:
     type: str
     choices: [drop, pass]
     default: drop
+  hash_seed:
+    description:
+      - A secret of 16 hexadecimal digits that is mixed into the hash by which backends are chosen, the same on all
+        balancers that share services. Make it with C(openssl rand -hex 8), and quote it.
+      - Without one the hash is public, and whoever chooses source ports can send all of his flows to one backend.
+      - Another value, or none, moves the flows that are not in a flow table, and compiles the program again.
+      - It is kept in the state file, which only root can read. Differences say that it changes, not what it is.
+    type: str
+    default: ''
   max_services:
     description: How many services the maps hold, 65536 at the most.
     type: int

@@ -111,6 +111,34 @@ options:
           - Another size moves most flows of the service, but for those in the flow table. All balancers need the same.
           - A size other than the default compiles the program again, once.
         type: int
+      affinity:
+        description:
+          - V(client) chooses the backend by the client's address alone, whatever its ports and the service's, so that
+            all connections of a client go to one backend. V(none) chooses it by the flow.
+          - A change of the backends moves the clients whose slot changes. With O(services[].flow_table), C(maglev) and
+            C(hash) keep open connections where they are, and choose for a new connection by the client's address again.
+          - C(round_robin) gives each client that it does not know a turn. It needs O(services[].flow_table), which
+            then remembers clients instead of flows, until one is idle for O(services[].idle_timeout); a drained backend
+            keeps the clients that it has. Balancers and CPUs that meet a client for the first time at once may give it
+            two turns.
+          - All clients behind one address, such as that of a NAT or a proxy, go to one backend.
+          - The first service with V(client) compiles the program again, once.
+        type: str
+        choices: [none, client]
+        default: none
+      affinity_prefix:
+        description:
+          - How many bits of the client's address count, 1 to 32 for IPv4, 1 to 128 for IPv6; the whole address if it is
+            left out. Clients of one prefix, such as V(64) for an IPv6 site, go to one backend.
+        type: int
+      affinity_group:
+        description:
+          - A name. Services with the same name send a client to the same backend, as long as that is healthy for all of
+            them; whatever their ports, protocols and forwarding.
+          - They need the same scheduler, C(maglev) or C(hash), O(services[].affinity_prefix),
+            O(services[].table_size) and family, and backends with equal addresses and weights, each declared once. What
+            differs is refused; change the backends of all of them at once.
+        type: str
   purge:
     description: Remove services that are not in the list, together with their backends.
     type: bool
@@ -180,6 +208,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import p
 
 SCHEDULERS = ["maglev", "hash", "round_robin"]
 FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]
+AFFINITIES = ["none", "client"]
 
 
 def apply(params, check):
@@ -207,6 +236,9 @@ def main():
                     "source": {"type": "str"},
                     "source_ports": {"type": "str"},
                     "table_size": {"type": "int"},
+                    "affinity": {"type": "str", "choices": AFFINITIES, "default": "none"},
+                    "affinity_prefix": {"type": "int"},
+                    "affinity_group": {"type": "str"},
                 },
             },
             "purge": {"type": "bool", "default": True},

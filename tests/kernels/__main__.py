@@ -39,6 +39,7 @@ INIT = "/init"
 # Not the packet tests' small ones: a kernel may refuse a value of some megabytes.
 SIZES = layout.Sizes()
 MANY_CPUS = 512
+SEED = "9f86d081884c7d65"
 
 
 def kernels() -> dict[str, str]:
@@ -81,6 +82,7 @@ def builds() -> dict[str, compiler.Build]:
 
     on_tc = every - compiler.NOT_ON_TC
     found = {"all": build(every), "all-tc": build(on_tc, tc=True), "none": build(frozenset())}
+    found |= {"all-seed": build(every, hash_seed=SEED), "all-tc-seed": build(on_tc, tc=True, hash_seed=SEED)}
     found |= {f"all-{MANY_CPUS}-cpus": build(every, cpus=MANY_CPUS)}
     found |= {f"all-tc-{MANY_CPUS}-cpus": build(on_tc, tc=True, cpus=MANY_CPUS)}
     return found | {name: build(frozenset((name,))) for name in sorted(every)}

@@ -50,6 +50,7 @@ class Rig:
         features: frozenset[str] = ALL_FEATURES,
         filters: list[dict[str, Any]] | None = None,
         tc: bool = False,
+        hash_seed: str = "",
     ) -> None:
         self.interface, self.tc = net.front, tc
         cpu = min(os.sched_getaffinity(0))
@@ -64,9 +65,10 @@ class Rig:
             cpus=bpf.possible_cpus(),
             clock=coarse_ns,
             pick_port=self.picked_port,
+            hash_seed=int(hash_seed or "0", 16),
         )
         self.exchanged = (b"", b"")
-        self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc)
+        self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc, hash_seed=hash_seed)
 
     def can_take(self, frame: bytes) -> bool:
         """A test run makes a socket buffer only of a frame with a whole IP header."""
@@ -176,8 +178,9 @@ def make_rig(net: Network) -> Iterator[Callable[..., Rig]]:
         features: frozenset[str] = ALL_FEATURES,
         filters: list[dict[str, Any]] | None = None,
         tc: bool = False,
+        hash_seed: str = "",
     ) -> Rig:
-        rigs.append(Rig(net, services, backends, features, filters, tc))
+        rigs.append(Rig(net, services, backends, features, filters, tc, hash_seed))
         return rigs[-1]
 
     yield make

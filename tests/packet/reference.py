@@ -31,7 +31,7 @@ EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destin
 TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
-    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
+    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency affinity".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -98,14 +98,18 @@ def round_robin(weights: list[int]) -> list[int]:
     ]
 
 
-def flow_hash(client: bytes, client_port: bytes, port: bytes) -> int:
-    """64 bits of client address and both ports."""
+def flow_hash(client: bytes, client_port: bytes, port: bytes, seed: int = 0) -> int:
+    """64 bits of client address and both ports, which no one can tell without the seed if there is one."""
     ports = int.from_bytes(client_port, "little") << 16 | int.from_bytes(port, "little")
     if len(client) == 4:
-        value = int.from_bytes(client, "little") << 32 | ports
+        value = (int.from_bytes(client, "little") << 32 | ports) ^ seed
     else:
         first, second = struct.unpack("<QQ", client)
-        value = ((first ^ first >> 33) * 0xFF51AFD7ED558CCD & MASK) ^ second ^ ports
+        if seed:
+            first ^= ports ^ seed
+        else:
+            second ^= ports
+        value = ((first ^ first >> 33) * 0xFF51AFD7ED558CCD & MASK) ^ second
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         value = (value ^ value >> 33) * factor & MASK
     return value
@@ -392,6 +396,26 @@ class Service:
     def remembers(self) -> bool:
         return bool(self.declared.get("flow_table")) or self.forwarding == "full_nat"
 
+    def key(self, flow: tuple) -> tuple:
+        """What a backend is chosen by, as flow_hash() takes it: client, its port and the service's."""
+        _service, _protocol, client, client_port, port = flow
+        if self.declared.get("affinity") != "client":
+            return client, client_port, port
+        network = ipaddress.ip_network((client, self.declared.get("affinity_prefix", 8 * len(client))), strict=False)
+        return network.network_address.packed, bytes(2), bytes(2)
+
+    def remembered(self, flow: tuple) -> tuple:
+        """What the flow table knows it by: with round robin and affinity the client, else the flow."""
+        return (self.name, *self.key(flow)) if self.remembers_clients else flow
+
+    @property
+    def remembers_clients(self) -> bool:
+        return self.in_turn and self.declared.get("affinity") == "client"
+
+    def name_of(self, target: str, port: int | None) -> str:
+        """The name of a backend in a Maglev table."""
+        return target if self.declared.get("affinity_group") else f"{target}:{port or self.declared['port']}"
+
     @property
     def idle_ticks(self) -> int:
         seconds = self.declared.get("idle_timeout", DEFAULT_IDLE_TIMEOUTS[self.declared["protocol"]])
@@ -498,11 +522,12 @@ class Balancer:
         link_is_up: Callable[[str], bool] = lambda _name: True,
         max_new_flows: int = 100000,
         pick_port: PickPort | None = None,
+        hash_seed: int = 0,
     ) -> None:
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
-        self.filters = filters or []
+        self.filters, self.hash_seed = filters or [], hash_seed
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
         self.flows: dict[tuple, tuple[Backend, int, str]] = {}
@@ -539,10 +564,10 @@ class Balancer:
                     self.replies[backend.address, protocol, port] = backend
             weight = item.get("weight", 1) if item.get("state", "enabled") == "enabled" else 0
             if weight:
-                name = f"{target}:{backend.port or declared['port']}"
+                name = service.name_of(target, backend.port)
                 weights[name], by_name[name] = weight, backend
         in_order = sorted(by_name.values(), key=Backend.place_in_order)
-        in_cycle = [weights[f"{entry.target}:{entry.port or declared['port']}"] for entry in in_order]
+        in_cycle = [weights[service.name_of(entry.target, entry.port)] for entry in in_order]
         if not weights:
             return
         if service.in_turn:
@@ -700,11 +725,14 @@ class Balancer:
             return backend, None, None if backend else "no_backend"
         if service.forwarding == "full_nat":
             return self._choose_session(packet, service, flow, learn)
+        flow = service.remembered(flow)
         known, seen, state = self.flows.get(flow, (None, 0, ""))
         again = learn and packet.has_flag(SYN) and not packet.has_flag(ACK) and state == "closing"
         if known and not again and self.tick - seen <= service.idle_ticks:
             if learn:
-                self.flows[flow] = known, self.tick, self._next_state(packet, state)
+                # A client outlives its connections.
+                following = "established" if service.remembers_clients else self._next_state(packet, state)
+                self.flows[flow] = known, self.tick, following
             return known, None, None
         if not learn:
             backend = self._hashed(service, flow)
@@ -715,7 +743,8 @@ class Balancer:
         if not self._may_learn(service):
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
-        self.flows[flow] = backend, self.tick, "closing" if packet.has_flag(FIN | RST) else "new"
+        ends = packet.has_flag(FIN | RST) and not service.remembers_clients
+        self.flows[flow] = backend, self.tick, "closing" if ends else "new"
         self._count_new(backend)
         return backend, None, None
 
@@ -746,9 +775,9 @@ class Balancer:
         return self._hashed(service, flow)
 
     def _hashed(self, service: Service, flow: tuple) -> Backend | None:
-        _service, _protocol, client, client_port, port = flow
         ring = service.ring
-        return ring[(flow_hash(client, client_port, port) >> 32) * len(ring) >> 32] if ring else None
+        seed = 0 if service.remembers_clients else self.hash_seed
+        return ring[(flow_hash(*service.key(flow), seed) >> 32) * len(ring) >> 32] if ring else None
 
     def _is_alive(self, session: Session) -> bool:
         return self.tick - session.seen <= session.lifetime()
@@ -980,7 +1009,9 @@ class Balancer:
         return REDIRECT, frame
 
     def _stand_in(self, service: Service, flow: tuple) -> Backend:
-        value = flow_hash(*flow[2:])
+        by_flow = service.declared.get("affinity") != "client"
+        unseeded = service.remembers if by_flow else service.remembers_clients
+        value = flow_hash(*service.key(flow), 0 if unseeded else self.hash_seed)
         while True:
             value = value * 0x9E3779B97F4A7C15 + 1 & MASK
             backend = service.ring[(value >> 32) * len(service.ring) >> 32]
@@ -997,7 +1028,8 @@ class Balancer:
         source = backend.service.source
         mixed = 0
         if flow is not None:
-            mixed = int.from_bytes((flow_hash(*flow[2:]) >> 32).to_bytes(4, "little"), "big")
+            value = flow_hash(*flow[2:], 0 if backend.service.remembers else self.hash_seed)
+            mixed = int.from_bytes((value >> 32).to_bytes(4, "little"), "big")
         number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
         protocol = IPIP if packet.family == 4 else IPV6
         if outer_size == 20:

@@ -54,6 +54,7 @@ class Program:
         mtu: int = 1500,
         tc: bool = False,
         more_features: frozenset[str] = frozenset(),
+        hash_seed: str = "",
     ) -> None:
         """Features None: what the configuration needs, and more_features."""
         self.config = model.Config(parse_services(services), parse_backends(backends))
@@ -63,7 +64,7 @@ class Program:
             features = used_features(self.config, self.filters) | more_features
         if tc:
             features -= compiler.NOT_ON_TC
-        self.build = compiler.Build(SOURCE, features, sizes, tc)
+        self.build = compiler.Build(SOURCE, features, sizes, tc, hash_seed=hash_seed)
         self.type = self.build.program_type
         self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
         self.rings, self.backend_ids = self.plan.allocation.rings, self.plan.allocation.backends

@@ -57,6 +57,7 @@ def test_the_order_of_the_inventory_and_what_spreads_no_packet_do_not_matter():
         ({"port": 54}, [ONE, TWO]),
         ({"protocol": "tcp"}, [ONE, TWO]),
         ({"scheduler": "round_robin"}, [ONE, TWO]),
+        ({"affinity": "client"}, [ONE, TWO]),
         ({"forwarding": "full_nat", "source": "192.0.2.1"}, [ONE, TWO]),
         ({}, [ONE]),
         ({}, [{**ONE, "weight": 4}, TWO]),

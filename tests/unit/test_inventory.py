@@ -298,7 +298,9 @@ def test_features_are_such_as_can_be_compiled_in():
     for number, service in enumerate(everything):
         service["port"] = 53 + number
     everything[1].update(table_size=251)
-    everything[0].update(address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any")
+    everything[0].update(
+        address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any", affinity="client"
+    )
     rules = [{"prefix": "::/0", "action": "pass"}]
     assert set(features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency", "unserved_pass"}
     assert filters.parse_filters(rules)

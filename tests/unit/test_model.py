@@ -208,7 +208,9 @@ def test_round_robin_with_tcp():
 
 def test_unknown_key():
     with refused(
-        SERVICE_WHERE, "unknown key 'ports'", "known are address, flow_table, forwarding, idle_timeout, name, port"
+        SERVICE_WHERE,
+        "unknown key 'ports'",
+        "known are address, affinity, affinity_group, affinity_prefix, flow_table, forwarding, idle_timeout",
     ):
         parse_services([service(ports=80)])
     with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, mac, name, port"):

@@ -224,7 +224,8 @@ class Change:
         return not self.hooks[interface].shadowed_by(attached)
 
     def build(self, features: frozenset[str]) -> compiler.Build:
-        return compiler.Build(Path(self.document.settings.source), features, self.document.sizes)
+        settings = self.document.settings
+        return compiler.Build(Path(settings.source), features, settings.sizes, hash_seed=settings.hash_seed)
 
     @cached_property
     def expected_hooks(self) -> dict[str, str]:

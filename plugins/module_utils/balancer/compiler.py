@@ -42,6 +42,7 @@ class Build:
     sizes: Sizes
     tc: bool = False  # for the hook of tc instead of XDP
     cpus: int = field(default_factory=bpf.possible_cpus)
+    hash_seed: str = field(default="", repr=False)  # 16 hexadecimal digits; empty: none
 
     @property
     def flags(self) -> list[str]:
@@ -61,6 +62,7 @@ class Build:
             # While one document replaces another, the old one's may be among them; what is wanted on tc has none.
             *(f"-D{FEATURES[feature]}" for feature in sorted(self.features - (NOT_ON_TC if self.tc else frozenset()))),
             *(["-DHOOK_TC"] if self.tc else []),
+            *([f"-DHASH_SEED=0x{self.hash_seed}ULL"] if self.hash_seed else []),
         ]
 
     @property
@@ -73,7 +75,7 @@ class Build:
         return bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in self.features and not self.tc else 0
 
     def digest(self) -> str:
-        """Changes with source, features, sizes, kind of hook and CPUs, and only with them.
+        """Changes with source, features, sizes, kind of hook, CPUs and hash seed, and only with them.
 
         The kernel's release is no part of it: the program uses the stable user space API alone, and the verifier
         judges what was compiled under another release.

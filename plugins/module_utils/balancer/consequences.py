@@ -10,8 +10,16 @@ from .document import Document
 
 
 def resets(before: Document, after: Document) -> list[str]:
-    """One sentence for each service whose open TCP connections the change resets, with the number of backends."""
+    """One sentence for each service whose open TCP connections the change resets, with the number of backends.
+
+    Another hash seed has a sentence of its own, since it may reset some of every service.
+    """
     found = []
+    if before.config.services and before.settings.hash_seed != after.settings.hash_seed:
+        found.append(
+            "hash_seed changes, so flows that are not in a flow table move to other backends, and open connections "
+            "among them are reset"
+        )
     was_of, is_of = before.config.backends_of(), after.config.backends_of()
     for name, service in after.config.services.items():
         old = before.config.services.get(name)

@@ -23,6 +23,7 @@ from ..tables.layout import MAX_INTERFACES, Sizes
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
+SEED_PATTERN = re.compile(r"[0-9a-f]{16}")
 MODES = ("auto", "native", "tc", "generic", "offload")
 SOURCE = "/usr/lib/lbops/current/bpf"
 # Beyond these, maps take gigabytes, or the kernel refuses them without a reason.
@@ -53,6 +54,8 @@ class Settings:
     sizes: Sizes = Sizes()
     # Directory of the program's C files on the host.
     source: str = SOURCE
+    # 16 hexadecimal digits that nobody else is to know; empty: the flow hash is public.
+    hash_seed: str = field(default="", repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """What parse_settings() takes."""
@@ -139,6 +142,18 @@ def parse_sizes(raw: dict[str, Any]) -> Sizes:
     return sizes
 
 
+def parse_hash_seed(raw: Any) -> str:
+    """Empty for none. Raises EngineError, which does not quote what may be a secret with a typing error."""
+    text = "" if raw is None else str(raw).lower()
+    if text and not SEED_PATTERN.fullmatch(text):
+        raise EngineError(
+            "hash_seed is not 16 hexadecimal digits; make one with openssl rand -hex 8, and quote it in the inventory"
+        )
+    if text and not int(text, 16):
+        raise EngineError("hash_seed is zero, which is no secret; make one with openssl rand -hex 8, or leave it out")
+    return text
+
+
 def parse_settings(raw: dict[str, Any]) -> Settings:
     """Raises EngineError that names the option."""
     mode = raw.get("mode", "auto")
@@ -157,6 +172,7 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         unserved,
         parse_sizes(raw.get("sizes", {})),
         raw.get("source", SOURCE),
+        parse_hash_seed(raw.get("hash_seed")),
     )
 
 

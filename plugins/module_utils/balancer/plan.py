@@ -158,15 +158,10 @@ def _same_entries(old: Service | None, new: Service) -> bool:
     )
 
 
-def _same_rules(old: Service, new: Service) -> bool:
-    """Whether the lookup table's header and size stay."""
-    return (old.scheduler, old.forwarding, old.flow_table, old.idle_timeout, old.table_size) == (
-        new.scheduler,
-        new.forwarding,
-        new.flow_table,
-        new.idle_timeout,
-        new.table_size,
-    )
+def _rules(service: Service) -> tuple[Any, ...]:
+    """What the lookup table's header, size and order of preference come from."""
+    header = (service.scheduler, service.forwarding, service.flow_table, service.idle_timeout)
+    return (*header, service.table_size, service.affinity_prefix, service.affinity_group)
 
 
 def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Sizes) -> dict[Pool, PoolPlace]:
@@ -377,7 +372,7 @@ def _rings_to_write(
             continue
         if (
             place in drift.rings
-            or not _same_rules(before.config.services[name], service)
+            or _rules(before.config.services[name]) != _rules(service)
             or name in touched
             and _shares(members_before[name], before.allocation.backends, before.out)
             != _shares(members_after[name], after.allocation.backends, after.out)

@@ -115,7 +115,8 @@ def document_lines(document: Document | None) -> list[dict[str, Any]]:
     """A document as a difference shows it: an entry a line."""
     if document is None:
         return []
-    settings = [{key: value} for key, value in document.settings.as_dict().items()]
+    shown = {**document.settings.as_dict(), "hash_seed": "set" if document.settings.hash_seed else None}
+    settings = [{key: value} for key, value in shown.items()]
     services = [{"service": entry.name, **public(entry)} for entry in document.config.services.values()]
     backends = [{"backend": entry.target, **public(entry)} for entry in document.config.backends.values()]
     filters = [{"filter": entry.prefix, **public(entry)} for entry in document.filters.values()]

@@ -149,7 +149,7 @@ class State:
     @cached_property
     def tables_digest(self) -> str:
         """Computed once: the exporter keeps a state for as long as its file."""
-        return tables_digest(self.config, self.tables.out)
+        return tables_digest(self.config, self.tables.out, self.document.settings.hash_seed)
 
     def dump(self) -> dict[str, Any]:
         """Everything but the document, which has a text of its own."""
@@ -197,8 +197,9 @@ def _load_document(raw: dict[str, Any]) -> Document:
     backends = [Backend(**entry) for entry in raw["backends"]]
     config = Config(parse_services(raw["services"]), {backend.key: backend for backend in backends})
     plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
-    # State files of layout 3 have no such option.
+    # State files of layout 3 have no such options.
     plain["unserved"] = raw.get("unserved", "drop")
+    plain["hash_seed"] = raw.get("hash_seed", "")
     settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
     return Document(settings, config, parse_filters(raw["filters"]))
 

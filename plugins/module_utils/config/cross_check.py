@@ -16,7 +16,14 @@ from .vocabulary import MAX_TABLE_SIZE
 
 def check(config: Config) -> None:
     """What no entry shows alone. Raises EngineError."""
-    raise_all([*_pool_problems(config), *_table_problems(config), *backend_problems(config).values()])
+    raise_all(
+        [
+            *_pool_problems(config),
+            *_table_problems(config),
+            *_group_problems(config),
+            *backend_problems(config).values(),
+        ]
+    )
 
 
 def _table_problems(config: Config) -> list[str]:
@@ -37,6 +44,53 @@ def _table_problems(config: Config) -> list[str]:
             f"service {service.name}: its table has {service.table_size} slots for {count} backends; {remedy}"
         )
     return problems
+
+
+def _group_problems(config: Config) -> list[str]:
+    """Services of one affinity group that could send a client to different backends."""
+    grouped = [service for service in config.services.values() if service.affinity_group]
+    if not grouped:
+        return []
+    backends = config.backends_of()
+    problems = []
+    first: dict[str, Service] = {}
+    for service in grouped:
+        group = service.affinity_group or ""
+        members = backends[service.name]
+        addresses = Counter(backend.target for backend in members)
+        twice = next((address for address, count in addresses.items() if count > 1), None)
+        if twice:
+            problems.append(
+                f"service {service.name}: backend {twice} has several ports, which a service of an affinity_group "
+                "cannot tell apart; declare it once, or leave affinity_group out"
+            )
+            continue
+        other = first.setdefault(group, service)
+        difference = _group_difference(other, service, backends[other.name], members)
+        if difference:
+            problems.append(
+                f"service {service.name}: {difference} service {other.name} of the same affinity_group {group}; make "
+                "them equal, or use another group"
+            )
+    return problems
+
+
+def _group_difference(one: Service, other: Service, ones: list[Backend], others: list[Backend]) -> str:
+    """Why two services could send a client to different backends; nothing if they cannot."""
+    if one.family != other.family:
+        return f"its VIP is IPv{other.family}, that of"
+    for option in ("scheduler", "affinity_prefix", "table_size"):
+        if getattr(one, option) != getattr(other, option):
+            return f"{option} is {getattr(other, option)}, but {getattr(one, option)} for"
+    shares, expected = ({backend.target: backend.share for backend in found} for found in (others, ones))
+    unequal = sorted(key for key in {**shares, **expected} if shares.get(key) != expected.get(key))
+    if not unequal:
+        return ""
+    if unequal[0] not in shares:
+        return f"it has no backend {unequal[0]}, which is one of"
+    if unequal[0] not in expected:
+        return f"it has the backend {unequal[0]}, which is none of"
+    return f"backend {unequal[0]} has weight {shares[unequal[0]]}, but {expected[unequal[0]]} for"
 
 
 def backend_problems(config: Config) -> dict[BackendKey, str]:

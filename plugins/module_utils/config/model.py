@@ -52,6 +52,8 @@ class Service:
     source: str | None = None  # an address, for ipip also a prefix
     source_ports: str | None = None
     table_size: int = DEFAULT_TABLE_SIZE  # slots of a Maglev table
+    affinity_prefix: int = 0  # bits of the client's address that choose the backend; 0: the whole flow does
+    affinity_group: str | None = None
 
     @property
     def family(self) -> int:
@@ -111,6 +113,10 @@ class Service:
             entry["idle_timeout"] = self.idle_timeout
         if self.table_size != DEFAULT_TABLE_SIZE:
             entry["table_size"] = self.table_size
+        if self.affinity_prefix:
+            entry |= {"affinity": "client", "affinity_prefix": self.affinity_prefix}
+        if self.affinity_group:
+            entry["affinity_group"] = self.affinity_group
         return entry
 
 

@@ -13,7 +13,15 @@ from .addresses import Address, parse_prefix
 from .entries import Entry, parse_entries, raise_all
 from .model import ANY_PORT, Backend, BackendKey, Service
 from .primes import next_prime
-from .vocabulary import DEFAULT_TABLE_SIZE, FORWARDINGS, MAX_TABLE_SIZE, MIN_TABLE_SIZE, PROTOCOLS, SCHEDULERS
+from .vocabulary import (
+    AFFINITIES,
+    DEFAULT_TABLE_SIZE,
+    FORWARDINGS,
+    MAX_TABLE_SIZE,
+    MIN_TABLE_SIZE,
+    PROTOCOLS,
+    SCHEDULERS,
+)
 
 MAX_WEIGHT = 65535
 STATES = ("enabled", "drained")
@@ -40,6 +48,9 @@ SERVICE_KEYS = frozenset(
         "source",
         "source_ports",
         "table_size",
+        "affinity",
+        "affinity_prefix",
+        "affinity_group",
     )
 )
 BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
@@ -67,13 +78,51 @@ def _service(entry: Entry) -> Service:
         source=_source(entry, forwarding, Address(address)),
         source_ports=_source_ports(entry, forwarding),
         table_size=_table_size(entry, scheduler),
+        affinity_prefix=_affinity_prefix(entry, Address(address).family),
+        affinity_group=_affinity_group(entry),
     )
+    if scheduler == "round_robin" and service.affinity_prefix:
+        _check_remembered_clients(entry, service)
     if scheduler == "round_robin" and protocol == "tcp" and not service.remembers_flows and forwarding != "redirect":
         raise entry.error(
             "scheduler 'round_robin' sends each packet of a TCP connection to another backend; use maglev, or "
             "flow_table: true"
         )
     return replace(service, idle_timeout=_idle_timeout(entry, service))
+
+
+def _check_remembered_clients(entry: Entry, service: Service) -> None:
+    if not service.flow_table:
+        raise entry.error(
+            "affinity 'client' with scheduler 'round_robin' needs flow_table: true, which remembers the client's turn; "
+            "set that, or another scheduler"
+        )
+    if service.affinity_group:
+        raise entry.error(
+            "affinity_group is not for scheduler 'round_robin', whose flow table remembers the clients of one service; "
+            "use maglev or hash"
+        )
+
+
+def _affinity_prefix(entry: Entry, family: int) -> int:
+    value = entry.raw.get("affinity_prefix")
+    bits = 32 if family == 4 else 128
+    if entry.choice("affinity", AFFINITIES, "none") == "none":
+        if value is not None:
+            raise entry.error("affinity_prefix is for services with affinity: client")
+        return 0
+    return bits if value is None else entry.integer("affinity_prefix", 1, bits, value)
+
+
+def _affinity_group(entry: Entry) -> str | None:
+    value = entry.raw.get("affinity_group")
+    if value is None:
+        return None
+    if entry.raw.get("affinity") != "client":
+        raise entry.error("affinity_group is for services with affinity: client")
+    if not NAME_PATTERN.fullmatch(str(value)):
+        raise entry.error(f"affinity_group {value!r} may hold letters, digits and _ . : - only, 63 of them at the most")
+    return str(value)
 
 
 def _flow_table(entry: Entry, forwarding: str) -> bool:

@@ -32,6 +32,9 @@ FEATURES = (
     "latency",
     "table_size",
     "unserved_pass",
+    "affinity",
 )
+# What chooses the backend instead of the whole flow.
+AFFINITIES = ("none", "client")
 # Actions for packets to a VIP or a source address of full_nat that match no service.
 UNSERVED = ("drop", "pass")

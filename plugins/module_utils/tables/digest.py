@@ -13,18 +13,22 @@ from typing import Any
 from ..config.model import Backend, BackendKey, Config, Service, ring_members
 
 
-def tables_digest(config: Config, out: Container[BackendKey] = ()) -> str:
-    """SHA-256 of what the lookup tables are computed from; `out`: backends that health checks keep out of them.
+def tables_digest(config: Config, out: Container[BackendKey] = (), hash_seed: str = "") -> str:
+    """SHA-256 of what spreads packets; `out`: backends that health checks keep out of the lookup tables.
 
     Nothing in it is of one host: no index, no id of a map, no order of an inventory.
     """
     members = config.backends_of()
     content = [_service(config.services[name], members[name], out) for name in sorted(config.services)]
+    if hash_seed:
+        content.append(["hash_seed", hash_seed])
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _service(service: Service, backends: list[Backend], out: Container[BackendKey]) -> list[Any]:
     active = sorted((backend.target, backend.port or 0, backend.share) for backend in ring_members(backends, out))
+    # Only where it is in use, so that hosts with an older engine agree on the rest.
+    affinity = [service.affinity_prefix, service.affinity_group] if service.affinity_prefix else []
     return [
         service.name,
         service.address,
@@ -35,4 +39,5 @@ def _service(service: Service, backends: list[Backend], out: Container[BackendKe
         service.forwarding,
         service.table_size,
         active,
+        *affinity,
     ]

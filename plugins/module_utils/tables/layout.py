@@ -39,6 +39,7 @@ IPIP, IPV6_IN_IP = 4, 41
 SERVICE_FLOW_TABLE = 1
 SERVICE_SESSIONS = 2
 SERVICE_KEEPS_TTL = 4
+AFFINITY_PREFIX_SHIFT = 8  # of the flags
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused

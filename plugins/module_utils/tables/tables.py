@@ -18,6 +18,7 @@ from ..errors import EngineError
 from . import lookup
 from .layout import (
     ADDRESS_BLOOM_BITS,
+    AFFINITY_PREFIX_SHIFT,
     BACKEND,
     BACKEND_FORWARDING_BYTE,
     ENDPOINT,
@@ -317,13 +318,13 @@ def _unpack_endpoints(table: bytes, slot_bytes: int, key_bytes: int) -> Endpoint
 
 
 def service_flags(service: Service) -> int:
-    """enum service_flags."""
+    """enum service_flags, and the prefix length of the client's affinity."""
     flags = SERVICE_FLOW_TABLE if service.flow_table else 0
     if service.forwarding == "full_nat":
         flags |= SERVICE_SESSIONS
     if service.forwarding in ("dsr", "redirect"):
         flags |= SERVICE_KEEPS_TTL
-    return flags
+    return flags | service.affinity_prefix << AFFINITY_PREFIX_SHIFT
 
 
 def _place_in_order(backend: Backend) -> tuple[int, bytes, int]:
@@ -334,10 +335,17 @@ def _place_in_order(backend: Backend) -> tuple[int, bytes, int]:
     return address.family, address.packed, backend.port or 0
 
 
+def _maglev_name(service: Service, backend: Backend) -> str:
+    """What a backend's preferences come from; in a group without the port, so that its services agree on the slots."""
+    if service.affinity_group:
+        return backend.target
+    return f"{backend.target}:{backend.port or service.port}"
+
+
 def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array[int]:
     """The ids of backends, slot by slot; the order in which an inventory lists them makes no difference."""
     if service.scheduler == "maglev":
-        names = [f"{backend.target}:{backend.port or service.port}" for backend in active]
+        names = [_maglev_name(service, backend) for backend in active]
         return fill(lookup.members(names, [backend.share for backend in active], ids, service.table_size))
     in_order = sorted(zip(active, ids), key=lambda entry: _place_in_order(entry[0]))
     weights = [backend.share for backend, _number in in_order]
