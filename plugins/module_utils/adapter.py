@@ -35,6 +35,7 @@ PROGRAM_ARGUMENTS = {
     "multi_buffer": {"type": "bool", "default": False},
     "latency": {"type": "bool", "default": False},
     "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
+    "virtual_macs": {"type": "list", "elements": "str", "default": []},
     **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
     "source": {"type": "path", "default": "/usr/lib/lbops/current/bpf"},
     "force": {"type": "bool", "default": False},
@@ -43,7 +44,7 @@ PROGRAM_ARGUMENTS = {
 
 def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
     """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
-    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "source")
+    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "virtual_macs", "source")
     return {
         **{name: params[name] for name in chosen},
         "attached": attached,

@@ -197,8 +197,9 @@ def _load_document(raw: dict[str, Any]) -> Document:
     backends = [Backend(**entry) for entry in raw["backends"]]
     config = Config(parse_services(raw["services"]), {backend.key: backend for backend in backends})
     plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
-    # State files of layout 3 have no such option.
+    # State files of layout 3 have no such options.
     plain["unserved"] = raw.get("unserved", "drop")
+    plain["virtual_macs"] = tuple(raw.get("virtual_macs", ()))
     settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
     return Document(settings, config, parse_filters(raw["filters"]))
 
