@@ -13,6 +13,7 @@
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
 #include <uapi/linux/if_ether.h>
+#include <uapi/linux/if_packet.h>
 #include <uapi/linux/in.h>
 #include <uapi/linux/in6.h>
 #include <uapi/linux/ip.h>
@@ -21,6 +22,7 @@
 #include <uapi/linux/udp.h>
 
 #include "count.h"
+#include "ethernet_destination.h"
 #include "filter.h"
 #include "icmp.h"
 #include "latency.h"
@@ -58,6 +60,9 @@ static __always_inline int handle_other(hook_context *ctx, const int family, str
 	if (reason == UNREADABLE || point(ctx, family, parsed, packet) != PARSED)
 		return pass_unless_filters(PASS_MALFORMED, DROP_MALFORMED);
 	FORGET(reason, packet->protocol);
+	if (!is_for_interface(ctx, packet->eth))
+		return reason == PARSED ? with_reason(PASS_OTHER_MAC, PASS) :
+					  handle_unparsed(ctx, family, packet, NULL, reason);
 	if (reason == PARSED && !packet->fragment && is_icmp(family, packet))
 		return handle_icmp(ctx, family, packet);
 	return handle_transport(ctx, family, packet, reason);

@@ -16,6 +16,7 @@
 #define LAYOUT_VERSION 4
 /* Of a balancer. */
 #define MAX_INTERFACES 16
+#define MAX_VIRTUAL_MACS 16
 
 /* Slots looked at before a key counts as absent; the engine places no key farther from its home. */
 #define ENDPOINT_PROBES 16
@@ -252,16 +253,19 @@ struct client_next_hop {
 	struct next_hop next_hop;
 };
 
-struct interface_mtu {
+/* An interface of the balancer, a member of a bond that is one, or the bond of a member that is one. */
+struct interface {
 	__u32 index; /* 0: none */
 	__u32 mtu;   /* in bytes, without the Ethernet header */
+	__u64 address; /* the Ethernet address in the upper 48 bits, as it lies in a frame */
 };
 
 struct control {
 	__u32 layout_version;
 	__u32 next_hop_generation; /* never 0; the engine adds 1 when routes or neighbours changed */
 	__u64 seed; /* random; for the flow table, and to pick source ports */
-	struct interface_mtu interfaces[MAX_INTERFACES];
+	struct interface interfaces[MAX_INTERFACES];
+	__u64 virtual_macs[MAX_VIRTUAL_MACS]; /* as the address of an interface; 0: none */
 };
 
 enum filter_action {

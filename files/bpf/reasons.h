@@ -39,6 +39,8 @@ enum reason {
 	DROP_VIP_UNSERVED,
 	/* Rewritten, then passed: the kernel fragments the packet. */
 	PASS_TOO_BIG,
+	/* Passed untouched: the frame is not for the interface's Ethernet address. */
+	PASS_OTHER_MAC,
 	REASONS,
 };
 

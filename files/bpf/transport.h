@@ -7,6 +7,7 @@
 #include "choose.h"
 #include "count.h"
 #include "endpoints.h"
+#include "ethernet_destination.h"
 #include "filter.h"
 #include "forward.h"
 #include "fragments.h"
@@ -94,6 +95,8 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 	if (is_filtered(family, packet))
 		return DROP;
 #endif
+	if (!is_for_interface(ctx, packet->eth))
+		return with_reason(PASS_OTHER_MAC, PASS);
 	if (!table)
 		return with_reason(PASS_NOT_OURS, PASS);
 	class = classify(family, packet, table, &service, &choice);

@@ -68,6 +68,15 @@ options:
       - It is kept in the state file, which only root can read. Differences say that it changes, not what it is.
     type: str
     default: ''
+  virtual_macs:
+    description:
+      - Ethernet addresses beside that of the interface, 16 at the most. Frames for them are balanced on all interfaces.
+      - VRRP with virtual MAC addresses (C(use_vmac) of keepalived) needs C(00:00:5e:00:01:<VRID>) here, over IPv6
+        C(00:00:5e:00:02:<VRID>). Frames for other addresses than these and the interface's own pass to the kernel and
+        are counted as C(other_mac).
+    type: list
+    elements: str
+    default: []
   max_services:
     description: How many services the maps hold, 65536 at the most.
     type: int

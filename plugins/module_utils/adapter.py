@@ -36,6 +36,7 @@ PROGRAM_ARGUMENTS = {
     "latency": {"type": "bool", "default": False},
     "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
     "hash_seed": {"type": "str", "default": "", "no_log": True},
+    "virtual_macs": {"type": "list", "elements": "str", "default": []},
     **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
     "source": {"type": "path", "default": "/usr/lib/lbops/current/bpf"},
     "force": {"type": "bool", "default": False},
@@ -44,8 +45,9 @@ PROGRAM_ARGUMENTS = {
 
 def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
     """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
-    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "source", "hash_seed")
+    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "hash_seed", "virtual_macs")
     return {
+        "source": params["source"],
         **{name: params[name] for name in chosen},
         "attached": attached,
         "sizes": {name: params[name] for name in SIZES},

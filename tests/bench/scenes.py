@@ -141,14 +141,14 @@ def base() -> Scene:
         [
             Case("dnat_udp4", frame4(udp())),
             Case("dnat_tcp4", frame4(tcp(SERVICE_PORT + 1))),
-            Case("dsr_udp4", frame4(udp(), "192.0.2.20"), repeatable=True),
+            Case("dsr_udp4", frame4(udp(), "192.0.2.20")),
             Case("reply_udp4", reply),
             Case("pass_tcp4", frame4(tcp(OTHER_PORT), ELSEWHERE), **passed),
             Case("unserved_tcp4", frame4(tcp(OTHER_PORT)), repeatable=True, verdict=reference.DROP),
             Case("pass_ipv6", frame6(tcp(OTHER_PORT)), **passed),
             Case("pass_arp", arp, **passed),
             Case("dnat_udp4_mac", frame4(udp(SERVICE_PORT + 3))),
-            Case("dsr_udp4_mac", frame4(udp(SERVICE_PORT + 4), "192.0.2.20"), repeatable=True),
+            Case("dsr_udp4_mac", frame4(udp(SERVICE_PORT + 4), "192.0.2.20")),
             Case("dnat_udp4_1m", frame4(udp()), flows=MILLION),
         ],
     )
@@ -227,7 +227,7 @@ def scenes() -> Iterator[Scene]:
         "dsr6",
         [service(**six, forwarding="dsr")],
         members(family=6),
-        [Case("dsr_udp6", frame6(udp()), repeatable=True)],
+        [Case("dsr_udp6", frame6(udp()))],
     )
     yield Scene(
         "ipip6",

@@ -167,7 +167,8 @@ def killed_at(step: int, operation: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def frame(name: str) -> bytes:
+def frame(interface: str, name: str) -> bytes:
+    """To the interface's own address."""
     payload = b"x" * 18
     udp = struct.pack("!HHHH", 4000, ord(name), 8 + len(payload), 0) + payload
     header = bytearray(
@@ -181,14 +182,17 @@ def frame(name: str) -> bytes:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     struct.pack_into("!H", header, 10, ~total & 0xFFFF)
-    return bytes.fromhex("020000000002 020000000099 0800") + bytes(header) + udp
+    destination = bytes.fromhex(link.find(interface).link().address.replace(":", ""))
+    return destination + bytes.fromhex("020000000099 0800") + bytes(header) + udp
 
 
 def target(interface: str, program: int, name: str) -> tuple[str, int] | None:
     """Where this program sends a packet of this service: backend and port, None if nowhere."""
     descriptor = bpf.program_fd(program)
     try:
-        verdict, output, _duration = bpf.test_run(descriptor, frame(name), 1, socket.if_nametoindex(interface))
+        verdict, output, _duration = bpf.test_run(
+            descriptor, frame(interface, name), 1, socket.if_nametoindex(interface)
+        )
     finally:
         os.close(descriptor)
     if verdict != XDP_TX:

@@ -18,7 +18,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REA
 
 from tests.packet import reference
 from tests.packet.frames import Case
-from tests.packet.network import Network, network
+from tests.packet.network import FRONT_MAC, Network, mac, network
 from tests.support import namespace
 from tests.support.program import ALL_FEATURES, Program
 
@@ -51,6 +51,7 @@ class Rig:
         filters: list[dict[str, Any]] | None = None,
         tc: bool = False,
         hash_seed: str = "",
+        virtual_macs: tuple[str, ...] = (),
     ) -> None:
         self.interface, self.tc = net.front, tc
         cpu = min(os.sched_getaffinity(0))
@@ -66,9 +67,18 @@ class Rig:
             clock=coarse_ns,
             pick_port=self.picked_port,
             hash_seed=int(hash_seed or "0", 16),
+            own_macs=[mac(address) for address in (FRONT_MAC, *virtual_macs)],
         )
         self.exchanged = (b"", b"")
-        self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc, hash_seed=hash_seed)
+        self.program = Program(
+            services,
+            backends,
+            features,
+            declared_filters=filters or [],
+            tc=tc,
+            hash_seed=hash_seed,
+            virtual_macs=virtual_macs,
+        )
 
     def can_take(self, frame: bytes) -> bool:
         """A test run makes a socket buffer only of a frame with a whole IP header."""
@@ -179,8 +189,9 @@ def make_rig(net: Network) -> Iterator[Callable[..., Rig]]:
         filters: list[dict[str, Any]] | None = None,
         tc: bool = False,
         hash_seed: str = "",
+        virtual_macs: tuple[str, ...] = (),
     ) -> Rig:
-        rigs.append(Rig(net, services, backends, features, filters, tc, hash_seed))
+        rigs.append(Rig(net, services, backends, features, filters, tc, hash_seed, virtual_macs))
         return rigs[-1]
 
     yield make

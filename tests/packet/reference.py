@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import gcd
@@ -523,11 +523,13 @@ class Balancer:
         max_new_flows: int = 100000,
         pick_port: PickPort | None = None,
         hash_seed: int = 0,
+        own_macs: Collection[bytes] = (),
     ) -> None:
+        """Without any of its own, every unicast Ethernet address is the host's."""
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
-        self.filters, self.hash_seed = filters or [], hash_seed
+        self.filters, self.hash_seed, self.own_macs = filters or [], hash_seed, own_macs
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
         self.flows: dict[tuple, tuple[Backend, int, str]] = {}
@@ -593,11 +595,13 @@ class Balancer:
                 return DROP, frame
             if "filters" in self.features and reason in UNPARSABLE_DROPS:
                 return self._because(DROP, UNPARSABLE_DROPS[reason], frame)
-            if packet is not None:
+            if packet is not None and self._is_for_host(packet):
                 return self._leave(packet, frame, reason)
             return self._because(PASS, "not_ip" if reason == "third_tag" else reason, frame)
         if self._is_filtered(packet):
             return DROP, frame
+        if not self._is_for_host(packet):
+            return self._because(PASS, "other_mac", frame)
         if packet.is_icmp and packet.fragment and (packet.family == 4 or packet.fragment == "first"):
             return self._leave(packet, frame)
         if packet.fragment == "later":
@@ -605,6 +609,10 @@ class Balancer:
         if packet.is_icmp:
             return self._icmp(packet, frame)
         return self._flow(packet, frame)
+
+    def _is_for_host(self, packet: Packet) -> bool:
+        destination = packet.link[:6]
+        return destination in self.own_macs if self.own_macs else not destination[0] & 1
 
     def _because(self, verdict: int, reason: str, frame: bytes) -> tuple[int, bytes]:
         self.last_reason = (reason, {PASS: "pass", DROP: "drop", TX: "tx"}[verdict])

@@ -50,7 +50,8 @@ def rig(make_rig):
         )
         mac = SUITE["setup"]["next_hop_mac"]
         backends += [{"service": name, "address": address, "mac": mac} for address in declared["backends"]]
-    return make_rig(services, backends)
+    # Its frames are for this address.
+    return make_rig(services, backends, virtual_macs=("02:00:00:00:00:00",))
 
 
 def allowed_destinations() -> set[bytes]:

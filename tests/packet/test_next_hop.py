@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.interfaces import Interface
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
@@ -23,6 +24,7 @@ from tests.packet.network import (
     UNREACHABLE,
     UNRESOLVED,
     ip,
+    mac,
     neighbour_mac,
     set_forwarding,
 )
@@ -63,7 +65,6 @@ def declared() -> tuple[list[dict], list[dict]]:
 
 
 # By the interface's index; none of these tests has a packet that is too big.
-MTUS: dict[int, int] = {}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def second_rig(make_rig):
 @pytest.fixture
 def forgetful(second_rig):
     """For tests that change the tables, of which the model knows nothing: nothing is remembered at their start."""
-    second_rig.program.maps.update_control(MTUS)
+    second_rig.program.maps.update_control([])
     return second_rig
 
 
@@ -150,7 +151,7 @@ def test_answer_is_remembered_until_told_to_forget(forgetful, forwarding):
     ip(f"neighbour replace 10.0.0.2 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame) == old
-        forgetful.program.maps.update_control(MTUS)
+        forgetful.program.maps.update_control([])
         assert run(forgetful, frame) == new
     finally:
         ip(f"neighbour replace 10.0.0.2 lladdr {neighbour_mac(0, 2)} dev {FRONT} nud permanent")
@@ -162,7 +163,7 @@ def test_route_to_another_interface(forgetful, forwarding):
     assert run(forgetful, frame) == (TX, forwarded("moving", forwarding, FRONT_MAC, ROUTER_MAC))
     ip(f"route add 192.0.2.1/32 via 10.0.1.50 dev {BACK}")
     try:
-        forgetful.program.maps.update_control(MTUS)
+        forgetful.program.maps.update_control([])
         assert run(forgetful, frame) == (REDIRECT, forwarded("moving", forwarding, BACK_MAC, neighbour_mac(1, 50)))
     finally:
         ip("route delete 192.0.2.1/32")
@@ -173,7 +174,7 @@ def test_neighbour_that_vanishes(forgetful):
     assert run(forgetful, frame)[0] == TX
     ip(f"neighbour delete 10.0.0.3 dev {FRONT}")
     try:
-        forgetful.program.maps.update_control(MTUS)
+        forgetful.program.maps.update_control([])
         assert run(forgetful, frame) == (PASS, forwarded("vanishing", "dnat", ROUTER_MAC, FRONT_MAC, ttl=64))
         assert run(forgetful, request("vanishing", "dsr"))[0] == DROP
     finally:
@@ -219,7 +220,7 @@ def test_next_hop_of_a_client_is_remembered_until_told_to_forget(forgetful):
     ip(f"neighbour replace 10.0.0.60 lladdr {NEW_MAC} dev {FRONT} nud permanent")
     try:
         assert run(forgetful, frame)[1][:6].hex(":") == neighbour_mac(0, 60)
-        forgetful.program.maps.update_control(MTUS)
+        forgetful.program.maps.update_control([])
         assert run(forgetful, frame)[1][:6].hex(":") == NEW_MAC
     finally:
         ip(f"neighbour replace 10.0.0.60 lladdr {neighbour_mac(0, 60)} dev {FRONT} nud permanent")
@@ -242,12 +243,15 @@ def test_clients_that_share_a_place_in_the_cache(rig):
 def test_generation_is_never_0(forgetful):
     """Zeroed entries of the caches must not look current."""
     maps = forgetful.program.maps
-    others = [0] * (2 * layout.MAX_INTERFACES - 2)
-    last = layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF, 7, 3, 1500, *others)
+    last = layout.CONTROL.pack(layout.LAYOUT_VERSION, 0xFFFFFFFF, 7, b"", layout.MAC.pack(mac(NEW_MAC)))
     bpf.map_update(maps["control"], layout.index(0), last)
-    maps.update_control({3: 9000})
-    value = bpf.map_lookup(maps["control"], layout.index(0), layout.CONTROL.size)
-    assert layout.CONTROL.unpack(value) == (layout.LAYOUT_VERSION, 1, 7, 3, 9000, *others)
+    maps.update_control([Interface(3, 9000, NEW_MAC)])
+    version, generation, seed, interfaces, virtual_macs = layout.CONTROL.unpack(
+        bpf.map_lookup(maps["control"], layout.index(0), layout.CONTROL.size)
+    )
+    assert (version, generation, seed) == (layout.LAYOUT_VERSION, 1, 7)
+    first = layout.INTERFACE.pack(3, 9000, layout.MAC.pack(mac(NEW_MAC)))
+    assert (interfaces.rstrip(b"\0"), virtual_macs.rstrip(b"\0")) == (first, layout.MAC.pack(mac(NEW_MAC)))
 
 
 def test_address_from_the_inventory_needs_no_route(make_rig):

@@ -96,10 +96,9 @@ def test_an_interface_that_comes_back_has_the_program_put_back(balancer, tmp_pat
         assert [verdict(arm) for arm in ARMS] == [TX, TX]
         # Packets of the new device are not refused for their size.
         with map_set.open_pinned(balancer.places.maps, SIZES) as live_maps:
-            _version, _generation, _seed, *found = layout.CONTROL.unpack(
-                bpf.map_lookup(live_maps["control"], layout.index(0), layout.CONTROL.size)
-            )
-        assert dict(zip(found[::2], found[1::2]))[link.interface_index("arm1")] == 1500
+            control = bpf.map_lookup(live_maps["control"], layout.index(0), layout.CONTROL.size)
+        found = layout.INTERFACE.iter_unpack(layout.CONTROL.unpack(control)[3])
+        assert {index: mtu for index, mtu, _address in found}[link.interface_index("arm1")] == 1500
     # The document is the same one.
     assert [program(balancer)[key] == applied[key] for key in ("generation", "applied_at", "applied_by")] == [True] * 3
 

@@ -20,12 +20,12 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import watch
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import link
 
-from tests.packet.network import write_setting
+from tests.packet.network import FRONT_MAC, write_setting
 
 
 def make(arm: str) -> None:
     for command in (
-        f"ip link add {arm} type veth peer name {arm}-peer",
+        f"ip link add {arm} address {FRONT_MAC} type veth peer name {arm}-peer",
         f"ip link set {arm}-peer up",
         f"ip link set {arm} up",
     ):

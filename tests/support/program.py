@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.interfaces import Interface
 from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
-from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, device
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
@@ -55,6 +56,7 @@ class Program:
         tc: bool = False,
         more_features: frozenset[str] = frozenset(),
         hash_seed: str = "",
+        virtual_macs: Iterable[str] = (),
     ) -> None:
         """Features None: what the configuration needs, and more_features."""
         self.config = model.Config(parse_services(services), parse_backends(backends))
@@ -69,7 +71,7 @@ class Program:
         self.plan = plan.make(model.Config({}, {}), plan.Allocation(), self.config, sizes)
         self.rings, self.backend_ids = self.plan.allocation.rings, self.plan.allocation.backends
         self.filter_ids = {key: number for number, key in enumerate(self.filters)}
-        self._mtu = mtu
+        self._mtu, self._virtual_macs = mtu, list(virtual_macs)
         self._pack()
         self._load()
 
@@ -93,9 +95,10 @@ class Program:
 
     def _load(self) -> None:
         self.maps = map_set.create(self.build.sizes)
-        self.maps.update_control(
-            {number: self._mtu for number, _name in socket.if_nameindex()[: layout.MAX_INTERFACES]}
-        )
+        # Without lo, on which test runs arrive that name no interface: every unicast frame is for an unknown one.
+        links = [found for found in device.links() if found.name != "lo"][: layout.MAX_INTERFACES]
+        self.maps.update_control(Interface(found.index, self._mtu, found.address) for found in links)
+        self.maps.set_virtual_macs(self._virtual_macs)
         self.maps.write_backends(self._entries)
         interfaces = {backend.interface for backend in self.config.backends.values() if backend.interface}
         self.maps.set_links({socket.if_nametoindex(name) for name in interfaces})

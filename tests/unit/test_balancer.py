@@ -86,6 +86,25 @@ def test_interfaces_are_a_list_without_repetition():
             document.parse_interfaces(raw)
 
 
+def test_virtual_macs_are_unicast_addresses_in_order():
+    raw = {"interfaces": ["eth0"], "virtual_macs": ["00:00:5E:00:02:33", "00:00:5e:00:01:33"]}
+    settings = document.parse_settings(raw)
+    assert settings.virtual_macs == ("00:00:5e:00:01:33", "00:00:5e:00:02:33")
+    assert document.parse_settings(settings.as_dict()) == settings
+    first = "00:00:5e:00:01:33"
+    for wrong, words in (
+        (first, f"virtual_macs is '{first}', not a list"),
+        ([first, first.upper()], f"virtual_macs[1]: {first} is listed twice"),
+        (["eth0"], "virtual_macs[0]: 'eth0' is not an Ethernet address such as 52:54:00:12:34:56"),
+        (["01:00:5e:00:00:01"], "virtual_macs[0]: '01:00:5e:00:00:01' is not the address of one host"),
+        (["00:00:00:00:00:00"], "virtual_macs[0]: '00:00:00:00:00:00' is not the address of one host"),
+        ([f"00:00:5e:00:01:{n:02x}" for n in range(17)], "virtual_macs has 17 entries; a balancer has at most 16"),
+    ):
+        with pytest.raises(EngineError) as caught:
+            document.parse_settings({"interfaces": ["eth0"], "virtual_macs": wrong})
+        assert str(caught.value) == words
+
+
 def test_the_bpf_file_system_takes_no_dots(paths):
     places = Balancer("main", paths).places
     assert places.program("eth0.7") == paths.pins / "main/programs/eth0%7"

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check, transaction
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import host_check
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, parse_document
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.interfaces import known_interfaces
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import device, link, neighbours, netlink
 
@@ -167,10 +168,10 @@ def test_which_devices_belong_together(host: Host):
 
 
 def test_the_program_knows_the_mtu_of_a_bonds_members(host: Host):
-    assert transaction.mtus(("bond0", "eth0")) == {2: 1500, 3: 1500, 4: 1500, 5: 1500}
+    assert {found.index: found.mtu for found in known_interfaces(("bond0", "eth0"))} == dict.fromkeys(range(2, 6), 1500)
     host.links += [entry(number, f"m{number}", master=4) for number in range(10, 30)]
-    found = transaction.mtus(("eth0", "bond0"))
-    assert len(found) == 16 and {4, 5} <= found.keys()
+    found = [entry.index for entry in known_interfaces(("eth0", "bond0"))]
+    assert len(set(found)) == 16 and {4, 5} <= set(found)
 
 
 def test_the_mode_of_a_bond():

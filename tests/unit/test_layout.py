@@ -45,8 +45,8 @@ STRUCTURES = {
     "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),
     "client_next_hop": (layout.CLIENT_NEXT_HOP, ["address", "next_hop"]),
-    "interface_mtu": (layout.INTERFACE_MTU, ["index", "mtu"]),
-    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "seed", "interfaces"]),
+    "interface": (layout.INTERFACE, ["index", "mtu", "address"]),
+    "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "seed", "interfaces", "virtual_macs"]),
     "filter_rule": (layout.FILTER_RULE, ["id", "action", "interval", "burst"]),
     "filter_header": (
         layout.FILTER_HEADER,

@@ -38,9 +38,10 @@ from . import (
 from .change import Change, adopted
 from .document import Document, Settings, addresses_of_kernel
 from .hooks import Hooks
+from .interfaces import known_interfaces
 from .native import finish
 from .places import Places, remove_if_empty, remove_tree
-from .transaction import Transaction, detach, mtus
+from .transaction import Transaction, detach
 
 # How long the neighbours of the first packets get to answer before they are needed.
 RESOLVE_TIMEOUT = 3.0  # seconds
@@ -361,7 +362,7 @@ class Balancer:
             return
         present = tuple(name for name in current.document.interfaces if link.exists(name))
         with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
-            live_maps.update_control(mtus(present))
+            live_maps.update_control(known_interfaces(present))
             live_maps.set_links(link.links_up(current.config.redirect_interfaces()))
 
     def restore(self) -> Outcome:

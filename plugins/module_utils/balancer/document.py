@@ -16,10 +16,10 @@ from ..config.cross_check import check
 from ..config.features import used_features
 from ..config.filters import Filter, Filters, parse_filters
 from ..config.model import Backend, Config, Service
-from ..config.parsing import parse_backends, parse_services
+from ..config.parsing import parse_backends, parse_mac, parse_services
 from ..config.vocabulary import UNSERVED
 from ..errors import EngineError
-from ..tables.layout import MAX_INTERFACES, Sizes
+from ..tables.layout import MAX_INTERFACES, MAX_VIRTUAL_MACS, Sizes
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
@@ -51,6 +51,8 @@ class Settings:
     latency: bool = False
     # One of config.vocabulary.UNSERVED.
     unserved: str = "drop"
+    # Ethernet addresses of VRRP, in lower case and in order.
+    virtual_macs: tuple[str, ...] = ()
     sizes: Sizes = Sizes()
     # Directory of the program's C files on the host.
     source: str = SOURCE
@@ -59,7 +61,12 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """What parse_settings() takes."""
-        return {**vars(self), "interfaces": list(self.interfaces), "sizes": asdict(self.sizes)}
+        return {
+            **vars(self),
+            "interfaces": list(self.interfaces),
+            "virtual_macs": list(self.virtual_macs),
+            "sizes": asdict(self.sizes),
+        }
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,24 @@ def parse_interfaces(raw: Any) -> tuple[str, ...]:
     return tuple(raw)
 
 
+def parse_virtual_macs(raw: Any) -> tuple[str, ...]:
+    """Ethernet addresses of VRRP. Raises EngineError."""
+    if not isinstance(raw, (list, tuple)):
+        raise EngineError(f"virtual_macs is {raw!r}, not a list")
+    if len(raw) > MAX_VIRTUAL_MACS:
+        raise EngineError(f"virtual_macs has {len(raw)} entries; a balancer has at most {MAX_VIRTUAL_MACS}")
+    found: list[str] = []
+    for position, value in enumerate(raw):
+        try:
+            mac = parse_mac(value)
+        except ValueError as error:
+            raise EngineError(f"virtual_macs[{position}]: {error}") from None
+        if mac in found:
+            raise EngineError(f"virtual_macs[{position}]: {mac} is listed twice")
+        found.append(mac)
+    return tuple(sorted(found))
+
+
 def parse_sizes(raw: dict[str, Any]) -> Sizes:
     """Raises EngineError that names the option."""
     sizes = Sizes(**raw)
@@ -170,6 +195,7 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         raw.get("multi_buffer", False),
         raw.get("latency", False),
         unserved,
+        parse_virtual_macs(raw.get("virtual_macs", [])),
         parse_sizes(raw.get("sizes", {})),
         raw.get("source", SOURCE),
         parse_hash_seed(raw.get("hash_seed")),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..errors import EngineError
 from ..kernel import bpf
-from ..tables.layout import INDEX, LAYOUT_VERSION, Sizes, index
+from ..tables.layout import CONTROL, INDEX, LAYOUT_VERSION, Sizes, index
 from .map_specs import MapSpec, map_specs
-from .maps import Maps, inner_map, pack_control
+from .maps import Maps, inner_map
 
 # Maps that packets write to.
 SHARED = frozenset(
@@ -81,7 +81,7 @@ def create(sizes: Sizes, old: Maps | None = None) -> Maps:
         if not old or "control" not in old.descriptors:
             # The next hops and flows that the shared maps remember were written under the former ones.
             generation, seed = old.former_control if old else (0, int.from_bytes(os.urandom(8), "little"))
-            control = pack_control(LAYOUT_VERSION, generation % 0xFFFFFFFF + 1, seed, {})
+            control = CONTROL.pack(LAYOUT_VERSION, generation % 0xFFFFFFFF + 1, seed, b"", b"")
             bpf.map_update(maps["control"], index(0), control)
     except (EngineError, OSError):
         maps.close()

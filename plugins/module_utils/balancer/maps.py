@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ..kernel import bpf
 from ..tables.layout import (
@@ -21,7 +22,6 @@ from ..tables.layout import (
     FILTER_COUNTERS,
     LATENCY,
     LIMIT,
-    MAX_INTERFACES,
     POOL,
     REASON,
     REASONS,
@@ -35,6 +35,7 @@ from ..tables.layout import (
     ticks_now,
 )
 from ..tables.tables import Endpoints, retired, unpack_endpoint6_table, unpack_endpoint_table
+from .interfaces import Interface, pack_mac
 from .map_specs import MapSpec, lookup_map, map_specs
 
 # How much of a per-CPU map is read in one call.
@@ -342,14 +343,23 @@ class Maps:
 
     # --- control
 
-    def update_control(self, mtus: dict[int, int]) -> None:
-        """Make the program ask the kernel's tables again; `mtus` are those of the interfaces by their indexes."""
-        control = bpf.map_lookup(self["control"], index(0), CONTROL.size)
-        version, generation, seed, *_interfaces = CONTROL.unpack(control)
-        bpf.map_update(self["control"], index(0), pack_control(version, generation % 0xFFFFFFFF + 1, seed, mtus))
+    def update_control(self, interfaces: Iterable[Interface]) -> None:
+        """Make the program ask the kernel's tables again, and know these interfaces and no others."""
+        version, generation, seed, _interfaces, virtual_macs = self._control()
+        packed = b"".join(found.pack() for found in interfaces)
+        control = CONTROL.pack(version, generation % 0xFFFFFFFF + 1, seed, packed, virtual_macs)
+        bpf.map_update(self["control"], index(0), control)
+
+    def set_virtual_macs(self, macs: Iterable[str]) -> None:
+        """Frames for these Ethernet addresses, in colon notation, are for the host as well."""
+        control = CONTROL.pack(*self._control()[:-1], b"".join(map(pack_mac, macs)))
+        bpf.map_update(self["control"], index(0), control)
+
+    def _control(self) -> tuple[Any, ...]:
+        return CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))
 
     def layout_version(self) -> int:
-        version: int = CONTROL.unpack(bpf.map_lookup(self["control"], index(0), CONTROL.size))[0]
+        version: int = self._control()[0]
         return version
 
     def spec(self, name: str) -> MapSpec:
@@ -379,9 +389,3 @@ def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
     except OSError:
         os.close(descriptor)
         raise
-
-
-def pack_control(version: int, generation: int, seed: int, mtus: dict[int, int]) -> bytes:
-    """struct control."""
-    found = [number for pair in sorted(mtus.items()) for number in pair]
-    return CONTROL.pack(version, generation, seed, *found, *[0] * (2 * MAX_INTERFACES - len(found)))

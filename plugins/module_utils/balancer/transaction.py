@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import EngineError
-from ..kernel import device, link
+from ..kernel import link
 from ..tables.layout import MAX_INTERFACES
 from . import compiled, counters, history, map_set, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
+from .interfaces import known_interfaces
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
 from .retained import Retained
@@ -86,7 +87,9 @@ class Transaction:
         known = current.program.hooks if current else {}
         if not self._change.due:
             hooks = {name: known[name] for name in document.interfaces if name in known}
-            return hooks, map_set.open_pinned(places.maps, document.sizes)
+            live_maps = map_set.open_pinned(places.maps, document.sizes)
+            live_maps.set_virtual_macs(document.settings.virtual_macs)
+            return hooks, live_maps
         new_maps = self._change.details["new_maps"]
         live_maps = self._make_maps() if new_maps else map_set.open_pinned(places.maps, document.sizes)
         try:
@@ -100,7 +103,8 @@ class Transaction:
                 # An interface that leaves has its program until the end.
                 leaving = tuple(name for name in self._change.removed if link.exists(name))
                 present = (*self._change.present, *leaving)[:MAX_INTERFACES]
-                live_maps.update_control(mtus(present))
+                live_maps.update_control(known_interfaces(present))
+                live_maps.set_virtual_macs(document.settings.virtual_macs)
                 found = programs.put_all(
                     places,
                     [self._change.attachment(interface) for interface in self._change.due],
@@ -110,10 +114,12 @@ class Transaction:
                 )
                 self._change.details["compiled"] |= loader.compiled
         except BaseException:
+            if current and not self._switched:
+                live_maps.set_virtual_macs(current.document.settings.virtual_macs)
             live_maps.close()
             raise
         # Preparing a driver may have changed an MTU.
-        live_maps.update_control(mtus(present))
+        live_maps.update_control(known_interfaces(present))
         return self._hooks(found), live_maps
 
     def _hooks(self, found: dict[str, tuple[str, str]]) -> dict[str, state.Hook]:
@@ -350,8 +356,3 @@ def detach(places: Places, interface: str) -> None:
             if programs.owns(places, interface, attached):
                 hooks.detach(attached)
     places.program(interface).unlink(missing_ok=True)
-
-
-def mtus(interfaces: tuple[str, ...]) -> dict[int, int]:
-    """By the interface's index, in bytes without the Ethernet header; for as many as the program knows."""
-    return {link.interface_index(name): link.mtu(name) for name in device.with_bonds(interfaces)[:MAX_INTERFACES]}

@@ -218,11 +218,19 @@ def _mac(entry: Entry) -> str | None:
     value = entry.raw.get("mac")
     if value is None:
         return None
+    try:
+        return parse_mac(value)
+    except ValueError as error:
+        raise entry.error(f"mac {error}") from None
+
+
+def parse_mac(value: Any) -> str:
+    """A unicast Ethernet address in lower case. Raises ValueError."""
     mac = str(value).lower()
     if not MAC_PATTERN.fullmatch(mac):
-        raise entry.error(f"mac {value!r} is not an Ethernet address such as 52:54:00:12:34:56")
+        raise ValueError(f"{value!r} is not an Ethernet address such as 52:54:00:12:34:56")
     if mac == "00:00:00:00:00:00" or int(mac[:2], 16) & 1:
-        raise entry.error(f"mac {value!r} is not the address of one host")
+        raise ValueError(f"{value!r} is not the address of one host")
     return mac
 
 

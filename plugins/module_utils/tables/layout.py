@@ -22,6 +22,7 @@ MAX_POOLS = 64
 MAX_REASONS = 64
 MAX_LINKS = 256
 MAX_INTERFACES = 16
+MAX_VIRTUAL_MACS = 16
 FLOWS_PER_BUCKET = 8
 TICK_SHIFT, TICKS_AT_BOOT = 30, 4096  # clock.h
 TICK = (1 << TICK_SHIFT) / 1e9  # seconds
@@ -69,9 +70,10 @@ LATENCY = struct.Struct(f"<Q{LATENCY_BUCKETS}Q")  # nanoseconds, packets
 NEXT_HOP = struct.Struct("<III6s6s")  # generation, interface, mtu, destination, source
 BACKEND_COUNTERS = struct.Struct(f"<QQQQQ{NEXT_HOP.size}x")  # COUNTERS, what the program remembers
 CLIENT_NEXT_HOP = struct.Struct(f"<16s{NEXT_HOP.size}s")
-# layout_version, next_hop_generation, seed; index and MTU of each interface
-INTERFACE_MTU = struct.Struct("<II")
-CONTROL = struct.Struct(f"<IIQ{2 * MAX_INTERFACES}I")
+MAC = struct.Struct("<2x6s")
+INTERFACE = struct.Struct(f"<II{MAC.size}s")  # index, mtu, address
+# layout_version, next_hop_generation, seed, interfaces, virtual_macs
+CONTROL = struct.Struct(f"<IIQ{MAX_INTERFACES * INTERFACE.size}s{MAX_VIRTUAL_MACS * MAC.size}s")
 FILTER_RULE = struct.Struct("<IIII")  # id, action, interval, burst
 FILTER_HEADER = struct.Struct("<IIIIIIIBB32sH128s")
 FILTER_SLOT4 = struct.Struct("<QII")  # key, verdict, unused
@@ -109,6 +111,7 @@ REASONS = (
     ("extension_headers", "drop"),
     ("vip_unserved", "drop"),
     ("too_big", "pass"),
+    ("other_mac", "pass"),
 )
 
 
