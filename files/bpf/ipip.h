@@ -9,12 +9,14 @@
 #include "csum.h"
 #include "link_header.h"
 #include "packet.h"
+#include "random.h"
 #include "too_big.h"
 
 /* What the outer header takes over from the inner one. */
 struct inner {
 	__u32 length;
 	__u8 tos;
+	__be16 identification;
 	__be16 dont_fragment;
 	__u8 protocol; /* as the outer header calls it */
 };
@@ -29,11 +31,17 @@ static __always_inline void look_inside(const int family, const struct packet *p
 	inner->length = network_length(family, packet);
 	if (family == 4) {
 		inner->tos = packet->ip->tos;
+		inner->identification = 0;
 		inner->dont_fragment = packet->ip->frag_off & htons(IP_DONT_FRAGMENT);
 		inner->protocol = IPPROTO_IPIP;
 	} else {
 		inner->tos = traffic_class(packet);
-		inner->dont_fragment = htons(IP_DONT_FRAGMENT);
+		/*
+		 * Links that carry IPv6 take 1280 bytes, so routers may fragment the outer packet (RFC 4213, section 3.2).
+		 * Its fragments are told apart by the identification (RFC 6864).
+		 */
+		inner->identification = random_number();
+		inner->dont_fragment = 0;
 		inner->protocol = IPPROTO_IPV6;
 	}
 }
@@ -55,7 +63,7 @@ static __always_inline int put_ip4(hook_context *ctx, const struct link_header *
 	ip->ihl = 5;
 	ip->tos = inner->tos;
 	ip->tot_len = htons(inner->length + sizeof(*ip));
-	ip->id = 0;
+	ip->id = inner->identification;
 	ip->frag_off = inner->dont_fragment;
 	ip->ttl = DEFAULT_TTL;
 	ip->protocol = inner->protocol;
@@ -63,7 +71,7 @@ static __always_inline int put_ip4(hook_context *ctx, const struct link_header *
 	ip->daddr = backend->address[0];
 	/* Version, TTL, protocol and destination are summed up already. */
 	ip->check = ~csum_fold_sum((__u64)backend->header_sum + source + htons(inner->tos) +
-				   htons(inner->length + sizeof(*ip)) + inner->dont_fragment);
+				   htons(inner->length + sizeof(*ip)) + inner->identification + inner->dont_fragment);
 	return 0;
 }
 

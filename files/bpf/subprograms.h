@@ -6,6 +6,7 @@
 #include "filter.h"
 #include "flow_table.h"
 #include "next_hop.h"
+#include "random.h"
 #include "select.h"
 #include "sessions.h"
 #include "verifier.h"
@@ -47,7 +48,7 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
 #ifdef FEATURE_FULL_NAT
 /*
  * Returns a free session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies.
- * Returns MAX_SESSIONS if PORTS_TRIED tries find none. The seed hides the state of the kernel's random generator.
+ * Returns MAX_SESSIONS if PORTS_TRIED tries find none.
  */
 GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 unused)
 {
@@ -56,8 +57,7 @@ GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, _
 	IS_GLOBAL;
 	asm volatile("" : : "r"(unused));
 	for (tries = 0; tries < PORTS_TRIED; tries++) {
-		__u64 number = (bpf_get_prandom_u32() ^ CONTROL->seed) * ENDPOINT_MULTIPLIER >> 32;
-		__u64 port = number * ports >> 32;
+		__u64 port = random_number() * ports >> 32;
 		struct session *session = lookup(MAP_SESSIONS, first + port);
 
 		if (!session)

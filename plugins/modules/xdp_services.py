@@ -74,7 +74,7 @@ options:
           - V(dsr) rewrites the Ethernet address only. The backend holds the VIP itself, on its loopback interface say,
             and answers the client directly; it must be in the same Ethernet segment as the balancer.
           - V(ipip) puts an IPv4 or IPv6 header in front. The backend takes it off with a tunnel device, holds the VIP
-            itself and answers the client directly; it can be anywhere.
+            itself and answers the client directly; it can be anywhere. Backends need not be of the VIP's family.
           - V(redirect) moves the frame as it is to one of several interfaces.
         type: str
         choices: [dnat, full_nat, dsr, ipip, redirect]

@@ -64,6 +64,7 @@ class Rig:
             cpus=bpf.possible_cpus(),
             clock=coarse_ns,
             pick_port=self.picked_port,
+            pick_identification=self.picked_identification,
         )
         self.exchanged = (b"", b"")
         self.program = Program(services, backends, features, declared_filters=filters or [], tc=tc)
@@ -96,6 +97,14 @@ class Rig:
         else:
             assert port in ports and port not in in_use, f"port {port} of {ports}"
         return port
+
+    def picked_identification(self) -> int:
+        """That of the IPv4 header that the program has just put in front of a packet."""
+        _frame, output = self.exchanged
+        network = 14
+        while output[network - 2 : network] in reference.TAGS:
+            network += 4
+        return int.from_bytes(output[network + 4 : network + 6], "big")
 
     def _new_session(self, address: bytes, ports: range, in_use: set[int]) -> int | None:
         """Of a packet that was not sent, from the kernel's memory."""

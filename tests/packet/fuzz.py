@@ -149,6 +149,17 @@ SERVICES4.append(
         "source": "fd99::/96",
     }
 )
+# IPv6 over IPv4.
+SERVICES6.append(
+    {
+        "name": "six-in-four",
+        "address": VIPS6[0],
+        "protocol": "udp",
+        "port": 90,
+        "forwarding": "ipip",
+        "source": "10.99.0.0/16",
+    }
+)
 BACKENDS4 += [
     {"service": "web", "address": net.NARROW, "port": 8080, "weight": 6},
     {"service": "dns", "address": net.NARROW, "weight": 4},
@@ -163,6 +174,9 @@ BACKENDS4 += [
     {"service": "tunnel", "address": net.NARROW},
 ]
 BACKENDS6 += [
+    {"service": "six-in-four", "address": "10.0.0.31"},
+    {"service": "six-in-four", "address": "10.0.1.32", "weight": 2},
+    {"service": "six-in-four", "address": net.NARROW},
     {"service": "web6", "address": net.NARROW6, "port": 8080, "weight": 6},
     {"service": "dns6", "address": net.NARROW6},
     {"service": "direct6", "address": net.NARROW6},

@@ -133,6 +133,10 @@ Resolve = Callable[[str], "Hop | str"]
 PickPort = Callable[[bytes, range, "set[int]"], "int | None"]
 
 
+# The identification of an outer IPv4 header that may be fragmented. The program picks at random.
+PickIdentification = Callable[[], int]
+
+
 def unknown(_address: str) -> str:
     return NOT_FORWARDED
 
@@ -472,10 +476,12 @@ class Balancer:
         link_is_up: Callable[[str], bool] = lambda _name: True,
         max_new_flows: int = 100000,
         pick_port: PickPort | None = None,
+        pick_identification: PickIdentification = lambda: 0,
     ) -> None:
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
+        self.pick_identification = pick_identification
         self.filters = filters or []
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
@@ -974,13 +980,15 @@ class Balancer:
         number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
         protocol = IPIP if packet.family == 4 else IPV6
         if outer_size == 20:
-            flags = packet.header[6:7] if packet.family == 4 else b"\x40"
+            # IPv6 inside must get through with 1280 bytes, so the outer packet may be fragmented (RFC 4213, 3.2).
+            flags = packet.header[6:7] if packet.family == 4 else b"\0"
+            identification = 0 if packet.family == 4 else self.pick_identification()
             header = struct.pack(
                 ">BBHHBBBBH4s4s",
                 0x45,
                 packet.tos,
                 20 + len(inner),
-                0,
+                identification,
                 flags[0] & 0x40,
                 0,
                 64,

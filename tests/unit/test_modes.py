@@ -234,16 +234,16 @@ def test_backends_are_of_the_vips_family(forwarding, vip, address, source, famil
 
 @pytest.mark.parametrize(
     "vip, source, address",
-    [("192.0.2.10", "10.0.0.250", "10.0.0.1"), ("192.0.2.10", "fd99::/64", "fd00::1"), (SIX, "fd99::/64", "fd00::1")],
-    ids=["4 in 4", "4 in 6", "6 in 6"],
+    [
+        ("192.0.2.10", "10.0.0.250", "10.0.0.1"),
+        ("192.0.2.10", "fd99::/64", "fd00::1"),
+        (SIX, "10.99.0.0/16", "10.0.0.1"),
+        (SIX, "fd99::/64", "fd00::1"),
+    ],
+    ids=["4 in 4", "4 in 6", "6 in 4", "6 in 6"],
 )
 def test_tunnels(vip, source, address):
     assert check([service(address=vip, forwarding="ipip", source=source)], [backend(address=address)])
-
-
-def test_tunnel_of_ipv6_over_ipv4():
-    with refused(f"ipip carries IPv6 over IPv6 only, and the VIP {SIX} is IPv6"):
-        check([service(address=SIX, **TUNNEL)], [backend()])
 
 
 @pytest.mark.parametrize("source, address, family", [("fd99::/64", "10.0.0.1", 4), ("10.0.0.250", "fd00::1", 6)])

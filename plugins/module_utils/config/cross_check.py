@@ -93,8 +93,6 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
         source = service.source_prefix
         if source is not None and family != source.family:
             return f"the outer header's source {service.source} is not of its family, IPv{family}"
-        if (service.family, family) == (6, 4):
-            return f"ipip carries IPv6 over IPv6 only, and the VIP {service.address} is IPv6"
     elif family != service.family:
         return f"{service.forwarding} cannot go from IPv{service.family}, the VIP's family, to IPv{family}"
     if backend.port is not None and service.keeps_ports:
