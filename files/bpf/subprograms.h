@@ -134,7 +134,7 @@ SUBPROGRAM int ask_kernel4(hook_context *ctx, struct next_hop *hop, const __be32
 	return look_up_route(ctx, 4, hop, address, generation);
 }
 
-#if defined(FEATURE_IPV6) || defined(FEATURE_IPIP)
+#if defined(FEATURE_IPV6) || defined(FEATURE_IPIP) || defined(FEATURE_GUE)
 SUBPROGRAM int ask_kernel6(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation)
 {
 	return look_up_route(ctx, 6, hop, address, generation);

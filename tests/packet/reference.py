@@ -30,7 +30,7 @@ EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destin
 TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
-    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
+    "dnat full_nat dsr ipip gue redirect ipv6 round_robin flow_table any_port filters multi_buffer latency".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -907,12 +907,12 @@ class Balancer:
         if mode == "redirect":
             return self._redirect(frame, backend, flow)
         hop = self._hop(backend, packet)
-        if mode in ("dsr", "ipip"):
+        if mode in ("dsr", "ipip", "gue"):
             if hop == UNRESOLVED:
                 return self._because(DROP, "no_neighbour", frame)
             if not isinstance(hop, Hop):
                 return self._because(DROP, "no_route", frame)
-            if mode == "ipip":
+            if mode in ("ipip", "gue"):
                 return self._encapsulate(packet, frame, backend, hop, flow)
             if self._is_too_long(packet, hop, backend):
                 return self._too_big(packet, frame, hop.mtu)
@@ -971,14 +971,21 @@ class Balancer:
     ) -> tuple[int, bytes]:
         inner = bytes(packet.header) + bytes(packet.transport)
         outer_size = 20 if len(backend.address) == 4 else 40
-        if len(inner) + outer_size > hop.mtu:
-            return self._too_big(packet, frame, hop.mtu - outer_size)
+        gue_size = 12 if backend.service.forwarding == "gue" else 0
+        if len(inner) + gue_size + outer_size > hop.mtu:
+            return self._too_big(packet, frame, hop.mtu - outer_size - gue_size)
         source = backend.service.source
         mixed = 0
         if flow is not None:
             mixed = int.from_bytes((flow_hash(*flow[2:]) >> 32).to_bytes(4, "little"), "big")
         number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
         protocol = IPIP if packet.family == 4 else IPV6
+        if gue_size:
+            # Variant 0, no control flag, no options (draft-ietf-intarea-gue-09, section 3); no UDP checksum.
+            source_port = 0xC000 | (flow_hash(*flow[2:]) & 0x3FFF if flow is not None else 0)
+            port = backend.service.declared.get("tunnel_port", 6080)
+            inner = struct.pack(">4HBBH", source_port, port, 8 + 4 + len(inner), 0, 0, protocol, 0) + inner
+            protocol = UDP
         if outer_size == 20:
             # IPv6 inside must get through with 1280 bytes, so the outer packet may be fragmented (RFC 4213, 3.2).
             flags = packet.header[6:7] if packet.family == 4 else b"\0"
@@ -1011,7 +1018,7 @@ class Balancer:
 
     @staticmethod
     def _is_too_long(packet: Packet, hop: Hop, backend: Backend | None = None) -> bool:
-        """A next hop with a configured mac has no MTU, except for ipip."""
+        """A next hop with a configured mac has no MTU, except for tunnels."""
         return not (backend and backend.mac) and packet.size > hop.mtu
 
     def _too_big(self, packet: Packet, frame: bytes, mtu: int) -> tuple[int, bytes]:

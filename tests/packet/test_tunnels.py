@@ -35,11 +35,14 @@ LEAST_MTU6 = 1280
 TOS = 0xBB
 CE = 3
 # Forwarding, family of the VIP, family of the outer header.
-TUNNELS = [("ipip", inside, outside) for inside in (4, 6) for outside in (4, 6)]
+TUNNELS = [(forwarding, inside, outside) for forwarding in ("ipip", "gue") for inside in (4, 6) for outside in (4, 6)]
+GUE_PORT = 6080
+# Bytes of the outer headers over IPv4.
+OUTER4 = {"ipip": 20, "gue": 32}
 
 
 def vip_port(forwarding: str, outside: int, kind: str = "near") -> int:
-    return PORTS[kind] + 10 * outside
+    return PORTS[kind] + 10 * outside + 100 * (forwarding == "gue")
 
 
 def declared() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -97,6 +100,15 @@ def outer(rig: Any, frame: bytes, outside: int) -> Packet:
 def check_outer(found: Packet, forwarding: str, inner: bytes, outside: int, inside: int) -> None:
     """Lengths, checksums and constants of the outer headers, and the inner packet."""
     protocol = {4: 4, 6: 41}[inside]
+    packet = bytes(found.payload)
+    if forwarding == "gue":
+        header, packet = found[UDP], bytes(found[UDP].payload)
+        assert (header.dport, header.chksum, header.len) == (GUE_PORT, 0, 8 + len(packet))
+        assert header.sport >= 49152
+        # Variant 0, no control flag and no options; the protocol inside; no flags.
+        assert packet[:4] == bytes((0, protocol, 0, 0))
+        protocol, packet = 17, packet[4:]
+    assert packet == inner
     if outside == 4:
         assert (found.version, found.ihl, found.ttl, found.frag) == (4, 5, 64, 0)
         assert (found.len, found.dst, found.proto) == (len(found), BACKENDS[4], protocol)
@@ -108,7 +120,6 @@ def check_outer(found: Packet, forwarding: str, inner: bytes, outside: int, insi
         assert (found.version, found.hlim, found.fl) == (6, 64, 0)
         assert (found.plen, found.dst, found.nh) == (len(found) - 40, BACKENDS[6], protocol)
         assert found.src.startswith("fd99::")
-    assert bytes(found.payload) == inner
 
 
 @pytest.mark.parametrize("forwarding, inside, outside", TUNNELS)
@@ -166,12 +177,25 @@ def test_ipv6_over_ipv4_keeps_tags_and_extension_headers(rig):
     check_outer(found[IP], "ipip", bytes(packet), 4, 6)
 
 
+def test_a_flow_keeps_its_source_port_and_flows_differ(rig):
+    for inside, outside in ((4, 4), (6, 6), (6, 4)):
+        port = vip_port("gue", outside)
+        ports = {
+            client_port: {
+                outer(rig, request(inside, port, length, client_port), outside)[UDP].sport for length in (70, 800)
+            }
+            for client_port in range(40000, 40064)
+        }
+        assert all(len(of_flow) == 1 for of_flow in ports.values())
+        assert len(set.union(*ports.values())) > 48
+
+
 # --- the MTU
 
 
 @pytest.mark.parametrize("forwarding, inside, outside", [tunnel for tunnel in TUNNELS if tunnel[2] == 4])
 def test_the_outer_headers_count_for_the_mtu(rig, forwarding, inside, outside):
-    port, most = vip_port(forwarding, 4, "narrow"), NARROW_MTU - 20
+    port, most = vip_port(forwarding, 4, "narrow"), NARROW_MTU - OUTER4[forwarding]
     verdict, output = rig.send(request(inside, port, most))
     assert verdict != DROP and len(output) == 14 + NARROW_MTU
     verdict, output = rig.send(request(inside, port, most + 1))
@@ -189,5 +213,5 @@ def test_ipv6_in_a_tunnel_is_not_told_less_than_1280(rig, forwarding):
     assert Ether(output)[IPv6].payload.mtu == LEAST_MTU6
     assert rig.send(request(6, port, LEAST_MTU6))[0] == DROP
     assert rig.model.last_reason == ("too_big", "drop")
-    verdict, output = rig.send(request(6, port, TIGHT_MTU - 20))
+    verdict, output = rig.send(request(6, port, TIGHT_MTU - OUTER4[forwarding]))
     assert verdict != DROP and len(output) == 14 + TIGHT_MTU

@@ -89,7 +89,7 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
     if backend.address is None:
         return f"interface {backend.interface} is for redirect, not for {service.forwarding}; give address"
     family = family_of(backend.address)
-    if service.forwarding == "ipip":
+    if service.is_tunnel:
         source = service.source_prefix
         if source is not None and family != source.family:
             return f"the outer header's source {service.source} is not of its family, IPv{family}"
@@ -99,7 +99,7 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
         return f"port {backend.port} for a service on ports {service.port}; leave port out"
     if not separate_ports(config, backend, service):
         return f"declared twice, with and without port {service.first_port}"
-    if service.forwarding in ("dsr", "ipip") and backend.port not in (None, service.first_port):
+    if (service.forwarding == "dsr" or service.is_tunnel) and backend.port not in (None, service.first_port):
         return f"port {backend.port}, but {service.forwarding} leaves the port {service.port} as it is"
     return ""
 

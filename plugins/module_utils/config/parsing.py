@@ -13,7 +13,16 @@ from .addresses import Address, parse_prefix
 from .entries import Entry, parse_entries, raise_all
 from .model import ANY_PORT, Backend, BackendKey, Service
 from .primes import next_prime
-from .vocabulary import DEFAULT_TABLE_SIZE, FORWARDINGS, MAX_TABLE_SIZE, MIN_TABLE_SIZE, PROTOCOLS, SCHEDULERS
+from .vocabulary import (
+    DEFAULT_TABLE_SIZE,
+    DEFAULT_TUNNEL_PORT,
+    FORWARDINGS,
+    MAX_TABLE_SIZE,
+    MIN_TABLE_SIZE,
+    PROTOCOLS,
+    SCHEDULERS,
+    TUNNELS,
+)
 
 MAX_WEIGHT = 65535
 STATES = ("enabled", "drained")
@@ -21,7 +30,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 # Modes whose packets bear an address of the balancer's.
-MODES_WITH_SOURCE = ("full_nat", "ipip")
+MODES_WITH_SOURCE = ("full_nat", *TUNNELS)
 # Below what Linux takes for its own connections (net.ipv4.ip_local_port_range).
 DEFAULT_SOURCE_PORTS = "10000-32767"
 # Seconds; as IPVS has them.
@@ -40,6 +49,7 @@ SERVICE_KEYS = frozenset(
         "source",
         "source_ports",
         "table_size",
+        "tunnel_port",
     )
 )
 BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
@@ -67,6 +77,7 @@ def _service(entry: Entry) -> Service:
         source=_source(entry, forwarding, Address(address)),
         source_ports=_source_ports(entry, forwarding),
         table_size=_table_size(entry, scheduler),
+        tunnel_port=_tunnel_port(entry, forwarding),
     )
     if scheduler == "round_robin" and protocol == "tcp" and not service.remembers_flows and forwarding != "redirect":
         raise entry.error(
@@ -100,12 +111,12 @@ def _source(entry: Entry, forwarding: str, vip: Address) -> str | None:
     value = entry.raw.get("source")
     if forwarding not in MODES_WITH_SOURCE:
         if value is not None:
-            raise entry.error(f"source is for {' and '.join(MODES_WITH_SOURCE)}, not for {forwarding}")
+            raise entry.error(f"source is for {', '.join(MODES_WITH_SOURCE)}, not for {forwarding}")
         return None
     if value is None:
         raise entry.error(
             f"source is missing: {forwarding} sends from an address of the balancer's, such as 198.51.100.2"
-            + (", or from a prefix of which each flow gets an address" if forwarding == "ipip" else "")
+            + (", or from a prefix of which each flow gets an address" if forwarding in TUNNELS else "")
         )
     if forwarding == "full_nat":
         source = entry.address("source")
@@ -140,6 +151,15 @@ def _table_size(entry: Entry, scheduler: str) -> int:
     if next_prime(size) != size:
         raise entry.error(f"table_size {value!r} is not a prime number; the next one is {next_prime(size)}")
     return size
+
+
+def _tunnel_port(entry: Entry, forwarding: str) -> int | None:
+    value = entry.raw.get("tunnel_port")
+    if forwarding != "gue":
+        if value is not None:
+            raise entry.error(f"tunnel_port is for gue, not for {forwarding}")
+        return None
+    return DEFAULT_TUNNEL_PORT if value is None else entry.integer("tunnel_port", 1, 65535, value)
 
 
 def parse_services(raw: Any) -> dict[str, Service]:
