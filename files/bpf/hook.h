@@ -83,11 +83,14 @@ static __always_inline int grow_head(hook_context *ctx, int bytes)
 	return bpf_skb_change_head(ctx, bytes, 0);
 }
 
-/* The same for an outer header: the kernel is to know of it when it cuts a merged packet into pieces. */
-static __always_inline int grow_for_tunnel(hook_context *ctx, const int outer_family, int bytes, int is_tagged)
+/* The same for outer headers: the kernel is to know of them when it cuts a merged packet into pieces. */
+static __always_inline int grow_for_tunnel(hook_context *ctx, const int outer_family, int bytes, int has_udp,
+					   int is_tagged)
 {
 	__u64 outer = outer_family == 4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
 
+	if (has_udp)
+		outer |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
 	if (is_tagged)
 		return grow_head(ctx, bytes);
 	return bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, outer | BPF_F_ADJ_ROOM_FIXED_GSO);
@@ -144,7 +147,8 @@ static __always_inline int grow_head(hook_context *ctx, int bytes)
 	return bpf_xdp_adjust_head(ctx, -bytes);
 }
 
-static __always_inline int grow_for_tunnel(hook_context *ctx, const int outer_family, int bytes, int is_tagged)
+static __always_inline int grow_for_tunnel(hook_context *ctx, const int outer_family, int bytes, int has_udp,
+					   int is_tagged)
 {
 	return grow_head(ctx, bytes);
 }

@@ -118,6 +118,7 @@ enum forwarding {
 	FORWARDING_FULL_NAT = 3,
 	FORWARDING_IPIP = 4,
 	FORWARDING_REDIRECT = 5,
+	FORWARDING_GUE = 6,
 };
 
 /*
@@ -129,7 +130,7 @@ enum forwarding {
 struct backend {
 	__be32 address[4];
 	__be32 vip[4];
-	__be16 port; /* 0: the packet keeps its port */
+	__be16 port; /* 0: the packet keeps its port; gue: that of the outer header */
 	__be16 vip_port;
 	__u8 forwarding;
 	__u8 family;  /* of the address: 4 or 6 */
@@ -145,9 +146,9 @@ struct backend {
 	__u32 service_counters;
 	__u32 backend_counters;
 	__u32 interface;    /* redirect */
-	__be32 source[4];   /* full_nat, ipip */
-	__be32 source_mask; /* ipip: bits of the last word of the source that come from the flow */
-	__u32 header_sum;   /* ipip over IPv4: the sum of the outer header's words that are always the same */
+	__be32 source[4];   /* full_nat, ipip, gue */
+	__be32 source_mask; /* ipip, gue: bits of the last word of the source that come from the flow */
+	__u32 header_sum;   /* ipip, gue over IPv4: the sum of the outer header's words that are always the same */
 	__u32 first_session; /* full_nat: where the pool's sessions begin */
 	__u32 source_ports;  /* full_nat: how many there are */
 	__u32 pool; /* not read; the identities that sessions have are checksums over it as well */

@@ -39,7 +39,7 @@ static __always_inline int look_up_route(hook_context *ctx, const int family, st
 }
 
 #if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT) || defined(FEATURE_DSR) || defined(FEATURE_IPIP) || \
-	!defined(FEATURE_UNSERVED_PASS)
+	defined(FEATURE_GUE) || !defined(FEATURE_UNSERVED_PASS)
 #define KERNEL_IS_ASKED
 #endif
 

@@ -19,7 +19,7 @@ enum reason {
 	/* Dropped. */
 	DROP_NO_BACKEND,
 	DROP_NO_ROUTE,
-	DROP_NO_NEIGHBOUR, /* dsr, ipip, full_nat: the kernel would not forward the packet */
+	DROP_NO_NEIGHBOUR, /* dsr, ipip, gue, full_nat: the kernel would not forward the packet */
 	DROP_MARTIAN,
 	DROP_FRAGMENT,
 	DROP_NO_PORT,

@@ -6,6 +6,7 @@
 #include "filter.h"
 #include "flow_table.h"
 #include "next_hop.h"
+#include "random.h"
 #include "select.h"
 #include "sessions.h"
 #include "verifier.h"
@@ -50,7 +51,6 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
  * Returns a session of this CPU's part of the pool, at random (RFC 6056): who guesses the next port can spoof replies. If
  * none of those tried is free, the oldest one that is half-open, the service's own before others': a flood of one service
  * recycles its own sessions, and another service's clients still find a port. Returns MAX_SESSIONS if all are established.
- * The seed hides the state of the kernel's random generator.
  */
 GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, __u64 service)
 {
@@ -59,8 +59,7 @@ GLOBAL_SUBPROGRAM __u64 find_free_session(__u64 first, __u64 ports, __u64 now, _
 
 	IS_GLOBAL;
 	for (tries = 0; tries < PORTS_TRIED; tries++) {
-		__u64 number = (bpf_get_prandom_u32() ^ CONTROL->seed) * ENDPOINT_MULTIPLIER >> 32;
-		__u64 port = number * ports >> 32, rank;
+		__u64 port = random_number() * ports >> 32, rank;
 		struct session *session = lookup(MAP_SESSIONS, first + port);
 
 		if (!session)
@@ -159,7 +158,7 @@ SUBPROGRAM int ask_kernel4(hook_context *ctx, struct next_hop *hop, const __be32
 	return look_up_route(ctx, 4, hop, address, generation);
 }
 
-#if defined(FEATURE_IPV6) || defined(FEATURE_IPIP)
+#if defined(FEATURE_IPV6) || defined(FEATURE_IPIP) || defined(FEATURE_GUE)
 SUBPROGRAM int ask_kernel6(hook_context *ctx, struct next_hop *hop, const __be32 *address, __u32 generation)
 {
 	return look_up_route(ctx, 6, hop, address, generation);

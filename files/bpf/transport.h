@@ -11,27 +11,36 @@
 #include "filter.h"
 #include "forward.h"
 #include "fragments.h"
-#include "ipip.h"
 #include "layout.h"
 #include "martian.h"
 #include "not_ours.h"
 #include "packet.h"
 #include "packet_class.h"
 #include "parse.h"
+#include "tunnel.h"
 #include "verifier.h"
 
 /* Modes in which the packet itself stays as it is. */
 static __always_inline int forward_unchanged(hook_context *ctx, const int family, struct packet *packet,
 					     const struct choice *choice)
 {
+	__u32 gue_bytes = 0;
+
 	switch (choice->backend->forwarding) {
 #ifdef FEATURE_DSR
 	case FORWARDING_DSR:
 		return forward_dsr(ctx, family, packet, choice);
 #endif
+#ifdef FEATURE_GUE
+	case FORWARDING_GUE:
+		gue_bytes = sizeof(struct gue);
+		/* One copy of the code for both; falls through. */
+#endif
 #ifdef FEATURE_IPIP
 	case FORWARDING_IPIP:
-		return forward_ipip(ctx, family, packet, choice);
+#endif
+#if defined(FEATURE_IPIP) || defined(FEATURE_GUE)
+		return forward_in_tunnel(ctx, family, packet, choice, gue_bytes);
 #endif
 #ifdef FEATURE_REDIRECT
 	case FORWARDING_REDIRECT:

@@ -30,8 +30,8 @@ options:
       - C(service), the name of the service; may be left out if O(service) is given.
       - C(address), an IPv4 or IPv6 address. Required, except for C(redirect).
       - C(interface), for C(redirect) only, and instead of C(address); the frame leaves by it while its link is up.
-      - C(port), 1 to 65535. Without it the packet keeps its port, as it must for C(dsr), C(ipip) and for services on
-        several ports.
+      - C(port), 1 to 65535. Without it the packet keeps its port, as it must for C(dsr), C(ipip), C(gue) and for
+        services on several ports.
       - C(weight), 0 to 65535, its share in proportion to the other weights; 1 if it is left out. 0 is the same as
         C(drained).
       - C(state), C(enabled) or C(drained). A drained backend gets nothing new, but its replies still get the VIP back,

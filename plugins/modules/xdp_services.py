@@ -74,10 +74,13 @@ options:
           - V(dsr) rewrites the Ethernet address only. The backend holds the VIP itself, on its loopback interface say,
             and answers the client directly; it must be in the same Ethernet segment as the balancer.
           - V(ipip) puts an IPv4 or IPv6 header in front. The backend takes it off with a tunnel device, holds the VIP
-            itself and answers the client directly; it can be anywhere.
+            itself and answers the client directly; it can be anywhere. Backends need not be of the VIP's family.
+          - V(gue) does the same with a UDP header and one of Generic UDP Encapsulation behind the outer IP header, to
+            O(services[].tunnel_port). The UDP source port, 49152 to 65535, comes from the flow, so that routers and
+            network cards spread flows as they do other UDP. The UDP checksum is 0.
           - V(redirect) moves the frame as it is to one of several interfaces.
         type: str
-        choices: [dnat, full_nat, dsr, ipip, redirect]
+        choices: [dnat, full_nat, dsr, ipip, gue, redirect]
         default: dnat
       flow_table:
         description:
@@ -95,8 +98,9 @@ options:
       source:
         description:
           - For C(full_nat) the balancer's address that packets come from; replies must reach the balancer there.
-          - For C(ipip) the outer header's source, of the backends' family. From a prefix, such as V(10.99.0.0/16), each
-            flow gets an address of its own, so that the backends' network cards spread flows over their queues.
+          - For C(ipip) and C(gue) the outer header's source, of the backends' family. From a prefix, such as
+            V(10.99.0.0/16), each flow gets an address of its own, so that the backends' network cards spread flows over
+            their queues.
         type: str
       source_ports:
         description:
@@ -139,6 +143,10 @@ options:
             O(services[].table_size) and family, and backends with equal addresses and weights, each declared once. What
             differs is refused; change the backends of all of them at once.
         type: str
+      tunnel_port:
+        description:
+          - For C(gue), the UDP port on which the backends take packets; 6080 if it is left out.
+        type: int
   purge:
     description: Remove services that are not in the list, together with their backends.
     type: bool
@@ -207,7 +215,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import part_outcome
 
 SCHEDULERS = ["maglev", "hash", "round_robin"]
-FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "redirect"]
+FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "gue", "redirect"]
 AFFINITIES = ["none", "client"]
 
 
@@ -239,6 +247,7 @@ def main():
                     "affinity": {"type": "str", "choices": AFFINITIES, "default": "none"},
                     "affinity_prefix": {"type": "int"},
                     "affinity_group": {"type": "str"},
+                    "tunnel_port": {"type": "int"},
                 },
             },
             "purge": {"type": "bool", "default": True},

@@ -90,7 +90,7 @@ ENTRIES = {
     ),
     "source that nothing uses": (
         services({**DNS, "source": "198.51.100.2"}),
-        "services[0] (dns 192.0.2.10): source is for full_nat and ipip, not for dnat",
+        "services[0] (dns 192.0.2.10): source is for full_nat, ipip, gue, not for dnat",
     ),
     "prefix with more bits than its length": (
         services({**DNS, "forwarding": "ipip", "source": "10.99.1.0/16"}),

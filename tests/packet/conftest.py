@@ -68,6 +68,7 @@ class Rig:
             pick_port=self.picked_port,
             hash_seed=int(hash_seed or "0", 16),
             own_macs=[mac(address) for address in (FRONT_MAC, *virtual_macs)],
+            pick_identification=self.picked_identification,
         )
         self.exchanged = (b"", b"")
         self.program = Program(
@@ -112,6 +113,14 @@ class Rig:
                 assert len(in_use) > len(ports) / 2
                 assert self.model.sessions[address, port].state in ("new", "answered")
         return port
+
+    def picked_identification(self) -> int:
+        """That of the IPv4 header that the program has just put in front of a packet."""
+        _frame, output = self.exchanged
+        network = 14
+        while output[network - 2 : network] in reference.TAGS:
+            network += 4
+        return int.from_bytes(output[network + 4 : network + 6], "big")
 
     def _new_session(self, address: bytes, ports: range, in_use: set[int]) -> int | None:
         """Of a packet that was not sent, from the kernel's memory."""

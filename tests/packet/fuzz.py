@@ -28,6 +28,8 @@ SERVICES_BY_FAMILY = [
     ("media", 2, "udp", 6000, {"forwarding": "dsr", "scheduler": "round_robin"}),
     ("tunnel", 1, "tcp", 80, {"forwarding": "ipip", "source": "10.0.0.254"}),
     ("tunnel-udp", 1, "udp", 80, {"forwarding": "ipip", "source": "10.99.0.0/16", "scheduler": "hash"}),
+    ("gue", 1, "tcp", 81, {"forwarding": "gue", "source": "10.0.0.254"}),
+    ("gue-udp", 1, "udp", 81, {"forwarding": "gue", "source": "10.99.0.0/16", "tunnel_port": 7000}),
     ("nat", 2, "udp", 53, {"forwarding": "full_nat", "source": "10.0.0.250"}),
     ("nat-tcp", 2, "tcp", 80, {"forwarding": "full_nat", "source": "10.0.0.250"}),
     ("sticky", 0, "tcp", 22, {"flow_table": True, "scheduler": "round_robin"}),
@@ -64,6 +66,10 @@ BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
     ("tunnel", 230, {}),
     ("tunnel-udp", 17, {"weight": 3}),
     ("tunnel-udp", 18, {"mac": "52:54:00:00:00:12"}),
+    ("gue", 33, {}),
+    ("gue", 134, {}),
+    ("gue-udp", 35, {"weight": 3}),
+    ("gue-udp", 36, {"mac": "52:54:00:00:00:24"}),
     ("nat", 19, {}),
     ("nat", 120, {"port": 5300}),
     ("nat-tcp", 19, {"port": 8081}),
@@ -149,7 +155,20 @@ SERVICES4.append(
         "source": "fd99::/96",
     }
 )
+# IPv6 over IPv4.
+SERVICES6.append(
+    {
+        "name": "six-in-four",
+        "address": VIPS6[0],
+        "protocol": "udp",
+        "port": 90,
+        "forwarding": "ipip",
+        "source": "10.99.0.0/16",
+    }
+)
+SERVICES6.append({**SERVICES6[-1], "name": "six-in-gue", "port": 91, "forwarding": "gue"})
 BACKENDS4 += [
+    {"service": "gue", "address": net.NARROW},
     {"service": "web", "address": net.NARROW, "port": 8080, "weight": 6},
     {"service": "dns", "address": net.NARROW, "weight": 4},
     {"service": "media", "address": net.NARROW, "weight": 2},
@@ -163,6 +182,12 @@ BACKENDS4 += [
     {"service": "tunnel", "address": net.NARROW},
 ]
 BACKENDS6 += [
+    {"service": "six-in-gue", "address": "10.0.1.32"},
+    {"service": "six-in-gue", "address": net.NARROW},
+    {"service": "gue6", "address": net.NARROW6},
+    {"service": "six-in-four", "address": "10.0.0.31"},
+    {"service": "six-in-four", "address": "10.0.1.32", "weight": 2},
+    {"service": "six-in-four", "address": net.NARROW},
     {"service": "web6", "address": net.NARROW6, "port": 8080, "weight": 6},
     {"service": "dns6", "address": net.NARROW6},
     {"service": "direct6", "address": net.NARROW6},

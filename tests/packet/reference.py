@@ -31,7 +31,8 @@ EXTENSION_HEADERS = {0: "hop-by-hop", 43: "routing", 44: "fragment", 60: "destin
 TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
-    "dnat full_nat dsr ipip redirect ipv6 round_robin flow_table any_port filters multi_buffer latency affinity".split()
+    "dnat full_nat dsr ipip gue redirect ipv6 round_robin flow_table any_port filters multi_buffer latency "
+    "affinity".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -136,6 +137,10 @@ REFUSED = "a route that refuses"
 Resolve = Callable[[str], "Hop | str"]
 # Picks a source port from those possible and those in use, or None. The program picks at random.
 PickPort = Callable[[bytes, range, "set[int]"], "int | None"]
+
+
+# The identification of an outer IPv4 header that may be fragmented. The program picks at random.
+PickIdentification = Callable[[], int]
 
 
 def unknown(_address: str) -> str:
@@ -524,11 +529,13 @@ class Balancer:
         pick_port: PickPort | None = None,
         hash_seed: int = 0,
         own_macs: Collection[bytes] = (),
+        pick_identification: PickIdentification = lambda: 0,
     ) -> None:
         """Without any of its own, every unicast Ethernet address is the host's."""
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
+        self.pick_identification = pick_identification
         self.filters, self.hash_seed, self.own_macs = filters or [], hash_seed, own_macs
         self.services: dict[tuple[bytes, int, int], Service] = {}
         self.replies: dict[tuple[bytes, int, int], Backend] = {}
@@ -965,12 +972,12 @@ class Balancer:
         if mode == "redirect":
             return self._redirect(frame, backend, flow)
         hop = self._hop(backend, packet)
-        if mode in ("dsr", "ipip"):
+        if mode in ("dsr", "ipip", "gue"):
             if hop == UNRESOLVED:
                 return self._because(DROP, "no_neighbour", frame)
             if not isinstance(hop, Hop):
                 return self._because(DROP, "no_route", frame)
-            if mode == "ipip":
+            if mode in ("ipip", "gue"):
                 return self._encapsulate(packet, frame, backend, hop, flow)
             if self._is_too_long(packet, hop, backend):
                 return self._too_big(packet, frame, hop.mtu)
@@ -1031,8 +1038,9 @@ class Balancer:
     ) -> tuple[int, bytes]:
         inner = bytes(packet.header) + bytes(packet.transport)
         outer_size = 20 if len(backend.address) == 4 else 40
-        if len(inner) + outer_size > hop.mtu:
-            return self._too_big(packet, frame, hop.mtu - outer_size)
+        gue_size = 12 if backend.service.forwarding == "gue" else 0
+        if len(inner) + gue_size + outer_size > hop.mtu:
+            return self._too_big(packet, frame, hop.mtu - outer_size - gue_size)
         source = backend.service.source
         mixed = 0
         if flow is not None:
@@ -1040,14 +1048,22 @@ class Balancer:
             mixed = int.from_bytes((value >> 32).to_bytes(4, "little"), "big")
         number = int(source.network_address) | mixed & int(source.hostmask) & 0xFFFFFFFF
         protocol = IPIP if packet.family == 4 else IPV6
+        if gue_size:
+            # Variant 0, no control flag, no options (draft-ietf-intarea-gue-09, section 3); no UDP checksum.
+            source_port = 0xC000 | (flow_hash(*flow[2:]) & 0x3FFF if flow is not None else 0)
+            port = backend.service.declared.get("tunnel_port", 6080)
+            inner = struct.pack(">4HBBH", source_port, port, 8 + 4 + len(inner), 0, 0, protocol, 0) + inner
+            protocol = UDP
         if outer_size == 20:
-            flags = packet.header[6:7] if packet.family == 4 else b"\x40"
+            # IPv6 inside must get through with 1280 bytes, so the outer packet may be fragmented (RFC 4213, 3.2).
+            flags = packet.header[6:7] if packet.family == 4 else b"\0"
+            identification = 0 if packet.family == 4 else self.pick_identification()
             header = struct.pack(
                 ">BBHHBBBBH4s4s",
                 0x45,
                 packet.tos,
                 20 + len(inner),
-                0,
+                identification,
                 flags[0] & 0x40,
                 0,
                 64,
@@ -1070,7 +1086,7 @@ class Balancer:
 
     @staticmethod
     def _is_too_long(packet: Packet, hop: Hop, backend: Backend | None = None) -> bool:
-        """A next hop with a configured mac has no MTU, except for ipip."""
+        """A next hop with a configured mac has no MTU, except for tunnels."""
         return not (backend and backend.mac) and packet.size > hop.mtu
 
     def _too_big(self, packet: Packet, frame: bytes, mtu: int) -> tuple[int, bytes]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.lbops.xdp.plugins import module_utils
 from ansible_collections.lbops.xdp.plugins.module_utils.config import health
+from scapy.layers.inet import UDP
 
 from tests.packet.network import ip, write_setting
 from tests.support import namespace
@@ -30,7 +31,7 @@ sys.modules.setdefault("engine", engine)
 
 from engine.config.model import Backend, Service  # noqa: E402
 
-from roles.health.files import end_to_end, listeners, way  # noqa: E402
+from roles.health.files import end_to_end, frames, listeners, way  # noqa: E402
 from roles.health.files.checks import problem_of  # noqa: E402
 from roles.health.files.common import CannotCheck, Target  # noqa: E402
 
@@ -117,6 +118,16 @@ def test_what_answers_and_what_does_not(servers, version, check):
             assert await problem_of(closed) == {"tcp": "Connection refused", "udp": "timed out"}[check]
 
     asyncio.run(checks())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_probe_of_gue(version):
+    """As scapy and draft-ietf-intarea-gue-09, section 3, have it."""
+    inner = bytes(range(60))
+    packet = frames.gue(7000, {4: 4, 6: 41}[version], inner)
+    header = UDP(packet)
+    assert (header.sport >= 49152, header.dport, header.len, header.chksum) == (True, 7000, len(packet), 0)
+    assert packet[8:] == bytes((0, {4: 4, 6: 41}[version], 0, 0)) + inner
 
 
 def test_a_probe_leaves_by_the_first_interface_whose_link_is_up(servers):

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, link
-from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from tests.packet import foreign
@@ -31,6 +31,7 @@ SERVICES = [
     {"name": "dns", "address": VIP, "protocol": "udp", "port": 53},
     {"name": "far", "address": VIP, "protocol": "udp", "port": 54},
     {"name": "tunnel", "address": VIP, "protocol": "tcp", "port": 80, "forwarding": "ipip", "source": "10.0.0.254"},
+    {"name": "gue", "address": VIP, "protocol": "tcp", "port": 82, "forwarding": "gue", "source": "10.0.0.254"},
     {"name": "narrow", "address": VIP, "protocol": "tcp", "port": 81},
     {"name": "narrow-udp", "address": VIP, "protocol": "udp", "port": 81},
 ]
@@ -38,6 +39,7 @@ BACKENDS = [
     {"service": "dns", "address": "10.0.0.1"},
     {"service": "far", "address": "10.0.1.1"},
     {"service": "tunnel", "address": "10.0.0.2"},
+    {"service": "gue", "address": "10.0.0.2"},
     {"service": "narrow", "address": NARROW},
     {"service": "narrow-udp", "address": NARROW},
 ]
@@ -48,7 +50,7 @@ VNET_HEADER = struct.Struct("=BBHHHH")  # flags, kind, headers' length, size of 
 NEEDS_CHECKSUM, TCP4 = 1, 1
 
 
-FEATURES = frozenset(("dnat", "ipip"))
+FEATURES = frozenset(("dnat", "ipip", "gue"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,6 +154,25 @@ def test_merged_packets_are_cut_behind_their_tunnel_headers():
     assert [piece[TCP].seq - inner[0][TCP].seq for piece in inner] == [0, segment]
     payload = b"".join(bytes(piece[TCP].payload) for piece in inner)
     assert payload == bytes(frame[54:])
+    for piece in inner:
+        checksum = piece[TCP].chksum
+        del piece[TCP].chksum
+        assert IP(bytes(piece))[TCP].chksum == checksum
+
+
+def test_merged_packets_leave_behind_udp_headers_of_their_own():
+    segment = 1428
+    frame = tcp(CLIENT, 40000, VIP, 82, bytes(range(256)) * 11 + bytes(40), tcp_flags="A")
+    packets = exchange_merged(frame, segment)
+    outer = [(packet[IP].proto, packet[IP].len, packet[UDP].dport, packet[UDP].len) for packet in packets]
+    assert outer == [(17, 1500, 6080, 1480)] * 2
+    assert len({packet[UDP].sport for packet in packets}) == 1
+    inner = []
+    for packet in packets:
+        datagram = bytes(packet[UDP].payload)
+        assert (packet[UDP].chksum, datagram[:4]) == (0, bytes((0, 4, 0, 0)))
+        inner.append(IP(datagram[4:]))
+    assert b"".join(bytes(piece[TCP].payload) for piece in inner) == frame[54:]
     for piece in inner:
         checksum = piece[TCP].chksum
         del piece[TCP].chksum

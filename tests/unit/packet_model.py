@@ -25,7 +25,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 PROBES = 16
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 SERVICE, BACKEND, VIP, SOURCE = 1, 2, 3, 4
-FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect"}
+FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect", 6: "gue"}
 BACKEND_ENTRY = struct.Struct("<16s16s2s2sBBBx6s8xHIIII16s4sIIIII")
 SESSION = struct.Struct("<16s2s2sIIIIBxHHHI16x")
 LINKS_TRIED = 32
@@ -257,6 +257,8 @@ class LivePackets:
             return ("dsr", entry.address, mac)
         if mode == "ipip":
             return ("ipip", entry.family, entry.address, entry.source, entry.source_mask, mac)
+        if mode == "gue":
+            return ("gue", entry.family, entry.address, entry.source, entry.source_mask, mac, port)
         if mode == "full_nat":
             pool = struct.unpack("<IHH", self.maps["pools"].values.get(entry.pool, bytes(8)))
             if pool != (entry.first_session, entry.source_port, entry.source_ports):
@@ -468,11 +470,12 @@ class DeclaredPackets:
         address = backend.address or ""
         if mode == "dsr":
             return ("dsr", words(address), mac)
-        if mode == "ipip":
+        if mode in ("ipip", "gue"):
             source = ipaddress.ip_network(service.source or "")
             mask = (int(source.hostmask) & 0xFFFFFFFF).to_bytes(4, "big")
             family = 6 if ":" in address else 4
-            return ("ipip", family, words(address), words(str(source.network_address)), mask, mac)
+            outer = (mode, family, words(address), words(str(source.network_address)), mask, mac)
+            return outer if mode == "ipip" else (*outer, service.tunnel_port)
         port = backend.port or packet.port
         if mode == "dnat":
             return ("dnat", words(address), port, mac)

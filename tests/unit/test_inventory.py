@@ -126,6 +126,7 @@ MODES = {
     "dsr": {},
     "full_nat": {"source": "10.0.0.250"},
     "ipip": {"source": "10.0.0.250"},
+    "gue": {"source": "10.0.0.250"},
     "redirect": {"interfaces": ["eth1"]},
 }
 

@@ -56,7 +56,7 @@ def refused(*words: str) -> Any:
 
 @pytest.mark.parametrize("forwarding", ["dnat", "dsr", "redirect"])
 def test_a_source_is_for_modes_that_have_one(forwarding):
-    with refused(WHERE, f"source is for full_nat and ipip, not for {forwarding}"):
+    with refused(WHERE, f"source is for full_nat, ipip, gue, not for {forwarding}"):
         parsed(forwarding=forwarding, source="10.0.0.250")
 
 
@@ -86,8 +86,22 @@ def test_full_nat_does_not_send_from_the_vip():
 
 
 @pytest.mark.parametrize("source", ["10.0.0.250", "10.99.0.0/16", "0.0.0.0/0", "fd99::/64"])
-def test_ipip_sends_from_an_address_or_a_prefix_of_either_family(source):
-    assert parsed(forwarding="ipip", source=source).source == source
+@pytest.mark.parametrize("forwarding", ["ipip", "gue"])
+def test_tunnels_send_from_an_address_or_a_prefix_of_either_family(forwarding, source):
+    assert parsed(forwarding=forwarding, source=source).source == source
+
+
+def test_port_of_gue():
+    """6080 is IANA's."""
+    gue = {"forwarding": "gue", "source": "10.0.0.250"}
+    assert [parsed(**gue).tunnel_port, parsed(**gue, tunnel_port="7000").tunnel_port] == [6080, 7000]
+    assert parsed(**gue).as_dict()["tunnel_port"] == 6080
+    assert "tunnel_port" not in parsed(**TUNNEL).as_dict()
+    for port in (0, 65536, "any"):
+        with refused(WHERE, f"tunnel_port {port!r} is not "):
+            parsed(**gue, tunnel_port=port)
+    with refused(WHERE, "tunnel_port is for gue, not for ipip"):
+        parsed(**TUNNEL, tunnel_port=6080)
 
 
 @pytest.mark.parametrize("value, words", [("10.99.1.0/16", "write 10.99.0.0/16"), ("x", "is not an IPv4 address")])
@@ -234,16 +248,17 @@ def test_backends_are_of_the_vips_family(forwarding, vip, address, source, famil
 
 @pytest.mark.parametrize(
     "vip, source, address",
-    [("192.0.2.10", "10.0.0.250", "10.0.0.1"), ("192.0.2.10", "fd99::/64", "fd00::1"), (SIX, "fd99::/64", "fd00::1")],
-    ids=["4 in 4", "4 in 6", "6 in 6"],
+    [
+        ("192.0.2.10", "10.0.0.250", "10.0.0.1"),
+        ("192.0.2.10", "fd99::/64", "fd00::1"),
+        (SIX, "10.99.0.0/16", "10.0.0.1"),
+        (SIX, "fd99::/64", "fd00::1"),
+    ],
+    ids=["4 in 4", "4 in 6", "6 in 4", "6 in 6"],
 )
 def test_tunnels(vip, source, address):
-    assert check([service(address=vip, forwarding="ipip", source=source)], [backend(address=address)])
-
-
-def test_tunnel_of_ipv6_over_ipv4():
-    with refused(f"ipip carries IPv6 over IPv6 only, and the VIP {SIX} is IPv6"):
-        check([service(address=SIX, **TUNNEL)], [backend()])
+    for forwarding in ("ipip", "gue"):
+        assert check([service(address=vip, forwarding=forwarding, source=source)], [backend(address=address)])
 
 
 @pytest.mark.parametrize("source, address, family", [("fd99::/64", "10.0.0.1", 4), ("10.0.0.250", "fd00::1", 6)])

@@ -176,6 +176,24 @@ def test_source_of_a_tunnel(source, words_of_source, mask):
     assert fields["header_sum"] == 0x0045 + 0x0440 + 0x000A + 0x0100
 
 
+def test_tunnel_of_ipv6_over_ipv4():
+    service = {**WEB6, "forwarding": "ipip", "source": "10.0.0.9"}
+    fields = packed_backend(service, {"service": "web", "address": "10.0.0.1"})
+    assert (fields["family"], fields["source"]) == (4, words(b"\x0a\0\0\x09"))
+    # 0x4500 + 0x4029 (TTL 64, IPv6 inside) + 0x0a00 + 0x0001, in the packet's byte order.
+    assert fields["header_sum"] == 0x0045 + 0x2940 + 0x000A + 0x0100
+
+
+@pytest.mark.parametrize("port, packed", [(None, b"\x17\xc0"), (7000, b"\x1b\x58")])
+def test_gue(port, packed):
+    service = {**WEB6, "forwarding": "gue", "source": "10.99.0.0/16", "tunnel_port": port}
+    fields = packed_backend(service, {"service": "web", "address": "10.0.0.1"})
+    assert (fields["port"], fields["vip_port"], fields["source_mask"]) == (packed, bytes(2), b"\0\0\xff\xff")
+    # 0x4500 + 0x4011 (TTL 64, UDP) + 0x0a00 + 0x0001, in the packet's byte order.
+    assert fields["header_sum"] == 0x0045 + 0x1140 + 0x000A + 0x0100
+    assert [fields[name] for name in DELTAS] == [bytes(2)] * 4
+
+
 def test_tunnel_over_ipv6_mixes_32_bits_at_the_most():
     service = {**WEB6, "forwarding": "ipip", "source": "fd99::/64"}
     fields = packed_backend(service, {"service": "web", "address": "fd00::1"})

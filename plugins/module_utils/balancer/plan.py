@@ -154,7 +154,8 @@ def _same_entries(old: Service | None, new: Service) -> bool:
     return (
         old is not None
         and _same_ring(old, new)
-        and (old.forwarding, old.source, old.source_ports) == (new.forwarding, new.source, new.source_ports)
+        and (old.forwarding, old.source, old.source_ports, old.tunnel_port)
+        == (new.forwarding, new.source, new.source_ports, new.tunnel_port)
     )
 
 

@@ -143,19 +143,17 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
     if backend.address is None:
         return f"interface {backend.interface} is for redirect, not for {service.forwarding}; give address"
     family = family_of(backend.address)
-    if service.forwarding == "ipip":
+    if service.is_tunnel:
         source = service.source_prefix
         if source is not None and family != source.family:
             return f"the outer header's source {service.source} is not of its family, IPv{family}"
-        if (service.family, family) == (6, 4):
-            return f"ipip carries IPv6 over IPv6 only, and the VIP {service.address} is IPv6"
     elif family != service.family:
         return f"{service.forwarding} cannot go from IPv{service.family}, the VIP's family, to IPv{family}"
     if backend.port is not None and service.keeps_ports:
         return f"port {backend.port} for a service on ports {service.port}; leave port out"
     if not separate_ports(config, backend, service):
         return f"declared twice, with and without port {service.first_port}"
-    if service.forwarding in ("dsr", "ipip") and backend.port not in (None, service.first_port):
+    if (service.forwarding == "dsr" or service.is_tunnel) and backend.port not in (None, service.first_port):
         return f"port {backend.port}, but {service.forwarding} leaves the port {service.port} as it is"
     return ""
 

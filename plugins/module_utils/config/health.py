@@ -14,6 +14,7 @@ from ..errors import EngineError, Problems
 from .addresses import Address
 from .entries import Entry
 from .model import Backend, Config, Service
+from .vocabulary import TUNNELS
 
 # The keys that each kind of check has besides those that all have.
 KINDS: dict[str, frozenset[str]] = {
@@ -29,7 +30,7 @@ KEYS = COMMON_KEYS.union(*KINDS.values())
 ALL_DOWN = ("keep", "drop")
 # Those that can be put into frames by hand, without a connection of the kernel's.
 END_TO_END_KINDS = ("tcp", "udp", "dns", "icmp")
-END_TO_END_FORWARDINGS = ("dsr", "ipip")
+END_TO_END_FORWARDINGS = ("dsr", *TUNNELS)
 SECONDS_PATTERN = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 HOST_PATTERN = re.compile(
     r"(?P<name>[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*|\[(?P<six>[^\]]+)\])(:(?P<port>[0-9]{1,5}))?"
@@ -37,8 +38,9 @@ HOST_PATTERN = re.compile(
 HOST_EXAMPLES = "www.example.net, 192.0.2.1:8080 or [2001:db8::1]:8080"
 # RFC 1035, section 2.3.4, without the length of the first label and the root.
 LONGEST_NAME = 253
-# In bytes: 65535 is the most that a packet says it has, with the headers of UDP, IPv6 and a tunnel's IPv4 in it.
-LONGEST_REQUEST = 65535 - 8 - 40 - 20
+# In bytes: 65535 is the most that a packet says it has, with the headers of UDP, IPv6 and a tunnel's IPv4,
+# UDP and GUE in it.
+LONGEST_REQUEST = 65535 - 8 - 40 - 32
 LONGEST_RESPONSE = 65535 - 8 - 20
 LONGEST_BODY = 1048576
 PATH_PATTERN = re.compile(r"/[!-~]*")
@@ -261,7 +263,7 @@ def _misfit(health: Health, service: Service, members: list[Backend]) -> str:
 def _misfit_of_way(health: Health, service: Service, members: list[Backend]) -> str:
     if service.forwarding not in END_TO_END_FORWARDINGS:
         return (
-            f"end_to_end is for {' and '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
+            f"end_to_end is for {', '.join(END_TO_END_FORWARDINGS)}; with {service.forwarding} a check already "
             "takes the backend's own address; leave it out"
         )
     if health.check not in END_TO_END_KINDS or (health.check, service.protocol) == ("dns", "tcp"):

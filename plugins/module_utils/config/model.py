@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .addresses import Prefix, family_of, parse_prefix
-from .vocabulary import DEFAULT_TABLE_SIZE
+from .vocabulary import DEFAULT_TABLE_SIZE, TUNNELS
 
 ANY_PORT = "any"
 
@@ -49,11 +49,12 @@ class Service:
     forwarding: str
     flow_table: bool = False
     idle_timeout: int = 0  # seconds
-    source: str | None = None  # an address, for ipip also a prefix
+    source: str | None = None  # an address, for tunnels also a prefix
     source_ports: str | None = None
     table_size: int = DEFAULT_TABLE_SIZE  # slots of a Maglev table
     affinity_prefix: int = 0  # bits of the client's address that choose the backend; 0: the whole flow does
     affinity_group: str | None = None
+    tunnel_port: int | None = None  # gue: UDP port of the backends
 
     @property
     def family(self) -> int:
@@ -79,6 +80,11 @@ class Service:
         if self.any_port:
             return ANY_PORT
         return self.first_port if len(self.ports) == 1 else f"{self.first_port}-{self.last_port}"
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether packets reach its backends behind another IP header."""
+        return self.forwarding in TUNNELS
 
     @property
     def source_prefix(self) -> Prefix | None:
@@ -117,6 +123,8 @@ class Service:
             entry |= {"affinity": "client", "affinity_prefix": self.affinity_prefix}
         if self.affinity_group:
             entry["affinity_group"] = self.affinity_group
+        if self.tunnel_port is not None:
+            entry["tunnel_port"] = self.tunnel_port
         return entry
 
 

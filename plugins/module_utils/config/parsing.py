@@ -16,11 +16,13 @@ from .primes import next_prime
 from .vocabulary import (
     AFFINITIES,
     DEFAULT_TABLE_SIZE,
+    DEFAULT_TUNNEL_PORT,
     FORWARDINGS,
     MAX_TABLE_SIZE,
     MIN_TABLE_SIZE,
     PROTOCOLS,
     SCHEDULERS,
+    TUNNELS,
 )
 
 MAX_WEIGHT = 65535
@@ -29,7 +31,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 # Modes whose packets bear an address of the balancer's.
-MODES_WITH_SOURCE = ("full_nat", "ipip")
+MODES_WITH_SOURCE = ("full_nat", *TUNNELS)
 # Below what Linux takes for its own connections (net.ipv4.ip_local_port_range).
 DEFAULT_SOURCE_PORTS = "10000-32767"
 # Seconds; as IPVS has them.
@@ -51,6 +53,7 @@ SERVICE_KEYS = frozenset(
         "affinity",
         "affinity_prefix",
         "affinity_group",
+        "tunnel_port",
     )
 )
 BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
@@ -80,6 +83,7 @@ def _service(entry: Entry) -> Service:
         table_size=_table_size(entry, scheduler),
         affinity_prefix=_affinity_prefix(entry, Address(address).family),
         affinity_group=_affinity_group(entry),
+        tunnel_port=_tunnel_port(entry, forwarding),
     )
     if scheduler == "round_robin" and service.affinity_prefix:
         _check_remembered_clients(entry, service)
@@ -149,12 +153,12 @@ def _source(entry: Entry, forwarding: str, vip: Address) -> str | None:
     value = entry.raw.get("source")
     if forwarding not in MODES_WITH_SOURCE:
         if value is not None:
-            raise entry.error(f"source is for {' and '.join(MODES_WITH_SOURCE)}, not for {forwarding}")
+            raise entry.error(f"source is for {', '.join(MODES_WITH_SOURCE)}, not for {forwarding}")
         return None
     if value is None:
         raise entry.error(
             f"source is missing: {forwarding} sends from an address of the balancer's, such as 198.51.100.2"
-            + (", or from a prefix of which each flow gets an address" if forwarding == "ipip" else "")
+            + (", or from a prefix of which each flow gets an address" if forwarding in TUNNELS else "")
         )
     if forwarding == "full_nat":
         source = entry.address("source")
@@ -189,6 +193,15 @@ def _table_size(entry: Entry, scheduler: str) -> int:
     if next_prime(size) != size:
         raise entry.error(f"table_size {value!r} is not a prime number; the next one is {next_prime(size)}")
     return size
+
+
+def _tunnel_port(entry: Entry, forwarding: str) -> int | None:
+    value = entry.raw.get("tunnel_port")
+    if forwarding != "gue":
+        if value is not None:
+            raise entry.error(f"tunnel_port is for gue, not for {forwarding}")
+        return None
+    return DEFAULT_TUNNEL_PORT if value is None else entry.integer("tunnel_port", 1, 65535, value)
 
 
 def parse_services(raw: Any) -> dict[str, Service]:

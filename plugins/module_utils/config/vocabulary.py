@@ -9,7 +9,11 @@ from __future__ import annotations
 PROTOCOLS = {"tcp": 6, "udp": 17}
 # enum scheduler, enum forwarding
 SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
-FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5}
+FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5, "gue": 6}
+# Those that put an IP header in front of packets.
+TUNNELS = ("ipip", "gue")
+# UDP port of GUE (IANA).
+DEFAULT_TUNNEL_PORT = 6080
 # Slots of a Maglev table: a prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4), between these.
 MIN_TABLE_SIZE, MAX_TABLE_SIZE = 251, 131071
 DEFAULT_TABLE_SIZE = 65537
@@ -33,6 +37,7 @@ FEATURES = (
     "table_size",
     "unserved_pass",
     "affinity",
+    "gue",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")

@@ -104,7 +104,10 @@ def _outer_header_sum(service: Service, address: Address) -> int:
     """Of the words of an outer IPv4 header that are the same for every packet, in the byte order of the packet."""
     if address.family == 6:
         return 0
-    protocol = IPIP if service.family == 4 else IPV6_IN_IP
+    if service.forwarding == "gue":
+        protocol = PROTOCOLS["udp"]
+    else:
+        protocol = IPIP if service.family == 4 else IPV6_IN_IP
     words = struct.unpack("<4H", b"\x45\0" + bytes((64, protocol)) + address.packed)
     return sum(words)
 
@@ -122,13 +125,13 @@ class BackendPacker:
         self._source_words, self._source_mask = bytes(16), bytes(4)
         if source:
             self._source_words = source.address.words
-            if service.forwarding == "ipip":
+            if service.is_tunnel:
                 self._source_mask = (source.host_mask & 0xFFFFFFFF).to_bytes(4, "big")
 
     def pack(self, backend: Backend, place: BackendPlace) -> bytes:
         """struct backend."""
         service, pool = self._service, self._pool
-        port = vip_port = bytes(2)
+        port, vip_port = pack_port(service.tunnel_port), bytes(2)
         address = Address(backend.address) if backend.address else None
         packed = address.packed if address else b""
         deltas = [bytes(2)] * 4
@@ -153,7 +156,7 @@ class BackendPacker:
             place.interface,
             self._source_words,
             self._source_mask,
-            _outer_header_sum(service, address) if address and service.forwarding == "ipip" else 0,
+            _outer_header_sum(service, address) if address and service.is_tunnel else 0,
             place.pool.first_session if place.pool else 0,
             pool.ports if pool else 0,
             place.pool.id if place.pool else 0,

@@ -66,7 +66,14 @@ class Target:
         service, backend = self.service, self.backend
         return (
             self.health,
-            (service.address, service.protocol, service.first_port, service.forwarding, service.source),
+            (
+                service.address,
+                service.protocol,
+                service.first_port,
+                service.forwarding,
+                service.source,
+                service.tunnel_port,
+            ),
             (backend.target, backend.port, backend.mac),
             self.interfaces,
         )

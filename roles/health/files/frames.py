@@ -17,6 +17,8 @@ ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 TTL = 64
 SYN, RST, ACK = 0x02, 0x04, 0x10
 WINDOW = 1024
+# The first of the ports that the program sends GUE from.
+GUE_SOURCE_PORT = 49152
 ICMP_OF = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 # What answers of one exchange have in common: the protocol, with the ports as answers bear them, or an echo's token.
 Mark = tuple[int, bytes]
@@ -72,6 +74,11 @@ def echo(flow: Flow, token: bytes) -> bytes:
         return ip_packet(flow.source, flow.vip, protocol, _summed(flow, protocol, message, 2))
     message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
     return ip_packet(flow.source, flow.vip, protocol, message)
+
+
+def gue(port: int, protocol: int, packet: bytes) -> bytes:
+    """The packet behind headers of UDP, without a checksum, and of GUE (draft-ietf-intarea-gue-09, variant 0)."""
+    return struct.pack(">HHHHBBH", GUE_SOURCE_PORT, port, 12 + len(packet), 0, 0, protocol, 0) + packet
 
 
 def mark_of(flow: Flow, protocol: int, token: bytes = b"") -> Mark:

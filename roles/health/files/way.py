@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The lbops.xdp authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The way that the program takes to a backend: its Ethernet address for `dsr`, a header in front for `ipip`."""
+"""The way that the program takes to a backend: its Ethernet address for `dsr`, headers in front for tunnels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.kernel.link import import_pyroute2, route_socket
 from engine.kernel.neighbours import resolved
 
 from .common import CannotCheck, Failed, Target, family_of
-from .frames import ETHERTYPES, Flow, ip_packet
+from .frames import ETHERTYPES, Flow, gue, ip_packet
 
 IPIP, IPV6_IN_IP = 4, 41
 # include/uapi/linux/in6.h
@@ -74,7 +74,7 @@ def source_of(target: Target) -> Address:
 
 
 async def send(target: Target, flow: Flow, packet: bytes) -> None:
-    if target.service.forwarding == "ipip":
+    if target.service.is_tunnel:
         _send_in_tunnel(target, flow, packet)
     else:
         await _send_to_neighbour(target, flow, packet)
@@ -114,6 +114,9 @@ def _send_in_tunnel(target: Target, flow: Flow, packet: bytes) -> None:
     if prefix is None:
         raise Failed("the service has no source")
     protocol = IPIP if flow.version == 4 else IPV6_IN_IP
+    if target.service.tunnel_port is not None:
+        packet = gue(target.service.tunnel_port, protocol, packet)
+        protocol = socket.IPPROTO_UDP
     tunnelled = ip_packet(prefix.address, Address(target.address), protocol, packet)
     with socket.socket(target.family, socket.SOCK_RAW, socket.IPPROTO_RAW) as out:
         if target.family == socket.AF_INET6:

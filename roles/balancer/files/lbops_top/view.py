@@ -27,7 +27,7 @@ space        hold the table still, and let it go on
 
 SHARE: of the packets of the service's backends.
 -: not known; the counter has just begun anew, or is of replies that do not
-   come back through the balancer: those of dsr, ipip and redirect.
+   come back through the balancer: those of dsr, ipip, gue and redirect.
 """
 
 

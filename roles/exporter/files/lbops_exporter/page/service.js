@@ -85,7 +85,7 @@ export class Service {
     this.#name.textContent = service.name;
     const kind = `${service.forwarding}, ${service.scheduler}`;
     this.#where.textContent = `${service.protocol} ${endpoint(service.address, service.port)}, ${kind}`;
-    const replies = service.forwarding === "dsr" || service.forwarding === "ipip" ? "" : ` / ${quantity(rates.reply_packets)}`;
+    const replies = ["dsr", "ipip", "gue"].includes(service.forwarding) ? "" : ` / ${quantity(rates.reply_packets)}`;
     this.#numbers.textContent = `${quantity(rates.packets)}${replies} packets/s, ${quantity(bits(rates))}bit/s, ${whole(service.packets)} packets`;
     this.#count(time, service, backends);
     return rates;
