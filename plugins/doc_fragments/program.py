@@ -101,7 +101,7 @@ options:
     type: int
     default: 262144
   max_new_flows:
-    description: How many new flows a CPU remembers in a second. Packets of more are balanced without being remembered.
+    description: How many new flows of a service a CPU remembers in a second. Packets of more are not remembered.
     type: int
     default: 100000
   max_sessions:

@@ -100,7 +100,7 @@ def write_tree(tree: Path) -> None:
     for name, build in builds().items():
         code = compiler.compile_program(build)
         (tree / f"{name}.bpf").write_bytes(code)
-        subprograms = bpf.subprograms(code)
+        subprograms = btf.subprograms(code)
         if subprograms:
             types, functions = btf.describe(subprograms)
             (tree / f"{name}.bpf.btf").write_bytes(types)

@@ -50,15 +50,9 @@ PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_XDP = 6
 PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
 
-# struct bpf_insn: code, registers, offset, immediate; a 64-bit load takes two of them.
-INSTRUCTION = struct.Struct("=BBhi")
+INSTRUCTION = btf.INSTRUCTION
 LOAD_IMMEDIATE_64 = 0x18
-MOVE_IMMEDIATE_64 = 0xB7
-# Of files/bpf/verifier.h: a subprogram with it is global.
-GLOBAL_MARK = 0x676C6F62
 PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
-CALL = 0x85
-PSEUDO_CALL = 1
 
 # return XDP_PASS
 PASS_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 2) + INSTRUCTION.pack(0x95, 0, 0, 0)
@@ -288,7 +282,7 @@ def program_load(
 
     `device` is the index of the interface whose hardware is to run it, 0 for the kernel.
     """
-    found = subprograms(code)
+    found = btf.subprograms(code)
     types, functions = btf.describe(found) if found else (b"", b"")
     described = _btf_load(types) if found else 0
     try:
@@ -334,27 +328,6 @@ def _program_load(
         if not log_level:
             return _program_load(name, code, program_type, flags, device, 1, described, functions)
         raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
-
-
-def subprograms(code: bytes) -> list[btf.Subprogram]:
-    """Those that are called, in the order in which they lie in the program."""
-    instructions = list(INSTRUCTION.iter_unpack(code))
-    starts = sorted(
-        {
-            place + 1 + distance
-            for place, (operation, registers, _offset, distance) in enumerate(instructions)
-            if operation == CALL and registers >> 4 == PSEUDO_CALL
-        }
-    )
-    marks = [
-        place
-        for place, (operation, _registers, _offset, number) in enumerate(instructions)
-        if operation == MOVE_IMMEDIATE_64 and number == GLOBAL_MARK
-    ]
-    return [
-        btf.Subprogram(start, any(start <= mark < end for mark in marks))
-        for start, end in zip(starts, [*starts[1:], len(instructions)], strict=False)
-    ]
 
 
 def relocate(code: bytes, descriptors: list[int]) -> bytes:

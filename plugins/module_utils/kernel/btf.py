@@ -4,8 +4,8 @@
 """The little type information (BTF) with which the kernel verifies a global subprogram once, not at every call.
 
 Documentation/bpf/btf.rst has the format. Every global subprogram is u64 f(u64, u64, u64, u64), see GLOBAL_SUBPROGRAM in
-files/bpf/verifier.h. A program that describes some of its functions has to describe all, and the kernel does not look at
-the types of those that are not global.
+files/bpf/verifier.h. A program that describes some of its functions has to describe all; the kernel ignores the types of
+those that are not global.
 """
 
 from __future__ import annotations
@@ -25,9 +25,36 @@ NUMBER, PROTOTYPE, FIRST_FUNCTION = 1, 2, 3  # types in their order
 PARAMETERS = 4
 
 
+# struct bpf_insn: code, registers, offset, immediate; a 64-bit load takes two of them.
+INSTRUCTION = struct.Struct("=BBhi")
+MOVE_IMMEDIATE_64, CALL, PSEUDO_CALL = 0xB7, 0x85, 1
+# Of files/bpf/verifier.h: a subprogram that moves it to a register is global.
+GLOBAL_MARK = 0x676C6F62
+
+
 class Subprogram(NamedTuple):
     start: int  # its first instruction
     is_global: bool
+
+
+def subprograms(code: bytes) -> list[Subprogram]:
+    """Those that are called, in the order in which they lie in the program."""
+    instructions = list(INSTRUCTION.iter_unpack(code))
+    calls = {
+        place + 1 + distance
+        for place, (operation, registers, _offset, distance) in enumerate(instructions)
+        if operation == CALL and registers >> 4 == PSEUDO_CALL
+    }
+    marks = [
+        place
+        for place, (operation, _registers, _offset, number) in enumerate(instructions)
+        if operation == MOVE_IMMEDIATE_64 and number == GLOBAL_MARK
+    ]
+    starts = sorted(calls)
+    ends = [*starts[1:], len(instructions)]
+    return [
+        Subprogram(start, any(start <= mark < end for mark in marks)) for start, end in zip(starts, ends, strict=False)
+    ]
 
 
 def describe(subprograms: list[Subprogram]) -> tuple[bytes, bytes]:
