@@ -159,8 +159,9 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 #endif
 	if (is_allowed) {
 		count_new_flow(choice->backend);
-		*place = flow_entry(cut_signature(memory->signature), mark == MARK_END ? FLOW_CLOSING : FLOW_NEW,
-				    number, memory->now);
+		*place = flow_entry(cut_signature(memory->signature),
+				    mark == MARK_END && !memory->with_session ? FLOW_CLOSING : FLOW_NEW, number,
+				    memory->now);
 	} else {
 		count_reason(FORWARD_FLOW_LIMIT);
 	}

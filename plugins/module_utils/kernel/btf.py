@@ -4,8 +4,8 @@
 """The little type information (BTF) with which the kernel verifies a global subprogram once, not at every call.
 
 Documentation/bpf/btf.rst has the format. Every global subprogram is u64 f(u64, u64, u64, u64), see GLOBAL_SUBPROGRAM in
-files/bpf/verifier.h. A program that describes some of its functions has to describe all; the kernel ignores the types of
-those that are not global.
+files/bpf/verifier.h. A program that describes some of its functions has to describe all, and the kernel ignores the
+types of those that are not global.
 """
 
 from __future__ import annotations
