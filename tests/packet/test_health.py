@@ -136,6 +136,10 @@ def test_all_down(balancer, net, service, drop):
     balancer.observe(seen(1, up=(2,), drop=drop))
     assert set(backends_of(balancer, net)) == {"10.0.0.2"}
     balancer.observe(seen(up=(1, 2), drop=drop))
+    if service is STICKY:
+        # Flows that did not end stay where they went.
+        assert set(backends_of(balancer, net)) == {"10.0.0.2"}
+        backends_of(balancer, net, "R")
     assert backends_of(balancer, net) == before
 
 
@@ -163,6 +167,7 @@ def test_remembered_flows_leave_a_backend_that_is_down_and_others_stay(balancer,
     # And stay where they went when it comes back.
     balancer.observe(seen(up=(2,)))
     assert backends_of(balancer, net, "A") == after
+    backends_of(balancer, net, "R")
     assert "10.0.0.2" in backends_of(balancer, net, "S")
     unchanged(balancer, [STICKY], web(1, 2, 3))
 

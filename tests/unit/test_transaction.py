@@ -352,7 +352,7 @@ def remembered_packets(host: Host) -> list[Packet]:
             index = current.allocation.pools[service.pool].first_session + place % service.pool.ports
             identity = BACKEND_ENTRY.unpack(entries[number])[-1]
             vip_port, client, client_port = SESSION_OF_REPLIES
-            sessions[index] = SESSION.pack(client, client_port, vip_port, number, 0, 1, 1, 6, 0, 0, 0, identity, 1, 0)
+            sessions[index] = SESSION.pack(client, client_port, vip_port, number, 0, 1, 1, 6, 0, 0, 0, identity)
             port = service.pool.first_port + place % service.pool.ports
             found.append(Packet(key.address, service.source or "", "tcp", 80, port, known=key))
     return found
