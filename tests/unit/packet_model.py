@@ -289,20 +289,9 @@ class LivePackets:
         value = self.maps["sessions"].values.get(first_session + place)
         if value is None or not any(value):
             return None
-        (
-            client,
-            client_port,
-            vip_port,
-            number,
-            _service,
-            _seen,
-            _timeout,
-            protocol,
-            *_deltas,
-            identity,
-            _idle,
-            _started,
-        ) = SESSION.unpack(value)
+        client, client_port, vip_port, number, _service, _seen, _timeout, protocol, *_deltas, identity = SESSION.unpack(
+            value
+        )
         entry = self._entry(number)
         if protocol != PROTOCOLS[packet.protocol] or not entry or entry.identity != identity or not entry.forwarding:
             return None
