@@ -153,6 +153,14 @@ def test_the_last_backend_that_was_up_is_removed(balancer, net):
     unchanged(balancer, [WEB], web(1))
 
 
+def test_flows_of_a_backend_that_was_removed_do_not_go_to_one_that_came(balancer, net):
+    """It is drained from the beginning, so nothing at all may go there."""
+    declare(balancer, [STICKY], web(1, 2))
+    assert set(backends_of(balancer, net)) == {"10.0.0.1", "10.0.0.2"}
+    balancer.apply_backends([*web(1), *web(3, state="drained")], True, False)
+    assert set(backends_of(balancer, net, "A")) == {"10.0.0.1"}
+
+
 def test_remembered_flows_leave_a_backend_that_is_down_and_others_stay(balancer, net):
     """Unlike those of a drained one."""
     declare(balancer, [STICKY], web(1, 2, 3))

@@ -141,6 +141,19 @@ def test_places_left_by_a_killed_run_are_not_given_away():
     assert after.removed_rings == {1}
 
 
+def test_a_place_that_becomes_free_is_given_away_last():
+    """Flow tables remember places: a flow of the one who had it must not go to whoever has it next."""
+    sizes = replace(SIZES, max_backends=5)
+    desired = config([service()], [backend(1), backend(2)])
+    allocation, places = plan.settled(applied(desired, sizes).allocation), []
+    for last in (3, 4, 5, 6):
+        wanted = config([service()], [backend(1), backend(last)])
+        allocation = plan.settled(plan.make(desired, allocation, wanted, sizes).allocation)
+        desired = wanted
+        places.append(allocation.backends[model.BackendKey("dns", f"198.51.100.{last}", 5353)])
+    assert places == [3, 4, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("drift", "what"),
     [

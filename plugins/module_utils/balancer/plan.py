@@ -10,17 +10,16 @@ Counters stay with the service's name and the backend's key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Callable, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config.filters import FilterKey, Filters
 from ..config.model import Backend, BackendKey, Config, Pool, Service, ring_members
 from ..errors import EngineError
 from ..tables.layout import ENDPOINT_BACKEND, ENDPOINT_SERVICE, ENDPOINT_SOURCE, MAX_POOLS, Sizes
 from ..tables.tables import BackendPlace, Endpoints, PoolPlace, endpoints
-
-T = TypeVar("T")
+from .free_places import FreePlaces, assign
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class Allocation:
     # Entries of backends that are visible count there.
     retiring_service_counters: frozenset[int] = frozenset()
     retiring_backend_counters: frozenset[int] = frozenset()
+    # Where the search for a backend's place begins. Flow tables remember places, so one that becomes free is given to
+    # another backend last of all.
+    next_backend: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,33 +118,14 @@ def compare(current: Mapping[Any, Any], desired: Mapping[Any, Any]) -> Changes:
 
 def settled(found: Allocation) -> Allocation:
     """Once everything is written, nothing retires any more."""
-    return Allocation(found.rings, found.service_counters, found.backends, found.backend_counters, found.pools)
-
-
-class _Places:
-    """Free places of one map, lowest first."""
-
-    def __init__(self, what: str, option: str, first: int, limit: int, taken: Iterable[int]) -> None:
-        self.what, self.option, self.limit = what, option, limit
-        taken = set(taken)
-        self._free = (place for place in range(first, limit) if place not in taken)
-
-    def take(self) -> int:
-        place = next(self._free, None)
-        if place is None:
-            raise EngineError(
-                f"{self.what} do not fit: {self.option} of the balancer is {self.limit}, and those that change need a "
-                f"second place while both are in use; raise {self.option}"
-            )
-        return place
-
-
-def _assign(keys: Iterable[T], keep: Callable[[T], int | None], places: _Places) -> dict[T, int]:
-    assigned = {}
-    for key in keys:
-        place = keep(key)
-        assigned[key] = places.take() if place is None else place
-    return assigned
+    none: frozenset[int] = frozenset()
+    return replace(
+        found,
+        retiring_rings=none,
+        retiring_backends=none,
+        retiring_service_counters=none,
+        retiring_backend_counters=none,
+    )
 
 
 def _same_ring(old: Service | None, new: Service) -> bool:
@@ -213,12 +196,12 @@ def make(
     `live`: what the endpoint tables hold, where that may be something else than what `current` says.
     """
     _check_sizes(desired, sizes)
-    rings = _assign(
+    rings = assign(
         desired.services,
         lambda name: (
             allocation.rings.get(name) if _same_ring(current.services.get(name), desired.services[name]) else None
         ),
-        _Places(
+        FreePlaces(
             f"{len(desired.services)} services",
             "max_services",
             0,
@@ -228,10 +211,10 @@ def make(
     )
     old_service_counters = allocation.retiring_service_counters.union(allocation.service_counters.values())
     old_backend_counters = allocation.retiring_backend_counters.union(allocation.backend_counters.values())
-    service_counters = _assign(
+    service_counters = assign(
         desired.services,
         allocation.service_counters.get,
-        _Places("services", "max_services", 0, sizes.max_services, old_service_counters),
+        FreePlaces("services", "max_services", 0, sizes.max_services, old_service_counters),
     )
 
     same_services = {
@@ -243,21 +226,19 @@ def make(
         same = old is not None and (old.mac, old.interface) == (new.mac, new.interface) and key.service in same_services
         return allocation.backends.get(key) if same else None
 
-    backends = _assign(
-        desired.backends,
-        kept_backend,
-        _Places(
-            f"{len(desired.backends)} backends",
-            "max_backends",
-            1,
-            sizes.max_backends,
-            [*allocation.backends.values(), *allocation.retiring_backends],
-        ),
+    backend_places = FreePlaces(
+        f"{len(desired.backends)} backends",
+        "max_backends",
+        1,
+        sizes.max_backends,
+        [*allocation.backends.values(), *allocation.retiring_backends],
+        allocation.next_backend,
     )
-    backend_counters = _assign(
+    backends = assign(desired.backends, kept_backend, backend_places)
+    backend_counters = assign(
         desired.backends,
         allocation.backend_counters.get,
-        _Places("backends", "max_backends", 1, sizes.max_backends, old_backend_counters),
+        FreePlaces("backends", "max_backends", 1, sizes.max_backends, old_backend_counters),
     )
     old_rings = frozenset(allocation.rings.values()) | allocation.retiring_rings
     old_backends = frozenset(allocation.backends.values()) | allocation.retiring_backends
@@ -272,6 +253,7 @@ def make(
         retiring_backends=old_backends - frozenset(backends.values()),
         retiring_service_counters=old_service_counters - frozenset(service_counters.values()),
         retiring_backend_counters=old_backend_counters - frozenset(backend_counters.values()),
+        next_backend=backend_places.next,
     )
 
     service_changes = compare(current.services, desired.services)
@@ -338,12 +320,12 @@ def _check_sizes(desired: Config, sizes: Sizes) -> None:
 
 def assign_filters(desired: Filters, current: dict[FilterKey, int], sizes: Sizes) -> dict[FilterKey, int]:
     """Places of counters and limits; a filter keeps its own."""
-    places = _Places(f"{len(desired)} filters", "max_filters", 0, sizes.max_filters, current.values())
+    places = FreePlaces(f"{len(desired)} filters", "max_filters", 0, sizes.max_filters, current.values())
     if len(desired) > sizes.max_filters:
         raise EngineError(
             f"{len(desired)} filters are more than max_filters {sizes.max_filters}; raise max_filters of the balancer"
         )
-    return _assign(desired, current.get, places)
+    return assign(desired, current.get, places)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ class State:
                 "retiring_backends": sorted(allocation.retiring_backends),
                 "retiring_service_counters": sorted(allocation.retiring_service_counters),
                 "retiring_backend_counters": sorted(allocation.retiring_backend_counters),
+                "next_backend": allocation.next_backend,
             },
             "leaving": [found.dump() for found in self.leaving],
             "tables": self.tables.dump(),
@@ -231,6 +232,7 @@ def _load(raw: dict[str, Any]) -> State:
         # Earlier engines did not write these.
         frozenset(places.get("retiring_service_counters", ())),
         frozenset(places.get("retiring_backend_counters", ())),
+        places.get("next_backend", 1),
     )
     return State(
         document,
