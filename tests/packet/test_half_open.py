@@ -179,6 +179,16 @@ def elsewhere(program: Program, backend: str) -> None:
     program.replace_ring("sticky", members)
 
 
+def established_while_new_ones_go_elsewhere(make, net) -> tuple[Connection, str]:
+    """A connection that is established, and its backend."""
+    program = make([STICKY], STICKY_BACKENDS)
+    connection = Connection(program, net, service_port=22)
+    connection.send("S")
+    connection.send("A")
+    elsewhere(program, connection.backend)
+    return connection, connection.backend
+
+
 def test_new_flows_do_not_push_out_established_ones(make, net):
     program = make([STICKY], STICKY_BACKENDS, max_flows=1024)
     connections = [Connection(program, net, port=41000 + number, service_port=22) for number in range(100)]
@@ -196,12 +206,7 @@ def test_new_flows_do_not_push_out_established_ones(make, net):
 
 @pytest.mark.parametrize("flags", ["S", "R", "RA", "FA"])
 def test_a_forged_flag_does_not_move_a_flow(make, net, flags):
-    program = make([STICKY], STICKY_BACKENDS)
-    connection = Connection(program, net, service_port=22)
-    connection.send("S")
-    connection.send("A")
-    backend = connection.backend
-    elsewhere(program, backend)
+    connection, backend = established_while_new_ones_go_elsewhere(make, net)
     connection.send(flags)
     connection.send("PA", b"data")
     assert connection.backend == backend
@@ -211,12 +216,7 @@ def test_a_forged_flag_does_not_move_a_flow(make, net, flags):
 
 @pytest.mark.parametrize("flags", ["R", "FA"])
 def test_a_new_connection_after_the_end_is_chosen_for_anew(make, net, flags):
-    program = make([STICKY], STICKY_BACKENDS)
-    connection = Connection(program, net, service_port=22)
-    connection.send("S")
-    connection.send("A")
-    backend = connection.backend
-    elsewhere(program, backend)
+    connection, backend = established_while_new_ones_go_elsewhere(make, net)
     connection.send(flags)
     connection.send("A")
     assert connection.backend == backend
