@@ -20,8 +20,7 @@ SECURE = {**WEB, "name": "secure", "port": 443}
 
 
 def parsed(raw: dict[str, Any]) -> model.Service:
-    (service,) = parse_services([raw]).values()
-    return service
+    return next(iter(parse_services([raw]).values()))
 
 
 @pytest.mark.parametrize(

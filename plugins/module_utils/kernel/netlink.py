@@ -194,7 +194,8 @@ class Listener:
         try:
             for _datagram in range(limit):
                 size = self._socket.recv_into(self._datagram)
-                found += [(kind, payload) for kind, _, _, payload in messages(bytes(self._datagram[:size]))]
+                received = messages(bytes(self._datagram[:size]))
+                found += [(kind, payload) for kind, _flags, _sequence, payload in received]
         except BlockingIOError:
             pass
         return found
