@@ -23,7 +23,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, btf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
 from tests.packet import fuzz
-from tests.support.program import SOURCE
+from tests.support.compile_once import SOURCE
 from tests.vm import image
 from tests.vm.qemu import EMULATION, KVM
 

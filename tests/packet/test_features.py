@@ -12,7 +12,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler
 
 from tests.packet.frames import CLIENT, CLIENT_PORT, dropped, icmp, passed, sent, tcp, udp
 from tests.packet.network import FRONT_MAC
-from tests.support.program import ALL_FEATURES, SIZES, SOURCE, load
+from tests.support.compile_once import SOURCE
+from tests.support.program import ALL_FEATURES, SIZES, load
 
 VIP, MAC = "203.0.113.10", "52:54:00:00:00:01"
 SERVICES = [

@@ -20,7 +20,8 @@ from scapy.packet import Raw
 
 from tests.packet import frames, reference
 from tests.packet.network import FRONT_MAC, ROUTER_MAC
-from tests.support.program import ALL_FEATURES, SIZES, SOURCE, load
+from tests.support.compile_once import SOURCE
+from tests.support.program import ALL_FEATURES, SIZES, load
 
 SEED, OTHER = "9f86d081884c7d65", "00000000deadbeef"
 VIP, VIP6, MAC = "203.0.113.10", "2001:db8:f::10", "52:54:00:00:00:01"

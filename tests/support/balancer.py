@@ -9,19 +9,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiled, compiler, document, state
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, document, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import Balancer, Conditions
 
-from tests.support.program import SIZES, SOURCE
+from tests.support.compile_once import SOURCE, compile_program
+from tests.support.program import SIZES
 
 __all__ = ["Conditions", "balancer", "declared", "settings"]
 
-# Each build is compiled once for all tests of a process, however many state directories there are.
-compiled.compiler.compile_program = cache(compiler.compile_program)
+# However many state directories there are.
+compiler.compile_program = compile_program
 
 
 def settings(*interfaces: str, mode: str = "native", **others: Any) -> document.Settings:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan
@@ -21,7 +19,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, devic
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
-SOURCE = Path(__file__).resolve().parents[2] / "files" / "bpf"
+from tests.support.compile_once import SOURCE, compile_program
+
 # All features but unserved_pass, which turns a check off.
 ALL_FEATURES = frozenset(compiler.FEATURES) - {"unserved_pass"}
 SIZES = Sizes(
@@ -29,14 +28,11 @@ SIZES = Sizes(
 )
 
 
-_code = cache(compiler.compile_program)
-
-
 def load(build: compiler.Build, descriptors: list[int]) -> int:
     """Load a program over these maps."""
     return bpf.program_load(
         "balancer",
-        bpf.relocate(_code(build), descriptors),
+        bpf.relocate(compile_program(build), descriptors),
         program_type=build.program_type,
         flags=build.load_flags,
     )
