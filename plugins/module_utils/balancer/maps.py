@@ -75,16 +75,16 @@ class Maps:
 
     # --- tables, each a map of its own that is swapped in whole
 
-    def swap_table(self, name: str, table: bytes | None) -> int:
-        """Replace the endpoint or filter table in one step, or leave the map without one; the id of the new one."""
+    def swap_table(self, name: str, table: bytes | None, place: int = 0) -> int:
+        """Replace a table in one step, or leave the map without one in this place; the id of the new one."""
         if table is None:
             with self._writing():
-                self._remove(name, 0)
+                self._remove(name, place)
             return 0
         with self._writing():
             descriptor, number = _table(self.spec(name), table)
             try:
-                bpf.map_update(self[name], index(0), index(descriptor))
+                bpf.map_update(self[name], index(place), index(descriptor))
             finally:
                 os.close(descriptor)
         return number
@@ -169,6 +169,10 @@ class Maps:
         for room in reversed(TABLE_ROOMS):
             found.update(self._table_ids(lookup_map(room), self.sizes.max_services))
         return found
+
+    def previous_ids(self) -> dict[int, int]:
+        """The ids of the previous lookup tables by service."""
+        return self._table_ids("previous", self.sizes.max_services)
 
     def _table_ids(self, name: str, count: int) -> dict[int, int]:
         keys, values = bpf.map_lookup_batch(self[name], count, 4)
@@ -370,17 +374,19 @@ def _integers(data: bytes) -> list[int]:
     return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
 
 
-def inner_map(spec: MapSpec) -> int:
-    """An empty map that goes into this one; its descriptor."""
-    return bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, spec.inner_entries, flags=spec.inner_flags)
+def inner_map(spec: MapSpec, entries: int = 0) -> int:
+    """An empty map that goes into this one; its descriptor. `entries`: where maps of any length do."""
+    return bpf.map_create(
+        spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, entries or spec.inner_entries, flags=spec.inner_flags
+    )
 
 
 def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
     """A frozen map: nobody can change it, so its id stands for its content."""
-    descriptor = inner_map(spec)
+    entries = len(value) // spec.value_size
+    descriptor = inner_map(spec, entries if spec.any_length else 0)
     try:
-        entries = len(value) // spec.value_size
-        if spec.inner_entries == 1:
+        if entries == 1:
             bpf.map_update(descriptor, index(0), value)
         else:
             bpf.map_update_batch(descriptor, b"".join(map(index, range(entries))), value, entries)

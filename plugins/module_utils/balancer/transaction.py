@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import EngineError
 from ..kernel import link
 from ..tables.layout import MAX_INTERFACES
-from . import compiled, counters, history, map_set, maps, plan, programs, state, writing
+from . import compiled, counters, handover, history, map_set, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .interfaces import known_interfaces
@@ -175,8 +175,16 @@ class Transaction:
         places.new_maps.mkdir(mode=0o700)
         map_set.pin(live_maps, places.new_maps)
         tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, in_use=False)
-        self._new_tables = replace(tables, filters=live_maps.swap_table("filters", self._change.filter_table))
+        self._new_tables = replace(
+            tables,
+            filters=live_maps.swap_table("filters", self._change.filter_table),
+            previous=self._write_previous(live_maps, {}),
+        )
         return live_maps
+
+    def _write_previous(self, live_maps: maps.Maps, known: dict[int, int]) -> dict[int, int]:
+        allocation = self._change.planned.allocation
+        return handover.write(self._change.handover, live_maps, allocation.rings, allocation.backends, known)
 
     def _carry_counters(self, live_maps: maps.Maps) -> None:
         """Compiling takes a second, in which the old maps go on counting: this comes last."""
@@ -215,7 +223,9 @@ class Transaction:
         """The state as it was, and with the document and the program."""
         document, current = self._change.document, self._change.current or state.State(self._change.document)
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
-        return current, replace(self._counted(current), document=document, program=program, leaving=())
+        previous = self._change.handover.wanted
+        after = replace(self._counted(current), document=document, program=program, leaving=(), previous=previous)
+        return current, after
 
     def _in_new_maps(self, hooks: dict[str, state.Hook]) -> state.State:
         current, after = self._after(hooks)
@@ -244,7 +254,11 @@ class Transaction:
             self._save_intent(after, retained, current.tables.filters)
             if self._change.interim_filter_table is not None:
                 live_maps.swap_table("filters", self._change.interim_filter_table)
-            written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
+            # Before the lookup table that it precedes is out of use.
+            previous = self._write_previous(live_maps, current.tables.previous)
+            known = replace(current.tables, previous=previous)
+            written = writing.write(self._change.planned, live_maps, known, self._change.packed)
+            handover.remove_others(live_maps, previous)
             # Until here packets may have been counted for what is removed.
             retained = counters.retained(current, self._change.planned, live_maps)
             after = replace(
