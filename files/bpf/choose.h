@@ -132,7 +132,7 @@ static __always_inline __u32 search(const struct memory *memory, enum search cau
 static __always_inline __u32 previous(const int family, const struct flow *flow, const struct choice *choice,
 				      __u32 now)
 {
-#ifdef FEATURE_HANDOVER
+#ifdef HAS_PREVIOUS_TABLES
 	return previous_backend(choice->service, new_slot_hash(family, flow, choice), affinity_prefix(choice->rules),
 				now);
 #else

@@ -12,7 +12,9 @@
 #include "select.h"
 #include "verifier.h"
 
-#ifdef FEATURE_HANDOVER
+/* The kernel refuses a subprogram that nothing calls. */
+#if defined(FEATURE_HANDOVER) && defined(FEATURE_FLOW_TABLE)
+#define HAS_PREVIOUS_TABLES
 GLOBAL_SUBPROGRAM __u64 previous_backend(__u64 service, __u64 hash, __u64 affinity_prefix, __u64 now);
 #endif
 

@@ -47,7 +47,7 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
 }
 #endif
 
-#ifdef FEATURE_HANDOVER
+#ifdef HAS_PREVIOUS_TABLES
 /* Returns the id of a backend that is in the service, drained or not, and healthy; 0 if there is none. */
 GLOBAL_SUBPROGRAM __u64 previous_backend(__u64 service, __u64 hash, __u64 affinity_prefix, __u64 now)
 {

@@ -67,7 +67,7 @@ class Host:
 
     def previous_tables(self) -> int:
         with map_set.open_pinned(self.balancer.places.maps, SIZES) as live:
-            return len(live.previous_ids())
+            return len(live.table_ids("previous"))
 
     def boot(self) -> None:
         """Nothing in memory is left; the engine restores what is on disk."""

@@ -19,7 +19,7 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
     known = current.tables
     live_rings = live_maps.ring_ids()
     entries = entries_in_use(live_maps, current.allocation)
-    live_previous, now = live_maps.previous_ids(), time.time()
+    live_previous, now = live_maps.table_ids("previous"), time.time()
     nothing_known = unfinished(current)
     return plan.Drift(
         endpoints=nothing_known

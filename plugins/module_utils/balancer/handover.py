@@ -64,7 +64,7 @@ def write(
 
 def remove_others(live_maps: Maps, wanted: Iterable[int]) -> None:
     """Remove the previous tables of all services but these."""
-    for place in live_maps.previous_ids().keys() - set(wanted):
+    for place in live_maps.table_ids("previous").keys() - set(wanted):
         live_maps.swap_table("previous", None, place)
 
 

@@ -148,7 +148,7 @@ class Maps:
 
     def table_id(self, name: str) -> int:
         """The live table's id, 0 if there is none."""
-        return next(iter(self._table_ids(name, 1).values()), 0)
+        return self.table_ids(name).get(0, 0)
 
     def read_endpoints(self) -> Endpoints:
         """What packets find in the live endpoint tables of both families."""
@@ -167,15 +167,12 @@ class Maps:
         """The ids of the live lookup tables by service; of two, the one that the program finds first."""
         found: dict[int, int] = {}
         for room in reversed(TABLE_ROOMS):
-            found.update(self._table_ids(lookup_map(room), self.sizes.max_services))
+            found.update(self.table_ids(lookup_map(room)))
         return found
 
-    def previous_ids(self) -> dict[int, int]:
-        """The ids of the previous lookup tables by service."""
-        return self._table_ids("previous", self.sizes.max_services)
-
-    def _table_ids(self, name: str, count: int) -> dict[int, int]:
-        keys, values = bpf.map_lookup_batch(self[name], count, 4)
+    def table_ids(self, name: str) -> dict[int, int]:
+        """The ids of the tables in a map of them, by place."""
+        keys, values = bpf.map_lookup_batch(self[name], self.spec(name).max_entries, 4)
         return dict(zip(_integers(keys), _integers(values)))
 
     # --- backends
@@ -291,7 +288,7 @@ class Maps:
     def create_flow_tables(self) -> None:
         """One for each CPU, where there is none yet."""
         spec = self.spec("flows")
-        for cpu in set(range(spec.max_entries)) - self._table_ids("flows", spec.max_entries).keys():
+        for cpu in set(range(spec.max_entries)) - self.table_ids("flows").keys():
             descriptor = inner_map(spec)
             try:
                 bpf.map_update(self["flows"], index(cpu), index(descriptor))

@@ -10,6 +10,8 @@ what nothing uses any more is taken away.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from . import compiled, counters, handover, history, map_set, maps, plan, progra
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .interfaces import known_interfaces
+from .moving import moved
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
 from .retained import Retained
@@ -105,13 +108,14 @@ class Transaction:
                 present = (*self._change.present, *leaving)[:MAX_INTERFACES]
                 live_maps.update_control(known_interfaces(present))
                 live_maps.set_virtual_macs(document.settings.virtual_macs)
-                found = programs.put_all(
-                    places,
-                    [self._change.attachment(interface) for interface in self._change.due],
-                    loader,
-                    self._commit,
-                    lambda: programs.adopt_new_maps(places) if new_maps else None,
-                )
+                with self._moving(live_maps):
+                    found = programs.put_all(
+                        places,
+                        [self._change.attachment(interface) for interface in self._change.due],
+                        loader,
+                        self._commit,
+                        lambda: programs.adopt_new_maps(places) if new_maps else None,
+                    )
                 self._change.details["compiled"] |= loader.compiled
         except BaseException:
             if current and not self._switched:
@@ -121,6 +125,23 @@ class Transaction:
         # Preparing a driver may have changed an MTU.
         live_maps.update_control(known_interfaces(present))
         return self._hooks(found), live_maps
+
+    @contextmanager
+    def _moving(self, live_maps: maps.Maps) -> Iterator[None]:
+        """Flow tables and sessions go on in new maps whose sizes of them are others."""
+        current = self._change.current
+        if current is None or not self._change.details["new_maps"] or not self._change.kept:
+            yield
+            return
+        with map_set.open_shareable(self._change.places.maps, current.program.sizes) as old:
+            # Entries of a former layout are others.
+            if old.former_control != (0, 0):
+                yield
+                return
+            wanted = self._change.planned.allocation.pools
+            kept = [pool for pool, place in current.allocation.pools.items() if wanted.get(pool) == place]
+            with moved(old, live_maps, [(wanted[pool].first_session, pool.ports) for pool in kept]):
+                yield
 
     def _hooks(self, found: dict[str, tuple[str, str]]) -> dict[str, state.Hook]:
         """By interface of the document; `found` are those that were switched now."""
