@@ -6,6 +6,7 @@
 #include "budget.h"
 #include "count.h"
 #include "flow_table.h"
+#include "handover.h"
 #include "layout.h"
 #include "maps.h"
 #include "packet.h"
@@ -127,18 +128,39 @@ static __always_inline __u32 search(const struct memory *memory, enum search cau
 	return search_flow(memory->signature, memory->idle_timeout, memory->now, cause);
 }
 
+/* The backend that the flow had before the service's backends changed; 0: nobody, or one that takes it no more. */
+static __always_inline __u32 previous(const int family, const struct flow *flow, const struct choice *choice,
+				      __u32 now)
+{
+#ifdef HAS_PREVIOUS_TABLES
+	return previous_backend(choice->service, new_slot_hash(family, flow, choice), affinity_prefix(choice->rules),
+				now);
+#else
+	return 0;
+#endif
+}
+
 /*
- * A flow that nobody knows: the scheduler chooses. `place` is where to remember it, NULL if there is no room; one too many
+ * A flow that nobody knows: the scheduler chooses, or the previous lookup table if the flow may be older than the one
+ * in use. `place` is where to remember it, NULL if there is no room; one too many
  * is not remembered.
  */
 static __always_inline int choose_anew(const int family, const struct packet *packet, const struct flow *flow,
 				       const struct memory *memory, enum mark mark, __u64 *place,
 				       struct choice *choice)
 {
-	__u32 number;
+	__u32 number = scheduled(choice->service, choice->rules, new_slot_hash(family, flow, choice)), before = 0;
+	enum flow_state state = FLOW_NEW;
 	int is_allowed;
 
-	if (take(choice, scheduled(choice->service, choice->rules, new_slot_hash(family, flow, choice))) != CHOSEN)
+	if (packet->protocol == IPPROTO_TCP && mark != MARK_FIRST)
+		before = previous(family, flow, choice, memory->now);
+	if (before && before != number) {
+		count_reason(FORWARD_HANDOVER);
+		number = before;
+		state = FLOW_ESTABLISHED;
+	}
+	if (take(choice, number) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = place && spend(flows_spent(memory->spent, choice->service), MAX_NEW_FLOWS);
 	number = choice->id;
@@ -160,7 +182,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	if (is_allowed) {
 		count_new_flow(choice->backend);
 		*place = flow_entry(cut_signature(memory->signature),
-				    mark == MARK_END && !memory->with_session ? FLOW_CLOSING : FLOW_NEW, number,
+				    mark == MARK_END && !memory->with_session ? FLOW_CLOSING : state, number,
 				    memory->now);
 	} else {
 		count_reason(FORWARD_FLOW_LIMIT);
@@ -298,6 +320,9 @@ static __always_inline int choose_for_error(const int family, const struct packe
 					    const struct flow *flow, struct choice *choice)
 {
 	int reason = open_rules(family, packet, service, flow, choice);
+#ifdef FLOWS_ARE_REMEMBERED
+	__u32 id;
+#endif
 
 	if (reason != CHOSEN)
 		return reason;
@@ -309,7 +334,8 @@ static __always_inline int choose_for_error(const int family, const struct packe
 		if (choice->rules->flags & SERVICE_SESSIONS)
 			return DROP_NO_BACKEND;
 		choice->session = NULL;
-		return take(choice, hashed(service, choice->rules, new_slot_hash(family, flow, choice)));
+		id = previous(family, flow, choice, clock_ticks());
+		return take(choice, id ? id : hashed(service, choice->rules, new_slot_hash(family, flow, choice)));
 	}
 #endif
 	return take(choice, hashed(service, choice->rules, choice->slot_hash));

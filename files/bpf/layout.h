@@ -112,6 +112,20 @@ struct lookup_table {
 	__u32 idle_timeout; /* ticks, see clock.h */
 };
 
+/*
+ * The lookup table that a service had before its backends changed, see handover.h. An array of lines: the first one is the
+ * header, ids of backends follow.
+ */
+#define IDS_PER_LINE 16
+
+struct previous_header {
+	__u64 seed;   /* HASH_SEED of the program that it was for */
+	__u32 until;  /* tick; it counts before that one */
+	__u32 length; /* slots */
+	__u32 affinity_prefix;
+	__u32 unused[11];
+};
+
 enum forwarding {
 	FORWARDING_DNAT = 1,
 	FORWARDING_DSR = 2,

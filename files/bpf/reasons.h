@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Reasons for not forwarding a packet, with one counter each, and flow_limit. layout.py has the same order. New reasons go
+ * Reasons for not forwarding a packet, with one counter each, flow_limit and handover. layout.py has the same order. New reasons go
  * at the end, because a host's map keeps its counters when the engine is updated.
  */
 #ifndef LBOPS_REASONS_H
@@ -41,6 +41,8 @@ enum reason {
 	PASS_TOO_BIG,
 	/* Passed untouched: the frame is not for the interface's Ethernet address. */
 	PASS_OTHER_MAC,
+	/* Forwarded by the previous lookup table. */
+	FORWARD_HANDOVER,
 	REASONS,
 };
 

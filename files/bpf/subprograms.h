@@ -5,6 +5,7 @@
 
 #include "filter.h"
 #include "flow_table.h"
+#include "handover.h"
 #include "next_hop.h"
 #include "random.h"
 #include "select.h"
@@ -43,6 +44,34 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
 						 flow_number(found)));
 	}
 	return flow_number(best);
+}
+#endif
+
+#ifdef HAS_PREVIOUS_TABLES
+/* Returns the id of a backend that is in the service, drained or not, and healthy; 0 if there is none. */
+GLOBAL_SUBPROGRAM __u64 previous_backend(__u64 service, __u64 hash, __u64 affinity_prefix, __u64 now)
+{
+	const struct previous_header *header;
+	const struct backend *backend;
+	const __u32 *ids;
+	void *table;
+	__u32 slot, id;
+
+	IS_GLOBAL;
+	table = lookup(MAP_PREVIOUS, service);
+	if (!table)
+		return 0;
+	header = lookup(table, 0);
+	if (!header || header->seed != HASH_SEED || header->affinity_prefix != affinity_prefix ||
+	    header->until <= (__u32)now)
+		return 0;
+	slot = (hash >> 32) * header->length >> 32;
+	ids = lookup(table, 1 + slot / IDS_PER_LINE);
+	if (!ids)
+		return 0;
+	id = ids[slot & (IDS_PER_LINE - 1)];
+	backend = lookup(MAP_BACKENDS, id);
+	return backend && backend->service == service && backend->forwarding ? id : 0;
 }
 #endif
 

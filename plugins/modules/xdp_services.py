@@ -95,6 +95,18 @@ options:
             C(full_nat).
           - 900 for TCP and 300 for UDP if it is left out.
         type: int
+      handover_seconds:
+        description:
+          - For so many seconds after the backends of the service change, 0 to 3600, a TCP packet other than a SYN whose
+            flow is in no flow table goes to the backend that the lookup table gave before the change, if that is still
+            in the service, drained or not, and healthy. 0 turns this off.
+          - So a connection that is older than the change stays with its backend when another balancer of the fleet
+            takes over, or after a boot.
+          - A connection that is younger than the change goes to the wrong backend, and is reset, if its slot has moved
+            and it comes to a balancer that does not know it. With short connections, a lower value resets fewer.
+          - For TCP services with O(services[].flow_table) and scheduler C(maglev) or C(hash).
+            O(services[].idle_timeout) if it is left out.
+        type: int
       source:
         description:
           - For C(full_nat) the balancer's address that packets come from; replies must reach the balancer there.
@@ -241,6 +253,7 @@ def main():
                     "forwarding": {"type": "str", "choices": FORWARDINGS, "default": "dnat"},
                     "flow_table": {"type": "bool", "default": False},
                     "idle_timeout": {"type": "int"},
+                    "handover_seconds": {"type": "int"},
                     "source": {"type": "str"},
                     "source_ports": {"type": "str"},
                     "table_size": {"type": "int"},

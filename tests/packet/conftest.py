@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REASONS
@@ -80,6 +81,13 @@ class Rig:
             hash_seed=hash_seed,
             virtual_macs=virtual_macs,
         )
+
+    def hand_over(self, service: str, backends: list[dict[str, Any]], seconds: float = 3600) -> None:
+        """Let connections go to those of these backends that the service still has."""
+        until = coarse_ns() // reference.TICK + layout.ticks(seconds)
+        self.model.hand_over(service, backends, until)
+        members = list(parse_backends(backends).values())
+        self.program.hand_over(service, members, until + layout.TICKS_AT_BOOT)
 
     def can_take(self, frame: bytes) -> bool:
         """A test run makes a socket buffer only of a frame with a whole IP header."""

@@ -200,6 +200,17 @@ BACKENDS6 += [
     {"service": "tunnel6", "address": net.NARROW6},
 ]
 SERVICES, BACKENDS = SERVICES4 + SERVICES6, BACKENDS4 + BACKENDS6
+# Backends that services had before, for connections that no flow table knows: one that is still there, and others.
+BEFORE = {
+    service: [
+        next(backend for backend in BACKENDS if backend["service"] == service),
+        *({"service": service, "address": address} for address in gone),
+    ]
+    for service, gone in (
+        ("sticky-tunnel", ("10.0.0.50", "10.0.0.51")),
+        ("sticky-tunnel6", ("fd00::50", "fd00::51")),
+    )
+}
 ON_TC = [service for service in SERVICES if service.get("forwarding") != "redirect"]
 ON_TC_BACKENDS = [backend for backend in BACKENDS if "interface" not in backend]
 

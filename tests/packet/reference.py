@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -33,7 +33,7 @@ TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
     "dnat full_nat dsr ipip gue redirect ipv6 round_robin flow_table any_port filters multi_buffer latency "
-    "affinity".split()
+    "affinity handover".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -395,6 +395,9 @@ class Service:
     backends: list[Backend] = field(default_factory=list)
     ring: list[Backend] = field(default_factory=list)
     turns: int = 0
+    # The ring before the backends changed, None for those that are gone, and the tick until which it counts.
+    previous: list[Backend | None] = field(default_factory=list)
+    previous_until: int = 0
 
     @property
     def forwarding(self) -> str:
@@ -575,8 +578,6 @@ class Balancer:
         self.service_counters[service.name] = [0] * 5
         for port in port_range(declared["port"]):
             self.services[service.vip, protocol, port] = service
-        weights: dict[str, int] = {}
-        by_name: dict[str, Backend] = {}
         for item in backends:
             mac = bytes.fromhex(item["mac"].replace(":", "")) if item.get("mac") else None
             target = item.get("interface") or text_of(pack_address(item["address"]))
@@ -586,6 +587,24 @@ class Balancer:
             if service.forwarding == "dnat":
                 for port in [backend.port] if backend.port else port_range(declared["port"]):
                     self.replies[backend.address, protocol, port] = backend
+        service.ring = self._ring(service, backends)
+
+    def hand_over(self, name: str, backends: list[dict[str, Any]], until: int) -> None:
+        """Until this tick, connections may go to those of these backends of a service that it still has."""
+        service = next(found for found in self.services.values() if found.name == name)
+        now = {backend.key: backend for backend in service.backends}
+        service.previous = [now.get(backend.key) for backend in self._ring(service, backends)]
+        service.previous_until = until
+
+    @staticmethod
+    def _ring(service: Service, backends: list[dict[str, Any]]) -> list[Backend]:
+        declared, known = service.declared, {backend.key: backend for backend in service.backends}
+        weights: dict[str, int] = {}
+        by_name: dict[str, Backend] = {}
+        for item in backends:
+            target = item.get("interface") or text_of(pack_address(item["address"]))
+            backend = Backend(service, target, item.get("port"), None)
+            backend = known.get(backend.key, backend)
             weight = item.get("weight", 1) if item.get("state", "enabled") == "enabled" else 0
             if weight:
                 name = service.name_of(target, backend.port)
@@ -593,14 +612,13 @@ class Balancer:
         in_order = sorted(by_name.values(), key=Backend.place_in_order)
         in_cycle = [weights[service.name_of(entry.target, entry.port)] for entry in in_order]
         if not weights:
-            return
+            return []
         if service.in_turn:
-            service.ring = [in_order[position] for position in round_robin(in_cycle)]
-        elif declared.get("scheduler") == "hash":
+            return [in_order[position] for position in round_robin(in_cycle)]
+        if declared.get("scheduler") == "hash":
             cycle = round_robin(in_cycle)
-            service.ring = [in_order[cycle[slot % len(cycle)]] for slot in range(HASH_RING)]
-        else:
-            service.ring = [by_name[name] for name in maglev(weights, declared.get("table_size", RING))]
+            return [in_order[cycle[slot % len(cycle)]] for slot in range(HASH_RING)]
+        return [by_name[name] for name in maglev(weights, declared.get("table_size", RING))]
 
     @property
     def tick(self) -> int:
@@ -764,17 +782,22 @@ class Balancer:
                 following = "established" if service.remembers_clients else self._next_state(packet, state)
                 self.flows[flow] = known, self.tick, following
             return known, None, None
+        begins = packet.has_flag(SYN) and not packet.has_flag(ACK)
+        previous = None if begins or service.declared["protocol"] != "tcp" else self._previous(service, flow)
         if not learn:
-            backend = self._hashed(service, flow)
+            backend = previous or self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
-        backend = self._scheduled(service, flow)
+        backend, state = self._scheduled(service, flow), "new"
+        if previous and previous != backend:
+            self.reasons["handover", "forward"] += 1
+            backend, state = previous, "established"
         if not backend:
             return None, None, "no_backend"
         if not self._may_learn(service):
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
         ends = packet.has_flag(FIN | RST) and not service.remembers_clients
-        self.flows[flow] = backend, self.tick, "closing" if ends else "new"
+        self.flows[flow] = backend, self.tick, "closing" if ends else state
         self._count_new(backend)
         return backend, None, None
 
@@ -805,7 +828,14 @@ class Balancer:
         return self._hashed(service, flow)
 
     def _hashed(self, service: Service, flow: tuple) -> Backend | None:
-        ring = service.ring
+        return self._in_slot(service, service.ring, flow)
+
+    def _previous(self, service: Service, flow: tuple) -> Backend | None:
+        if "handover" not in self.features or self.tick >= service.previous_until:
+            return None
+        return self._in_slot(service, service.previous, flow)
+
+    def _in_slot(self, service: Service, ring: Sequence[Backend | None], flow: tuple) -> Backend | None:
         seed = 0 if service.remembers_clients else self.hash_seed
         return ring[(flow_hash(*service.key(flow), seed) >> 32) * len(ring) >> 32] if ring else None
 

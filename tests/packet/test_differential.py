@@ -27,8 +27,12 @@ def hook(request):
 @pytest.fixture(scope="module")
 def rig(make_rig, hook):
     if hook == "tc":
-        return make_rig(fuzz.ON_TC, fuzz.ON_TC_BACKENDS, filters=fuzz.FILTERS, tc=True)
-    return make_rig(fuzz.SERVICES, fuzz.BACKENDS, filters=fuzz.FILTERS)
+        made = make_rig(fuzz.ON_TC, fuzz.ON_TC_BACKENDS, filters=fuzz.FILTERS, tc=True)
+    else:
+        made = make_rig(fuzz.SERVICES, fuzz.BACKENDS, filters=fuzz.FILTERS)
+    for service, backends in fuzz.BEFORE.items():
+        made.hand_over(service, backends)
+    return made
 
 
 def frames(seed: int, hook: str, rig) -> fuzz.Frames:
@@ -94,5 +98,6 @@ def test_traffic_was_as_mixed_as_it_was_meant_to_be(rig, hook):
         assert rig.model.service_counters[service][2], f"no reply of {service}"
     for service in ("nat", "nat-tcp6", "sticky", "sticky-tunnel6"):
         assert rig.model.service_counters[service][4], f"no new flow of {service}"
+    assert rig.model.reasons["handover", "forward"]
     for services in (("web",), ("dns6",), ("rest",), ("nat", "nat-tcp"), ("nat6", "nat-tcp6")):
         assert any(rig.model.errors_to_clients[name] for name in services), f"no error from behind {services}"

@@ -16,7 +16,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_chec
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
 from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, device
-from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, tables
+from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, previous_table, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
 
 from tests.support.compile_once import SOURCE, compile_program
@@ -115,6 +115,12 @@ class Program:
         """Let these backends of a service, possibly none, have its new packets."""
         ring = tables.pack_ring(self.config.services[service], members, self.backend_ids)
         self.maps.write_rings({self.rings[service]: ring}, {})
+
+    def hand_over(self, service: str, members: list[model.Backend], until: int) -> None:
+        """Let connections go to those of these backends that the service has, until a tick."""
+        declared, seed = self.config.services[service], int(self.build.hash_seed or "0", 16)
+        table = previous_table.pack_previous_table(declared, members, self.backend_ids, seed, until)
+        self.maps.swap_table("previous", table, self.rings[service])
 
     def run(self, frame: bytes, repeat: int = 1, interface: int = 0) -> tuple[int, bytes, int]:
         """Verdict, frame afterwards, nanoseconds per run."""

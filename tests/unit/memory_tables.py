@@ -54,11 +54,13 @@ class Map:
     value_size: int
     max_entries: int
     name: str
+    flags: int = 0
     values: dict[int, Any] = field(default_factory=dict)
     frozen: bool = False
     is_table: bool = False  # within an array of maps
     whole: bytes | None = None  # of a frozen map, once it was read
-    holds: tuple[int, int] | None = None  # size of a value and number of them, of the maps in an array of maps
+    # Size of a value and number of them, of the maps in an array of maps; number 0: any.
+    holds: tuple[int, int] | None = None
 
     def content(self) -> bytes:
         """The values of a frozen map, one after the other."""
@@ -192,11 +194,13 @@ class Kernel:
         key_size: int = 4,
         flags: int = 0,
     ) -> int:
-        found = Map(self._next_id(), map_type, value_size, max_entries, name)
+        found = Map(self._next_id(), map_type, value_size, max_entries, name, flags=flags)
         # Only what lies in an array of maps is of a size that another has, too; nobody sees it before it is put there.
         found.is_table = name in TABLES and not inner
         if inner:
-            found.holds = self._of(inner).value_size, self._of(inner).max_entries
+            # BPF_F_INNER_MAP
+            any_length = self._of(inner).flags & 1 << 12
+            found.holds = self._of(inner).value_size, 0 if any_length else self._of(inner).max_entries
         return self._new(found)
 
     def _set(self, found: Map, number: int, value: bytes, within: str = "") -> None:
@@ -210,7 +214,7 @@ class Kernel:
         self.steps.take(f"{within}{found.name}[{number}]")
         if found.type == bpf.MAP_TYPE_ARRAY_OF_MAPS:
             held = self._of(int.from_bytes(value, "little"))
-            if (held.value_size, held.max_entries) != found.holds:
+            if (held.value_size, held.max_entries if found.holds[1] else 0) != found.holds:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             found.values[number] = held
         else:

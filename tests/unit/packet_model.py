@@ -50,6 +50,7 @@ class Packet(NamedTuple):
     known: BackendKey | None = None
     number: int = 0
     memory: int = 0  # the id of the map that remembers it
+    has_begun: bool = False  # TCP, and no SYN
 
     @property
     def family(self) -> int:
@@ -238,11 +239,25 @@ class LivePackets:
             entry = self._entry(packet.number)
             if entry and entry.service == service and entry.forwarding:
                 return self._forward(packet, packet.number, None)
+        if packet.has_begun and flags & 1 and "handover" in self.features:
+            number = self._previous(packet, service)
+            if number:
+                return self._forward(packet, number, None)
         if scheduler == 2 and "round_robin" in self.features:
             chosen = {slot(number) for number in range(length)} or {0}
             return ("in turn", frozenset(self._forward(packet, number, None) for number in chosen))
         hashed = (flow_hash(packet) >> 32) * length >> 32
         return self._forward(packet, slot(hashed), lambda found: slot((found >> 32) * length >> 32))
+
+    def _previous(self, packet: Packet, service: int) -> int:
+        """The number of a backend that takes packets; 0 if there is none."""
+        table = self._table("previous", service)
+        if table is None:
+            return 0
+        length = struct.unpack_from("<I", table, 12)[0]
+        number: int = struct.unpack_from("<I", table, 64 + 4 * ((flow_hash(packet) >> 32) * length >> 32))[0]
+        entry = self._entry(number)
+        return number if entry and entry.service == service and entry.forwarding else 0
 
     def _forward(self, packet: Packet, number: int, slot_of: Callable[[int], int] | None) -> Outcome:
         entry = self._entry(number)
@@ -364,10 +379,19 @@ def place_in_order(backend: Backend) -> tuple[str | int, ...]:
 
 
 class DeclaredPackets:
-    """A document, with backends that health checks keep out. `kept`: those with the entry that flows remember."""
+    """A document, with backends that health checks keep out. `kept`: those with the entry that flows remember.
 
-    def __init__(self, document: Document, out: frozenset[BackendKey] = frozenset(), kept: Any = None) -> None:
-        self.document, self.out = document, out
+    `before`: the document that was in force, with a flow table or without one.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        out: frozenset[BackendKey] = frozenset(),
+        kept: Any = None,
+        before: DeclaredPackets | None = None,
+    ) -> None:
+        self.document, self.out, self.before = document, out, before
         self.members = document.config.backends_of()
         self.kept = frozenset(document.config.backends) if kept is None else kept
         self._slots: dict[str, list[Backend]] = {}
@@ -416,6 +440,9 @@ class DeclaredPackets:
         if packet.known and packet.known.service == service.name and service.remembers_flows:
             if packet.known in self.kept and packet.known not in self.out:
                 return self._forward(packet, service, self.document.config.backends[packet.known])
+        previous = self._previous(packet, service) if packet.has_begun else None
+        if previous:
+            return self._forward(packet, service, previous)
         if not members:
             return ("in turn", frozenset((NO_BACKEND,))) if service.scheduler == "round_robin" else NO_BACKEND
         if service.scheduler == "round_robin":
@@ -430,6 +457,24 @@ class DeclaredPackets:
                 return ("redirect", index_of(interface))
             number = (number * MULTIPLIER + 1) & MASK64
         return ("drop", "link_down")
+
+    def _previous(self, packet: Packet, service: Service) -> Backend | None:
+        """The backend that the document before gave a connection, if that is still in the service."""
+        old = self.before.document.config.services.get(service.name) if self.before else None
+        if self.before is None or old is None or "round_robin" in (old.scheduler, service.scheduler):
+            return None
+        where = [(found.address, found.port, found.forwarding, found.source) for found in (old, service)]
+        members = [found.members[service.name] for found in (self, self.before)]
+        shares = [{backend.key: backend.share for backend in found} for found in members]
+        same_slots = old.scheduler == service.scheduler and shares[0] == shares[1]
+        if not service.flow_table or where[0] != where[1] or same_slots:
+            return None
+        active = [backend for backend in members[1] if backend.share]
+        slots = self.before._slots_of(old, active) if active else []
+        chosen = slots[(flow_hash(packet) >> 32) * len(slots) >> 32] if slots else None
+        if chosen is None or chosen.key in self.out:
+            return None
+        return self.document.config.backends.get(chosen.key)
 
     def _slots_of(self, service: Service, members: list[Backend]) -> list[Backend]:
         if service.name not in self._slots:

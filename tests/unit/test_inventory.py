@@ -302,6 +302,7 @@ def test_features_are_such_as_can_be_compiled_in():
     everything[0].update(
         address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any", affinity="client"
     )
+    everything.append({**DNS, "name": "handover", "protocol": "tcp", "flow_table": True})
     rules = [{"prefix": "::/0", "action": "pass"}]
     assert set(features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency", "unserved_pass"}
     assert filters.parse_filters(rules)

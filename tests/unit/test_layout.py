@@ -31,6 +31,7 @@ STRUCTURES = {
     "endpoint6": (layout.ENDPOINT6, ["address", "key key key", "id"]),
     "endpoint6_table": (layout.ENDPOINT_TABLE_HEADER, ENDPOINT_TABLE_FIELDS),
     "lookup_table": (layout.LOOKUP_TABLE, ["scheduler", "length", "flags", "idle_timeout"]),
+    "previous_header": (layout.PREVIOUS_HEADER, ["seed", "until", "length", "affinity_prefix"]),
     "backend": (layout.BACKEND, layout.BACKEND_FIELDS),
     "counters": (layout.COUNTERS, ["packets", "bytes", "reply_packets", "reply_bytes", "new_flows"]),
     "flow_bucket": (layout.FLOW_BUCKET, ["flows"]),
@@ -181,6 +182,10 @@ def test_slots_of_a_lookup_table_follow_its_header(compiled):
     assert layout.table_bytes(65537) == 16 + 4 * 65537
 
 
+def test_a_line_of_a_previous_table_is_as_long_as_its_header(compiled):
+    assert compiled["sizeof previous_header"] == 4 * compiled["IDS_PER_LINE"]
+
+
 def test_program_and_engine_agree_on_the_rooms_of_lookup_tables():
     """The order too, since of two tables of a service the first one counts."""
     select = without_comments("subprograms.h")
@@ -290,6 +295,7 @@ def test_values_of_maps(compiled):
         "lookup_4093": 16 + 4 * 4093,
         "lookup_16381": 16 + 4 * 16381,
         "lookup_131071": 16 + 4 * 131071,
+        "previous": compiled["sizeof previous_header"],
     }
     assert {spec.name: spec.value_size for spec in map_specs.map_specs(SIZES)} == sizes
 
@@ -320,6 +326,7 @@ def test_entries_of_maps(compiled):
         "lookup_4093": 64,
         "lookup_16381": 64,
         "lookup_131071": 64,
+        "previous": 64,
     }
     assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 

@@ -210,7 +210,7 @@ def test_unknown_key():
     with refused(
         SERVICE_WHERE,
         "unknown key 'ports'",
-        "known are address, affinity, affinity_group, affinity_prefix, flow_table, forwarding, idle_timeout",
+        "known are address, affinity, affinity_group, affinity_prefix, flow_table, forwarding, handover_seconds",
     ):
         parse_services([service(ports=80)])
     with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, mac, name, port"):

@@ -177,6 +177,39 @@ def test_time_is_for_services_that_remember(flow_table):
     assert not parsed(flow_table=flow_table).remembers_flows
 
 
+# --- handover
+
+
+def test_connections_are_handed_over_until_all_have_sent_a_packet():
+    assert parsed(protocol="tcp", flow_table=True).handover_seconds == 900
+    assert parsed(protocol="tcp", flow_table=True, idle_timeout=60).handover_seconds == 60
+    assert parsed(protocol="tcp", flow_table=True, scheduler="hash", handover_seconds=7).handover_seconds == 7
+    assert parsed(protocol="tcp", flow_table=True, handover_seconds=0).handover_seconds == 0
+
+
+@pytest.mark.parametrize("value", [-1, 3601])
+def test_time_of_a_handover(value):
+    with refused(WHERE, f"handover_seconds {value} is not between 0 and 3600"):
+        parsed(protocol="tcp", flow_table=True, handover_seconds=value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"protocol": "udp", "flow_table": True},
+        {"protocol": "tcp"},
+        {"protocol": "tcp", "flow_table": True, "scheduler": "round_robin"},
+        {"protocol": "tcp", **NAT},
+    ],
+    ids=["udp", "no flow table", "round robin", "full_nat"],
+)
+def test_what_has_no_handover(other):
+    assert parsed(**other).handover_seconds == 0
+    assert parsed(**other, handover_seconds=0).handover_seconds == 0
+    with refused(WHERE, "handover_seconds is for services with protocol tcp, flow_table: true and scheduler maglev"):
+        parsed(**other, handover_seconds=60)
+
+
 def test_full_nat_needs_no_flow_table():
     with refused(WHERE, "flow_table is of no use with full_nat"):
         parsed(flow_table=True, **NAT)

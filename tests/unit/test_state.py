@@ -10,6 +10,7 @@ import os
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import plan, state
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.document import Document, Settings
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer.previous import Previous
 from ansible_collections.lbops.xdp.plugins.module_utils.config import filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
@@ -49,6 +50,7 @@ def full() -> state.State:
         {key: number for number, key in enumerate(declared, start=5)},
         generation=7,
         applied_by="ops from 192.0.2.1",
+        previous={"out": Previous(1800000000.5, config.services["out"], (config.backends["out", "eth1", None],), "a1")},
     )
 
 

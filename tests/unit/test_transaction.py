@@ -207,6 +207,10 @@ CHANGES = {
     "no flow table": (EVERYTHING, with_service("flows", flow_table=False)),
     "weight": (EVERYTHING, with_backend("10.0.0.2", weight=3)),
     "drain": (EVERYTHING, with_backend("10.0.4.2", state="drained")),
+    "add a backend": (
+        EVERYTHING,
+        {**EVERYTHING, "backends": [*BACKENDS, *backends(FLOWS, "10.0.4.4", "10.0.4.5", port=8080)]},
+    ),
     "drain all": (without_backend("10.0.0.2", "10.0.0.3"), with_backend("10.0.0.1", state="drained")),
     "a MAC address": (EVERYTHING, with_backend("10.0.4.1", mac="52:54:00:00:00:01")),
     "remove a backend": (EVERYTHING, without_backend("10.0.0.2", "10.0.4.2", "10.0.5.2", "fd00::1")),
@@ -319,6 +323,9 @@ def packets_of(documents: list[Document]) -> list[Packet]:
             clients = CLIENTS if service.family == 4 else CLIENTS6
             ports = (service.first_port, service.last_port, service.last_port + 1, service.first_port - 1)
             for number, client in enumerate(clients):
+                if service.flow_table and service.protocol == "tcp":
+                    connection = Packet(client, service.address, "tcp", port=service.first_port, has_begun=True)
+                    found += [connection._replace(source_port=port) for port in range(9000, 9012)]
                 found.append(Packet(client, service.address, "icmp"))
                 for port in ports:
                     if 0 < port:
@@ -403,7 +410,7 @@ class Watch:
 
 
 LOOKUPS = tuple(f"lookup_{room}" for room in ROOMS)
-SEEN_BY_PACKETS = ("endpoints", "endpoints6", "filters", *LOOKUPS, "backends", "pools", "links", "sessions")
+SEEN_BY_PACKETS = ("endpoints", "endpoints6", "filters", *LOOKUPS, "previous", "backends", "pools", "links", "sessions")
 
 
 def signature_of(program: Program) -> Any:
@@ -426,10 +433,14 @@ def signature_of(program: Program) -> Any:
 def ending(host: Host) -> dict[str, Any]:
     """Without ids and times."""
     kernel, current = host.kernel, host.state
-    tables = replace(current.tables, endpoints=0, endpoints6=0, filters=0, rings=dict.fromkeys(current.tables.rings, 0))
+    known = current.tables
+    ids = {"rings": dict.fromkeys(known.rings, 0), "previous": dict.fromkeys(known.previous, 0)}
+    tables = replace(known, endpoints=0, endpoints6=0, filters=0, **ids)
+    previous = {name: replace(entry, until=0.0) for name, entry in current.previous.items()}
     hooks = {name: replace(hook, attached_at=0.0) for name, hook in current.program.hooks.items()}
     program = replace(current.program, hooks=hooks)
     saved = replace(current, program=program, tables=tables, applied_at=0.0, applied_by="", counting_since=0.0)
+    saved = replace(saved, previous=previous)
     entry = json.loads((host.balancer.places.history / f"{current.generation}.json").read_text())
     assert parse_document(entry["document"]) == current.document
     on_hooks, pins = {}, {}
@@ -453,10 +464,16 @@ def ending(host: Host) -> dict[str, Any]:
         name: {key: value.content() for key, value in live[name].values.items()}
         for name in ("endpoints", "endpoints6", "filters", *LOOKUPS)
     }
+    contents["previous"] = {key: without_time(value.content()) for key, value in live["previous"].values.items()}
     contents["backends"] = {place: live["backends"].values.get(place) for place in places}
     contents["links"] = dict(live["links"].values)
     contents["pools"] = {place.id: live["pools"].values.get(place.id) for place in current.allocation.pools.values()}
     return {"state": saved, "files": pins, "hooks": on_hooks, **contents}
+
+
+def without_time(previous: bytes) -> bytes:
+    """A previous lookup table without the tick until which it counts."""
+    return previous[:8] + previous[12:]
 
 
 def flat(found: Any, path: str = "") -> dict[str, Any]:
@@ -500,7 +517,8 @@ class Case:
             self.watch(self.documents[:1]).look()
 
     def declared(self, document: Document, out: frozenset[BackendKey] = frozenset()) -> DeclaredPackets:
-        return DeclaredPackets(document, out, kept_entries(self.old, document))
+        before = DeclaredPackets(self.old) if self.old.config.services else None
+        return DeclaredPackets(document, out, kept_entries(self.old, document), before)
 
     def watch(self, documents: list[DeclaredPackets]) -> Watch:
         expected = [[document.outcome(packet) for packet in self.packets] for document in documents]
@@ -575,7 +593,8 @@ def test_another_document_after_a_run_that_was_killed(host, name):
     other = parse(third)
     both = kept_entries(case.old, case.new) & kept_entries(case.old, other)
     kept = (both, frozenset(), kept_entries(case.old, other))
-    documents = [*case.documents, *(DeclaredPackets(other, kept=keys) for keys in kept)]
+    old = case.documents[0]
+    documents = [*case.documents, *(DeclaredPackets(other, kept=keys, before=old) for keys in kept)]
     watch, final = case.watch(documents), case.watch(documents[2:])
     for snapshot in snapshots:
         host.restart(snapshot)

@@ -20,6 +20,7 @@ from ..outcome import Outcome
 from . import (
     drift,
     fill,
+    handover,
     health_store,
     health_view,
     history,
@@ -181,7 +182,7 @@ class Balancer:
         others = tuple(documents)
         if document is not None:
             documents[self.name] = document
-        needs = {name: (device.with_bonds(entry.interfaces), _has_ipv6(entry)) for name, entry in documents.items()}
+        needs = {name: (device.with_bonds(entry.interfaces), entry.has_ipv6) for name, entry in documents.items()}
         paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
         if repair and not check:
             return host_settings.restore(needs, paths)
@@ -220,11 +221,14 @@ class Balancer:
         if not check:
             programs.complete_interrupted(self.places, current)
             self._finish_preparations()
-            if current and current.tables.following and self.places.maps.exists():
+            following, lapsed = current and current.tables.following, current and handover.has_lapsed(current)
+            if current and (following or lapsed) and self.places.maps.exists():
+                save = partial(state.save, self.state_file)
                 with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
-                    current = health_view.follow(
-                        current, live_maps, self.observed(), partial(state.save, self.state_file)
-                    )
+                    if following:
+                        current = health_view.follow(current, live_maps, self.observed(), save)
+                    if lapsed:
+                        current = handover.discard_lapsed(current, live_maps, save)
         return current
 
     def _finish_preparations(self) -> None:
@@ -394,7 +398,3 @@ def _once(make: Callable[[Document | None], Document]) -> Callable[[Document | N
         return last[0][1]
 
     return made
-
-
-def _has_ipv6(document: Document) -> bool:
-    return any(":" in service.address for service in document.config.services.values())

@@ -20,6 +20,7 @@ from ..tables.filter_table import pack_filter_table, pack_strictest_table
 from ..tables.layout import BACKEND, BACKEND_FIELDS
 from . import compiler, consequences, drift, host_check, map_set, maps, observed, plan, programs, state, writing
 from .document import Document, Settings
+from .handover import plan_handover
 from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
 from .map_specs import map_specs
@@ -68,6 +69,9 @@ class Change:
                 self._plan_new_maps()
             else:
                 self._plan_in_place(current, live_maps)
+            known = self.current or state.State(Document())
+            missing = None if live_maps is None else self.drift.previous
+            self.handover = plan_handover(known, document, self.planned.allocation, missing)
             # What does not fit is refused in check mode as well.
             self.packed = writing.endpoint_tables(self.planned, document.sizes)
             self.filter_table = (
@@ -203,7 +207,9 @@ class Change:
             or document.sizes.flow_buckets != kept.program.sizes.flow_buckets
         )
         new_filters = bool(document.filters) and (new_maps or bool(self.filters) or self.filters_repaired)
-        return host_check.needed_memory(self.planned, document, former, new_maps, new_flow_tables, new_filters)
+        needs = host_check.needed_memory(self.planned, document, former, new_maps, new_flow_tables, new_filters)
+        written = (self.handover.wanted[name].service for name in self.handover.written)
+        return needs + memory.previous_tables(written)
 
     def _is_right(self, interface: str, live_maps: maps.Maps | None) -> bool:
         """Whether an interface has what the document asks for."""

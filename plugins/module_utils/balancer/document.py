@@ -95,6 +95,10 @@ class Document:
         }
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
 
+    @property
+    def has_ipv6(self) -> bool:
+        return any(service.family == 6 for service in self.config.services.values())
+
     @cached_property
     def text(self) -> str:
         """as_dict() as JSON, made once: a change writes it to the state, before it and after it, and to the history."""

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 from ..kernel import link
 from ..tables.layout import BACKEND, BACKEND_FIELDS
 from . import maps, plan, state
+from .previous import in_force
 
 
 def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
@@ -17,6 +19,7 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
     known = current.tables
     live_rings = live_maps.ring_ids()
     entries = entries_in_use(live_maps, current.allocation)
+    live_previous, now = live_maps.table_ids("previous"), time.time()
     nothing_known = unfinished(current)
     return plan.Drift(
         endpoints=nothing_known
@@ -28,6 +31,11 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
         ),
         backends=backends_digest(entries, current.allocation) != known.backends
         or _renumbered_interfaces(entries, current),
+        previous=frozenset(
+            ring
+            for ring in (current.allocation.rings[name] for name in in_force(current.previous, now))
+            if nothing_known or live_previous.get(ring, 0) != known.previous.get(ring, 0)
+        ),
     )
 
 

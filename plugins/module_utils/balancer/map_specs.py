@@ -30,6 +30,7 @@ from ..tables.layout import (
     MAX_POOLS,
     MAX_REASONS,
     POOL,
+    PREVIOUS_HEADER,
     REASON,
     SESSION,
     TABLE_ROOMS,
@@ -54,6 +55,11 @@ class MapSpec:
     def holds_maps(self) -> bool:
         return self.type == bpf.MAP_TYPE_ARRAY_OF_MAPS
 
+    @property
+    def any_length(self) -> bool:
+        """Whether the maps in an array of maps may differ in length."""
+        return bool(self.inner_flags & bpf.MAP_FLAG_INNER_MAP)
+
 
 # The option that a map's number of values comes from; other maps are the same for all options.
 OPTIONS = {
@@ -61,6 +67,7 @@ OPTIONS = {
     "backend_counters": "max_backends",
     "service_counters": "max_services",
     "round_robin": "max_services",
+    "previous": "max_services",
     **{f"lookup_{room}": "max_services" for room in TABLE_ROOMS},
     "sessions": "max_sessions",
     "filter_counters": "max_filters",
@@ -140,4 +147,5 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         array("filter_limits", LIMIT.size, sizes.max_filters),
         per_cpu("latency", LATENCY.size, 1),
         *map(lookup, sorted(TABLE_ROOMS[1:])),
+        tables("previous", PREVIOUS_HEADER.size, sizes.max_services, inner_flags=bpf.MAP_FLAG_INNER_MAP),
     )

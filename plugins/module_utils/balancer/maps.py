@@ -75,16 +75,16 @@ class Maps:
 
     # --- tables, each a map of its own that is swapped in whole
 
-    def swap_table(self, name: str, table: bytes | None) -> int:
-        """Replace the endpoint or filter table in one step, or leave the map without one; the id of the new one."""
+    def swap_table(self, name: str, table: bytes | None, place: int = 0) -> int:
+        """Replace a table in one step, or leave the map without one in this place; the id of the new one."""
         if table is None:
             with self._writing():
-                self._remove(name, 0)
+                self._remove(name, place)
             return 0
         with self._writing():
             descriptor, number = _table(self.spec(name), table)
             try:
-                bpf.map_update(self[name], index(0), index(descriptor))
+                bpf.map_update(self[name], index(place), index(descriptor))
             finally:
                 os.close(descriptor)
         return number
@@ -148,7 +148,7 @@ class Maps:
 
     def table_id(self, name: str) -> int:
         """The live table's id, 0 if there is none."""
-        return next(iter(self._table_ids(name, 1).values()), 0)
+        return self.table_ids(name).get(0, 0)
 
     def read_endpoints(self) -> Endpoints:
         """What packets find in the live endpoint tables of both families."""
@@ -167,11 +167,12 @@ class Maps:
         """The ids of the live lookup tables by service; of two, the one that the program finds first."""
         found: dict[int, int] = {}
         for room in reversed(TABLE_ROOMS):
-            found.update(self._table_ids(lookup_map(room), self.sizes.max_services))
+            found.update(self.table_ids(lookup_map(room)))
         return found
 
-    def _table_ids(self, name: str, count: int) -> dict[int, int]:
-        keys, values = bpf.map_lookup_batch(self[name], count, 4)
+    def table_ids(self, name: str) -> dict[int, int]:
+        """The ids of the tables in a map of them, by place."""
+        keys, values = bpf.map_lookup_batch(self[name], self.spec(name).max_entries, 4)
         return dict(zip(_integers(keys), _integers(values)))
 
     # --- backends
@@ -287,7 +288,7 @@ class Maps:
     def create_flow_tables(self) -> None:
         """One for each CPU, where there is none yet."""
         spec = self.spec("flows")
-        for cpu in set(range(spec.max_entries)) - self._table_ids("flows", spec.max_entries).keys():
+        for cpu in set(range(spec.max_entries)) - self.table_ids("flows").keys():
             descriptor = inner_map(spec)
             try:
                 bpf.map_update(self["flows"], index(cpu), index(descriptor))
@@ -370,17 +371,19 @@ def _integers(data: bytes) -> list[int]:
     return [int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)]
 
 
-def inner_map(spec: MapSpec) -> int:
-    """An empty map that goes into this one; its descriptor."""
-    return bpf.map_create(spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, spec.inner_entries, flags=spec.inner_flags)
+def inner_map(spec: MapSpec, entries: int = 0) -> int:
+    """An empty map that goes into this one; its descriptor. `entries`: where maps of any length do."""
+    return bpf.map_create(
+        spec.name, bpf.MAP_TYPE_ARRAY, spec.value_size, entries or spec.inner_entries, flags=spec.inner_flags
+    )
 
 
 def _table(spec: MapSpec, value: bytes) -> tuple[int, int]:
     """A frozen map: nobody can change it, so its id stands for its content."""
-    descriptor = inner_map(spec)
+    entries = len(value) // spec.value_size
+    descriptor = inner_map(spec, entries if spec.any_length else 0)
     try:
-        entries = len(value) // spec.value_size
-        if spec.inner_entries == 1:
+        if entries == 1:
             bpf.map_update(descriptor, index(0), value)
         else:
             bpf.map_update_batch(descriptor, b"".join(map(index, range(entries))), value, entries)

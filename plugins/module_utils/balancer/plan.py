@@ -49,9 +49,10 @@ class Drift:
     endpoints: bool = False
     rings: frozenset[int] = frozenset()
     backends: bool = False
+    previous: frozenset[int] = frozenset()  # services' indexes
 
     def __bool__(self) -> bool:
-        return self.endpoints or bool(self.rings) or self.backends
+        return self.endpoints or bool(self.rings) or self.backends or bool(self.previous)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _same_ring(old: Service | None, new: Service) -> bool:
     return old is not None and (old.address, old.protocol, old.ports) == (new.address, new.protocol, new.ports)
 
 
-def _same_entries(old: Service | None, new: Service) -> bool:
+def same_entries(old: Service | None, new: Service) -> bool:
     """Whether what its backends' entries say of the service stays."""
     return (
         old is not None
@@ -218,7 +219,7 @@ def make(
     )
 
     same_services = {
-        name for name, service in desired.services.items() if _same_entries(current.services.get(name), service)
+        name for name, service in desired.services.items() if same_entries(current.services.get(name), service)
     }
 
     def kept_backend(key: BackendKey) -> int | None:

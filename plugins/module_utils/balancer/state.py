@@ -24,6 +24,7 @@ from ..tables.layout import Sizes
 from ..tables.tables import PoolPlace
 from .document import Document, Settings
 from .plan import Allocation
+from .previous import Previous, load_previous
 from .retained import Retained
 
 SCHEMA = 3
@@ -99,6 +100,8 @@ class Tables:
     out: frozenset[BackendKey] = frozenset()
     # Health checks were about to change lookup tables and entries: these may be the old ones or the new ones.
     following: bool = False
+    # Of previous lookup tables, by index of the service.
+    previous: dict[int, int] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         return {**vars(self), "out": sorted(map(list, self.out), key=str)}
@@ -131,6 +134,8 @@ class State:
     applied_by: str = ""
     # Since when counters have only grown.
     counting_since: float = 0.0
+    # What lookup tables were made of, by service.
+    previous: dict[str, Previous] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -178,6 +183,7 @@ class State:
             "leaving": [found.dump() for found in self.leaving],
             "tables": self.tables.dump(),
             "retained": self.retained.dump(),
+            "previous": {name: previous.dump() for name, previous in self.previous.items()},
         }
 
 
@@ -190,6 +196,7 @@ def load_tables(document: dict[str, Any]) -> Tables:
         document["backends"],
         frozenset(BackendKey(*key) for key in document.get("out", ())),
         document.get("following", False),
+        {int(ring): table for ring, table in document.get("previous", {}).items()},
     )
 
 
@@ -251,6 +258,7 @@ def _load(raw: dict[str, Any]) -> State:
         raw["applied_at"],
         raw["applied_by"],
         raw["counting_since"],
+        {name: load_previous(entry) for name, entry in raw.get("previous", {}).items()},
     )
 
 

@@ -10,16 +10,19 @@ what nothing uses any more is taken away.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..errors import EngineError
 from ..kernel import link
 from ..tables.layout import MAX_INTERFACES
-from . import compiled, counters, history, map_set, maps, plan, programs, state, writing
+from . import compiled, counters, handover, history, map_set, maps, plan, programs, state, writing
 from .change import REMEMBERING_FEATURES, Change
 from .hooks import Hooks, Known
 from .interfaces import known_interfaces
+from .moving import moved
 from .native import NativeHook
 from .places import Places, pinned_id, remove_if_empty, remove_tree
 from .retained import Retained
@@ -105,13 +108,14 @@ class Transaction:
                 present = (*self._change.present, *leaving)[:MAX_INTERFACES]
                 live_maps.update_control(known_interfaces(present))
                 live_maps.set_virtual_macs(document.settings.virtual_macs)
-                found = programs.put_all(
-                    places,
-                    [self._change.attachment(interface) for interface in self._change.due],
-                    loader,
-                    self._commit,
-                    lambda: programs.adopt_new_maps(places) if new_maps else None,
-                )
+                with self._moving(live_maps):
+                    found = programs.put_all(
+                        places,
+                        [self._change.attachment(interface) for interface in self._change.due],
+                        loader,
+                        self._commit,
+                        lambda: programs.adopt_new_maps(places) if new_maps else None,
+                    )
                 self._change.details["compiled"] |= loader.compiled
         except BaseException:
             if current and not self._switched:
@@ -121,6 +125,23 @@ class Transaction:
         # Preparing a driver may have changed an MTU.
         live_maps.update_control(known_interfaces(present))
         return self._hooks(found), live_maps
+
+    @contextmanager
+    def _moving(self, live_maps: maps.Maps) -> Iterator[None]:
+        """Flow tables and sessions go on in new maps whose sizes of them are others."""
+        current = self._change.current
+        if current is None or not self._change.details["new_maps"] or not self._change.kept:
+            yield
+            return
+        with map_set.open_shareable(self._change.places.maps, current.program.sizes) as old:
+            # Entries of a former layout are others.
+            if old.former_control != (0, 0):
+                yield
+                return
+            wanted = self._change.planned.allocation.pools
+            kept = [pool for pool, place in current.allocation.pools.items() if wanted.get(pool) == place]
+            with moved(old, live_maps, [(wanted[pool].first_session, pool.ports) for pool in kept]):
+                yield
 
     def _hooks(self, found: dict[str, tuple[str, str]]) -> dict[str, state.Hook]:
         """By interface of the document; `found` are those that were switched now."""
@@ -175,8 +196,16 @@ class Transaction:
         places.new_maps.mkdir(mode=0o700)
         map_set.pin(live_maps, places.new_maps)
         tables = writing.write(self._change.planned, live_maps, state.Tables(), self._change.packed, in_use=False)
-        self._new_tables = replace(tables, filters=live_maps.swap_table("filters", self._change.filter_table))
+        self._new_tables = replace(
+            tables,
+            filters=live_maps.swap_table("filters", self._change.filter_table),
+            previous=self._write_previous(live_maps, {}),
+        )
         return live_maps
+
+    def _write_previous(self, live_maps: maps.Maps, known: dict[int, int]) -> dict[int, int]:
+        allocation = self._change.planned.allocation
+        return handover.write(self._change.handover, live_maps, allocation.rings, allocation.backends, known)
 
     def _carry_counters(self, live_maps: maps.Maps) -> None:
         """Compiling takes a second, in which the old maps go on counting: this comes last."""
@@ -215,7 +244,9 @@ class Transaction:
         """The state as it was, and with the document and the program."""
         document, current = self._change.document, self._change.current or state.State(self._change.document)
         program = state.ProgramState(self._change.digest, sorted(self._change.interim), document.sizes, hooks)
-        return current, replace(self._counted(current), document=document, program=program, leaving=())
+        previous = self._change.handover.wanted
+        after = replace(self._counted(current), document=document, program=program, leaving=(), previous=previous)
+        return current, after
 
     def _in_new_maps(self, hooks: dict[str, state.Hook]) -> state.State:
         current, after = self._after(hooks)
@@ -244,7 +275,11 @@ class Transaction:
             self._save_intent(after, retained, current.tables.filters)
             if self._change.interim_filter_table is not None:
                 live_maps.swap_table("filters", self._change.interim_filter_table)
-            written = writing.write(self._change.planned, live_maps, current.tables, self._change.packed)
+            # Before the lookup table that it precedes is out of use.
+            previous = self._write_previous(live_maps, current.tables.previous)
+            known = replace(current.tables, previous=previous)
+            written = writing.write(self._change.planned, live_maps, known, self._change.packed)
+            handover.remove_others(live_maps, previous)
             # Until here packets may have been counted for what is removed.
             retained = counters.retained(current, self._change.planned, live_maps)
             after = replace(

@@ -108,7 +108,15 @@ def write(
         live_maps.retire_backends(allocation.retiring_backends.union(gone))
         live_maps.set_links(links)
     digest = live_digest(live_maps, allocation)
-    return state.Tables(*endpoint_ids, known.filters, table_ids, digest, planned.out)
+    return replace(
+        known,
+        endpoints=endpoint_ids[0],
+        endpoints6=endpoint_ids[1],
+        rings=table_ids,
+        backends=digest,
+        out=planned.out,
+        following=False,
+    )
 
 
 def _in_use(planned: plan.Plan, live_maps: maps.Maps, keys: frozenset[model.BackendKey]) -> frozenset[model.BackendKey]:

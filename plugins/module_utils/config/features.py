@@ -16,6 +16,7 @@ def used_features(config: Config, declared: Filters | None = None) -> frozenset[
     for service in config.services.values():
         needed |= {service.forwarding, service.scheduler, "ipv6" if service.family == 6 else ""}
         needed |= {"flow_table" if service.flow_table else "", "any_port" if service.any_port else ""}
+        needed.add("handover" if service.handover_seconds else "")
         needed.add("affinity" if service.affinity_prefix else "")
         needed.add("table_size" if service.table_size != DEFAULT_TABLE_SIZE else "")
     if declared:

@@ -55,6 +55,8 @@ class Service:
     affinity_prefix: int = 0  # bits of the client's address that choose the backend; 0: the whole flow does
     affinity_group: str | None = None
     tunnel_port: int | None = None  # gue: UDP port of the backends
+    # For so long after a change, connections that no flow table knows go by the lookup table before it; 0: not at all.
+    handover_seconds: int = 0
 
     @property
     def family(self) -> int:
@@ -102,6 +104,11 @@ class Service:
     def remembers_flows(self) -> bool:
         return self.flow_table or self.forwarding == "full_nat"
 
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether a slot of its lookup table says which backend a connection had."""
+        return self.flow_table and self.protocol == "tcp" and self.scheduler != "round_robin"
+
     def as_dict(self) -> dict[str, Any]:
         entry = {
             "name": self.name,
@@ -117,6 +124,8 @@ class Service:
             entry["flow_table"] = True
         if self.remembers_flows:
             entry["idle_timeout"] = self.idle_timeout
+        if self.may_hand_over:
+            entry["handover_seconds"] = self.handover_seconds
         if self.table_size != DEFAULT_TABLE_SIZE:
             entry["table_size"] = self.table_size
         if self.affinity_prefix:

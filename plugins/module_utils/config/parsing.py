@@ -37,6 +37,7 @@ DEFAULT_SOURCE_PORTS = "10000-32767"
 # Seconds; as IPVS has them.
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 MAX_IDLE_TIMEOUT = 3600
+MAX_HANDOVER_SECONDS = 3600
 SERVICE_KEYS = frozenset(
     (
         "name",
@@ -47,6 +48,7 @@ SERVICE_KEYS = frozenset(
         "forwarding",
         "flow_table",
         "idle_timeout",
+        "handover_seconds",
         "source",
         "source_ports",
         "table_size",
@@ -92,7 +94,8 @@ def _service(entry: Entry) -> Service:
             "scheduler 'round_robin' sends each packet of a TCP connection to another backend; use maglev, or "
             "flow_table: true"
         )
-    return replace(service, idle_timeout=_idle_timeout(entry, service))
+    service = replace(service, idle_timeout=_idle_timeout(entry, service))
+    return replace(service, handover_seconds=_handover_seconds(entry, service))
 
 
 def _check_remembered_clients(entry: Entry, service: Service) -> None:
@@ -147,6 +150,18 @@ def _idle_timeout(entry: Entry, service: Service) -> int:
         if value is None
         else entry.integer("idle_timeout", 1, MAX_IDLE_TIMEOUT, value)
     )
+
+
+def _handover_seconds(entry: Entry, service: Service) -> int:
+    value = entry.raw.get("handover_seconds")
+    if not service.may_hand_over:
+        if value not in (None, 0):
+            raise entry.error(
+                "handover_seconds is for services with protocol tcp, flow_table: true and scheduler maglev or hash"
+            )
+        return 0
+    # By then each connection that is remembered at all has sent a packet.
+    return service.idle_timeout if value is None else entry.integer("handover_seconds", 0, MAX_HANDOVER_SECONDS, value)
 
 
 def _source(entry: Entry, forwarding: str, vip: Address) -> str | None:

@@ -38,6 +38,7 @@ FEATURES = (
     "unserved_pass",
     "affinity",
     "gue",
+    "handover",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")

@@ -50,6 +50,9 @@ ADDRESS_BLOOM_BITS = 1024
 # shift, unused, service_ports, backend_ports, unused, address_bloom
 ENDPOINT_TABLE_HEADER = struct.Struct(f"<IIQQQ{ADDRESS_BLOOM_BITS // 8}s")
 LOOKUP_TABLE = struct.Struct("<IIII")  # scheduler, length, flags, idle_timeout
+# seed, until, length, affinity_prefix; as long as a line of ids
+PREVIOUS_HEADER = struct.Struct("<QIII44x")
+IDS_PER_LINE = 16
 # Slots for which the maps of lookup tables have room, in the order in which the program looks at them.
 TABLE_ROOMS = (65537, 16381, 4093, 1021, 131071)
 BACKEND_FIELDS = (
@@ -113,6 +116,7 @@ REASONS = (
     ("vip_unserved", "drop"),
     ("too_big", "pass"),
     ("other_mac", "pass"),
+    ("handover", "forward"),
 )
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..config.model import Service
-from .layout import FILTER_LINE, FLOW_BUCKET, Sizes, table_bytes, table_room
+from .layout import FILTER_LINE, FLOW_BUCKET, IDS_PER_LINE, PREVIOUS_HEADER, Sizes, table_bytes, table_room
 
 PAGE = 4096
 # struct bpf_array before its elements, at the most.
@@ -62,3 +62,9 @@ def endpoint_tables(sizes: Sizes, ipv6: bool) -> Needs:
 def lookup_tables(services: Iterable[Service]) -> Needs:
     """One for each of these services."""
     return Needs({"table_size": sum(array(table_bytes(table_room(service.table_size)), 1) for service in services)})
+
+
+def previous_tables(services: Iterable[Service]) -> Needs:
+    """One for each of these services, at the most."""
+    lines = (1 + -(-service.table_size // IDS_PER_LINE) for service in services)
+    return Needs({"table_size": sum(array(PREVIOUS_HEADER.size, count) for count in lines)})

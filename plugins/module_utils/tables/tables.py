@@ -345,7 +345,7 @@ def _maglev_name(service: Service, backend: Backend) -> str:
     return f"{backend.target}:{backend.port or service.port}"
 
 
-def _slots(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array[int]:
+def slot_ids(service: Service, active: list[Backend], ids: list[int], fill: lookup.Fill) -> array[int]:
     """The ids of backends, slot by slot; the order in which an inventory lists them makes no difference."""
     if service.scheduler == "maglev":
         names = [_maglev_name(service, backend) for backend in active]
@@ -373,7 +373,7 @@ def pack_ring(
     if not active and not (backends and service.remembers_flows):
         return None
     ids = [backend_ids[backend.key] for backend in active]
-    slots = _slots(service, active, ids, fill) if active else array("I")
+    slots = slot_ids(service, active, ids, fill) if active else array("I")
     header = LOOKUP_TABLE.pack(
         SCHEDULERS[service.scheduler], len(slots), service_flags(service), ticks(service.idle_timeout)
     )

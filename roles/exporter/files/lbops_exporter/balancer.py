@@ -60,7 +60,7 @@ READY = Family(
 REASON_PACKETS = Family(
     "lbops_reason_packets_total",
     "counter",
-    "Packets that were passed to the kernel, dropped, answered or forwarded unlearnt, by reason.",
+    "Packets that were passed to the kernel, dropped, answered, or forwarded in a way of its own, by reason.",
     ("balancer", "reason", "verdict"),
 )
 FILTER_PACKETS = Family(
