@@ -164,7 +164,7 @@ ENTRIES = {
     ),
     "unknown state": (
         backends({**NODE, "state": "down"}),
-        "backends[0] (dns 198.51.100.1): state 'down' is not one of enabled, drained",
+        "backends[0] (dns 198.51.100.1): state 'down' is not one of enabled, drained, backup",
     ),
     "unknown key": (
         backends({**NODE, "prot": 80}),

@@ -408,7 +408,7 @@ class DeclaredPackets:
         return UNSERVED if packet.destination in own else PASS
 
     def _to_service(self, packet: Packet, service: Service) -> Outcome:
-        members = [backend for backend in self.members[service.name] if backend.share and backend.key not in self.out]
+        members = self._takers(service)
         if not members and not (self.members[service.name] and service.remembers_flows):
             return NO_BACKEND
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
@@ -430,6 +430,12 @@ class DeclaredPackets:
                 return ("redirect", index_of(interface))
             number = (number * MULTIPLIER + 1) & MASK64
         return ("drop", "link_down")
+
+    def _takers(self, service: Service) -> list[Backend]:
+        """Who gets new flows."""
+        ready = [backend for backend in self.members[service.name] if backend.weight and backend.key not in self.out]
+        enabled = [backend for backend in ready if backend.state == "enabled"]
+        return enabled or [backend for backend in ready if backend.state == "backup"]
 
     def _slots_of(self, service: Service, members: list[Backend]) -> list[Backend]:
         if service.name not in self._slots:

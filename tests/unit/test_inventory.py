@@ -227,7 +227,7 @@ def test_backends_that_the_module_would_refuse_are_named_by_their_hosts():
     assert inventory.inventory_problems([DNS], GROUPS, hostvars) == [
         "backends[0] (dns one one): address 'one' is not an IPv4 address such as 192.0.2.10 or an IPv6 address such as "
         "2001:db8::10",
-        "backends[1] (dns two 198.51.100.2): state 'down' is not one of enabled, drained",
+        "backends[1] (dns two 198.51.100.2): state 'down' is not one of enabled, drained, backup",
     ]
 
 

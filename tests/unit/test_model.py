@@ -188,7 +188,7 @@ def test_service_choice(key, value):
 
 @pytest.mark.parametrize("value", NO_CHOICE, ids=repr)
 def test_state(value):
-    with refused(BACKEND_WHERE, f"state {value!r} is not one of enabled, drained"):
+    with refused(BACKEND_WHERE, f"state {value!r} is not one of enabled, drained, backup"):
         parse_backends([backend(state=value)])
 
 

@@ -146,6 +146,15 @@ def with_backend(address: str, **values: Any) -> dict:
     return {**EVERYTHING, "backends": changed(BACKENDS, lambda entry: entry.get("address") == address, **values)}
 
 
+def changed_members(service: str, *members: tuple[str, str]) -> dict:
+    """Addresses and states."""
+    states = dict(members)
+    entries = [
+        {**entry, "state": states[entry["address"]]} if entry["service"] == service else entry for entry in BACKENDS
+    ]
+    return {**EVERYTHING, "backends": entries}
+
+
 def without(*names: str, before: dict = EVERYTHING) -> dict:
     return {
         **before,
@@ -208,6 +217,15 @@ CHANGES = {
     "weight": (EVERYTHING, with_backend("10.0.0.2", weight=3)),
     "drain": (EVERYTHING, with_backend("10.0.4.2", state="drained")),
     "drain all": (without_backend("10.0.0.2", "10.0.0.3"), with_backend("10.0.0.1", state="drained")),
+    "a backup that is not needed": (EVERYTHING, with_backend("10.0.4.2", state="backup")),
+    "all others are drained": (
+        with_backend("10.0.4.2", state="backup"),
+        changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
+    ),
+    "one is no longer drained": (
+        changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
+        with_backend("10.0.4.2", state="backup"),
+    ),
     "a MAC address": (EVERYTHING, with_backend("10.0.4.1", mac="52:54:00:00:00:01")),
     "remove a backend": (EVERYTHING, without_backend("10.0.0.2", "10.0.4.2", "10.0.5.2", "fd00::1")),
     "replace backends": (

@@ -82,7 +82,7 @@ def _group_difference(one: Service, other: Service, ones: list[Backend], others:
     for option in ("scheduler", "affinity_prefix", "table_size"):
         if getattr(one, option) != getattr(other, option):
             return f"{option} is {getattr(other, option)}, but {getattr(one, option)} for"
-    shares, expected = ({backend.target: backend.share for backend in found} for found in (others, ones))
+    shares, expected = ({backend.target: _share(backend) for backend in found} for found in (others, ones))
     unequal = sorted(key for key in {**shares, **expected} if shares.get(key) != expected.get(key))
     if not unequal:
         return ""
@@ -91,6 +91,10 @@ def _group_difference(one: Service, other: Service, ones: list[Backend], others:
     if unequal[0] not in expected:
         return f"it has the backend {unequal[0]}, which is none of"
     return f"backend {unequal[0]} has weight {shares[unequal[0]]}, but {expected[unequal[0]]} for"
+
+
+def _share(backend: Backend) -> str:
+    return f"{backend.share} (backup)" if backend.is_backup and backend.share else str(backend.share)
 
 
 def backend_problems(config: Config) -> dict[BackendKey, str]:

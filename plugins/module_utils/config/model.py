@@ -157,7 +157,12 @@ class Backend(NamedTuple):
     @property
     def share(self) -> int:
         """The weight that counts: a drained backend keeps its replies but gets nothing new."""
-        return self.weight if self.state == "enabled" else 0
+        return 0 if self.state == "drained" else self.weight
+
+    @property
+    def is_backup(self) -> bool:
+        """Whether it gets new flows only while no other backend of its service does."""
+        return self.state == "backup"
 
     def as_dict(self) -> dict[str, Any]:
         return self._asdict()
@@ -186,9 +191,9 @@ class Config:
 
 
 def ring_members(backends: Iterable[Backend], out: Container[BackendKey] = ()) -> list[Backend]:
-    """Those that take new flows; `out` are those that health checks took out."""
-    active = [backend for backend in backends if backend.share]
-    return [backend for backend in active if backend.key not in out] if out else active
+    """Those that take new flows, backups if no others do; `out` are those that health checks took out."""
+    ready = [backend for backend in backends if backend.share and (not out or backend.key not in out)]
+    return [backend for backend in ready if not backend.is_backup] or ready
 
 
 def backend_ports(service: Service, port: int | None) -> range:

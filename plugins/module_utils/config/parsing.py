@@ -26,7 +26,7 @@ from .vocabulary import (
 )
 
 MAX_WEIGHT = 65535
-STATES = ("enabled", "drained")
+STATES = ("enabled", "drained", "backup")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
