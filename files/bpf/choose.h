@@ -40,6 +40,16 @@ static __always_inline int take(struct choice *choice, __u32 id)
 	return choice->backend ? CHOSEN : DROP_NO_BACKEND;
 }
 
+/* Whether the backend is this host, which needs no session of full_nat either. */
+static __always_inline int is_local(const struct backend *backend)
+{
+#ifdef FEATURE_LOCAL
+	return backend->forwarding == FORWARDING_LOCAL;
+#else
+	return 0;
+#endif
+}
+
 #ifdef FLOWS_ARE_REMEMBERED
 /* What a flow was remembered with, if that is still so. */
 static __always_inline int take_known(const int family, struct choice *choice, __u32 number, const struct flow *flow,
@@ -135,15 +145,16 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 				       const struct memory *memory, enum mark mark, __u64 *place,
 				       struct choice *choice)
 {
+	int is_allowed, with_session;
 	__u32 number;
-	int is_allowed;
 
 	if (take(choice, scheduled(choice->service, choice->rules, new_slot_hash(family, flow, choice))) != CHOSEN)
 		return DROP_NO_BACKEND;
 	is_allowed = place && spend(flows_spent(memory->spent, choice->service), MAX_NEW_FLOWS);
 	number = choice->id;
+	with_session = memory->with_session && !is_local(choice->backend);
 #ifdef FEATURE_FULL_NAT
-	if (memory->with_session) {
+	if (with_session) {
 		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
 							 choice->rules->idle_timeout) :
 					   -1;
@@ -160,7 +171,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	if (is_allowed) {
 		count_new_flow(choice->backend);
 		*place = flow_entry(cut_signature(memory->signature),
-				    mark == MARK_END && !memory->with_session ? FLOW_CLOSING : FLOW_NEW, number,
+				    mark == MARK_END && !with_session ? FLOW_CLOSING : FLOW_NEW, number,
 				    memory->now);
 	} else {
 		count_reason(FORWARD_FLOW_LIMIT);

@@ -119,6 +119,7 @@ enum forwarding {
 	FORWARDING_IPIP = 4,
 	FORWARDING_REDIRECT = 5,
 	FORWARDING_GUE = 6,
+	FORWARDING_LOCAL = 7, /* of a single backend, whatever its service has: it is this host */
 };
 
 /*

@@ -84,6 +84,9 @@ BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
     ("rest", 28, {}),
     ("rest", 129, {}),
     ("rest-direct", 30, {}),
+    # The balancer's own host.
+    *((service, 41, {"local": True}) for service in ("dns", "game", "direct", "tunnel", "gue-udp", "nat")),
+    *((service, 42, {"local": True, "weight": 2}) for service in ("nat-tcp", "sticky", "sticky-udp", "rest")),
 ]
 FILTERS = [
     {"prefix": "192.0.2.0/24", "action": "drop"},

@@ -445,6 +445,11 @@ class Backend:
     target: str
     port: int | None
     mac: bytes | None
+    local: bool = False  # it is the host that the balancer runs on
+
+    @property
+    def keeps_ttl(self) -> bool:
+        return self.local or self.service.forwarding in ("dsr", "redirect")
 
     @property
     def key(self) -> tuple[str, str, int | None]:
@@ -565,10 +570,10 @@ class Balancer:
         for item in backends:
             mac = bytes.fromhex(item["mac"].replace(":", "")) if item.get("mac") else None
             target = item.get("interface") or text_of(pack_address(item["address"]))
-            backend = Backend(service, target, item.get("port"), mac)
+            backend = Backend(service, target, item.get("port"), mac, item.get("local", False))
             service.backends.append(backend)
             self.backend_counters[backend.key] = [0] * 5
-            if service.forwarding == "dnat":
+            if service.forwarding == "dnat" and not backend.local:
                 for port in [backend.port] if backend.port else port_range(declared["port"]):
                     self.replies[backend.address, protocol, port] = backend
             weight = item.get("weight", 1) if item.get("state", "enabled") == "enabled" else 0
@@ -738,8 +743,6 @@ class Balancer:
         if not service.remembers:
             backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
-        if service.forwarding == "full_nat":
-            return self._choose_session(packet, service, flow, learn)
         flow = service.remembered(flow)
         known, seen, state = self.flows.get(flow, (None, 0, ""))
         again = learn and packet.has_flag(SYN) and not packet.has_flag(ACK) and state == "closing"
@@ -749,12 +752,15 @@ class Balancer:
                 following = "established" if service.remembers_clients else self._next_state(packet, state)
                 self.flows[flow] = known, self.tick, following
             return known, None, None
+        if service.forwarding == "full_nat":
+            return self._choose_session(packet, service, flow, learn)
         if not learn:
             backend = self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
         backend = self._scheduled(service, flow)
-        if not backend:
-            return None, None, "no_backend"
+        return self._learn(packet, service, flow, backend) if backend else (None, None, "no_backend")
+
+    def _learn(self, packet: Packet, service: Service, flow: tuple, backend: Backend) -> tuple:
         if not self._may_learn(service):
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
@@ -809,6 +815,8 @@ class Balancer:
         address = service.source.network_address.packed
         size = len(service.source_ports) // self.cpus
         first = service.source_ports[0] + self.cpu * size
+        if backend.local:
+            return self._learn(packet, service, flow, backend)
         if not self._may_learn(service):
             return None, None, "no_port"
         port = self.pick_port(address, range(first, first + size), self.ports_in_use(address))
@@ -854,7 +862,7 @@ class Balancer:
         backend = session.backend if session else what
         if packet.destination != backend.service.vip:
             return self._session_reply(packet, frame, session) if session else self._reply(packet, frame, backend)
-        if packet.ttl <= 1 and backend.service.forwarding not in ("dsr", "redirect"):
+        if packet.ttl <= 1 and not backend.keeps_ttl:
             return self._because(PASS, "ttl_expired", frame)
         return self._forward(packet, frame, backend, session, None)
 
@@ -880,7 +888,7 @@ class Balancer:
         backend, session, problem = self._choose(packet, service, flow, learn=False)
         if problem:
             return self._because(DROP, problem, frame)
-        if service.forwarding not in ("dnat", "full_nat"):
+        if backend.local or service.forwarding not in ("dnat", "full_nat"):
             return self._forward(packet, frame, backend, session, flow)
         return self._translated_error(packet, frame, backend, session, quote)
 
@@ -966,9 +974,12 @@ class Balancer:
     def _forward(
         self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, flow: tuple | None
     ) -> tuple[int, bytes]:
-        mode = backend.service.forwarding
+        mode = "local" if backend.local else backend.service.forwarding
         if mode not in self.features:
             return self._because(DROP, "no_backend", frame)
+        if backend.local:
+            self._count(backend, 0, len(frame))
+            return PASS, frame
         if mode == "redirect":
             return self._redirect(frame, backend, flow)
         hop = self._hop(backend, packet)

@@ -25,7 +25,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 PROBES = 16
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 SERVICE, BACKEND, VIP, SOURCE = 1, 2, 3, 4
-FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect", 6: "gue"}
+FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect", 6: "gue", 7: "local"}
 BACKEND_ENTRY = struct.Struct("<16s16s2s2sBBBx6s8xHIIII16s4sIIIII")
 SESSION = struct.Struct("<16s2s2sIIIIBxHHHI16x")
 LINKS_TRIED = 32
@@ -34,6 +34,7 @@ ROOMS = (65537, 16381, 4093, 1021, 131071)
 
 PASS = ("pass",)
 NO_BACKEND = ("drop", "no_backend")
+LOCAL: Outcome = ("local",)
 # Of no address of the host, as all VIPs and sources are here.
 UNSERVED = ("drop", "vip_unserved")
 Outcome = tuple
@@ -253,6 +254,8 @@ class LivePackets:
         port = int.from_bytes(entry.port, "big") or packet.port
         if mode == "dnat":
             return ("dnat", entry.address, port, mac)
+        if mode == "local":
+            return LOCAL
         if mode == "dsr":
             return ("dsr", entry.address, mac)
         if mode == "ipip":
@@ -460,6 +463,8 @@ class DeclaredPackets:
     def _forward(packet: Packet, service: Service, backend: Backend) -> Outcome:
         mac = bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else None
         mode = service.forwarding
+        if backend.local:
+            return LOCAL
         if mode == "redirect":
             return ("redirect", index_of(backend.interface or ""))
         address = backend.address or ""
@@ -489,7 +494,11 @@ class DeclaredPackets:
         found = None
         for backend in self.document.config.backends.values():
             service = self.document.config.services[backend.service]
-            if service.forwarding != "dnat" or (backend.address, service.protocol) != (packet.source, packet.protocol):
+            if (
+                service.forwarding != "dnat"
+                or backend.local
+                or (backend.address, service.protocol) != (packet.source, packet.protocol)
+            ):
                 continue
             vip_port = service.first_port if backend.port else packet.source_port
             if backend.port == packet.source_port or (

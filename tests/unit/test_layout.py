@@ -228,7 +228,7 @@ def test_numbers_by_name(compiled, prefix):
 
 CHOICES = {
     "SCHEDULER_": vocabulary.SCHEDULERS,
-    "FORWARDING_": vocabulary.FORWARDINGS,
+    "FORWARDING_": {**vocabulary.FORWARDINGS, "local": vocabulary.LOCAL_FORWARDING},
     "FILTER_": {
         **vocabulary.FILTER_ACTIONS,
         **{name: number for number, name in enumerate((*vocabulary.FILTER_CLASSES, "classes"))},

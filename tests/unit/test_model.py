@@ -213,7 +213,7 @@ def test_unknown_key():
         "known are address, affinity, affinity_group, affinity_prefix, flow_table, forwarding, idle_timeout",
     ):
         parse_services([service(ports=80)])
-    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, mac, name, port"):
+    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, local, mac, name, port"):
         parse_backends([backend(wieght=1)])
 
 

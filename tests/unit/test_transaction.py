@@ -226,6 +226,10 @@ CHANGES = {
         changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
         with_backend("10.0.4.2", state="backup"),
     ),
+    "a local backend": (EVERYTHING, with_backend("10.0.0.2", local=True, port=None)),
+    "a local backend of a tunnel": (EVERYTHING, with_backend("10.0.2.2", local=True)),
+    "a local backend of full_nat": (EVERYTHING, with_backend("10.0.5.2", local=True)),
+    "no local backend": (with_backend("10.0.4.2", local=True, port=None), EVERYTHING),
     "a MAC address": (EVERYTHING, with_backend("10.0.4.1", mac="52:54:00:00:00:01")),
     "remove a backend": (EVERYTHING, without_backend("10.0.0.2", "10.0.4.2", "10.0.5.2", "fd00::1")),
     "replace backends": (
@@ -382,7 +386,7 @@ def kept_entries(before: Document, after: Document) -> frozenset[BackendKey]:
     def entry(document: Document, key: BackendKey) -> Any:
         service, backend = document.config.services[key.service], document.config.backends[key]
         where = (service.address, service.protocol, service.port, service.forwarding)
-        return (*where, service.source, service.source_ports, backend.mac, backend.interface)
+        return (*where, service.source, service.source_ports, backend.mac, backend.interface, backend.local)
 
     both = before.config.backends.keys() & after.config.backends.keys()
     return frozenset(key for key in both if entry(before, key) == entry(after, key))

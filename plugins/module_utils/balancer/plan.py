@@ -223,7 +223,9 @@ def make(
 
     def kept_backend(key: BackendKey) -> int | None:
         old, new = current.backends.get(key), desired.backends[key]
-        same = old is not None and (old.mac, old.interface) == (new.mac, new.interface) and key.service in same_services
+        if old is None or key.service not in same_services:
+            return None
+        same = (old.mac, old.interface, old.local) == (new.mac, new.interface, new.local)
         return allocation.backends.get(key) if same else None
 
     backend_places = FreePlaces(

@@ -112,7 +112,7 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
         if not problem and service.forwarding in ("dnat", "full_nat"):
             if backend.address in vips:
                 problem = f"the address is the VIP of service {vips[backend.address]}"
-            elif service.forwarding == "dnat":
+            elif service.forwarding == "dnat" and not backend.local:
                 taken = replies.setdefault((backend.target, service.protocol), {})
                 problem = _ambiguous_reply(taken, service, backend)
         if problem:
@@ -157,6 +157,8 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
         return f"port {backend.port} for a service on ports {service.port}; leave port out"
     if not separate_ports(config, backend, service):
         return f"declared twice, with and without port {service.first_port}"
+    if backend.local and backend.port not in (None, service.first_port):
+        return f"port {backend.port}, but a local backend gets packets as they are, on port {service.port}"
     if (service.forwarding == "dsr" or service.is_tunnel) and backend.port not in (None, service.first_port):
         return f"port {backend.port}, but {service.forwarding} leaves the port {service.port} as it is"
     return ""

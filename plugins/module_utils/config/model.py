@@ -139,6 +139,7 @@ class Backend(NamedTuple):
     mac: str | None
     name: str | None
     interface: str | None = None
+    local: bool = False  # it is the balancer's own host
 
     @property
     def target(self) -> str:
@@ -165,7 +166,10 @@ class Backend(NamedTuple):
         return self.state == "backup"
 
     def as_dict(self) -> dict[str, Any]:
-        return self._asdict()
+        entry = self._asdict()
+        if not self.local:
+            del entry["local"]
+        return entry
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ SERVICE_KEYS = frozenset(
         "tunnel_port",
     )
 )
-BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
+BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface", "local"))
 
 
 def _service(entry: Entry) -> Service:
@@ -254,10 +254,15 @@ def _backend(entry: Entry) -> Backend:
     weight = raw.get("weight")
     name = raw.get("name")
     interface = raw.get("interface")
+    local = entry.boolean("local")
+    if local and mac is not None:
+        raise entry.error(f"mac {mac!r} beside local: packets for this host are sent to nobody")
     if interface is not None:
         for key in ("address", "port", "mac"):
             if raw.get(key) is not None:
                 raise entry.error(f"{key} {raw[key]!r} beside interface: redirect leaves frames as they are")
+        if local:
+            raise entry.error("local beside interface: redirect goes to an interface, not to this host")
         if not INTERFACE_PATTERN.fullmatch(str(interface)):
             raise entry.error(f"interface {interface!r} is not a name of an interface")
     return Backend(
@@ -269,6 +274,7 @@ def _backend(entry: Entry) -> Backend:
         mac=mac,
         name=None if name is None else str(name),
         interface=None if interface is None else str(interface),
+        local=local,
     )
 
 

@@ -10,6 +10,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 # enum scheduler, enum forwarding
 SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
 FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5, "gue": 6}
+# That of a backend which is the balancer itself, whatever its service has.
+LOCAL_FORWARDING = 7
 # Those that put an IP header in front of packets.
 TUNNELS = ("ipip", "gue")
 # UDP port of GUE (IANA).
@@ -38,6 +40,7 @@ FEATURES = (
     "unserved_pass",
     "affinity",
     "gue",
+    "local",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")
