@@ -11,6 +11,7 @@
 #include "packet.h"
 #include "select.h"
 #include "sessions.h"
+#include "source_ranges.h"
 #include "verifier.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
@@ -273,6 +274,8 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 	choice->rules = service_rules(service, &choice->copy);
 	if (!choice->rules)
 		return DROP_NO_BACKEND;
+	if (!may_use(family, service, choice->rules, flow))
+		return DROP_SOURCE_NOT_ALLOWED;
 	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
 	if (HASH_SEED && !(choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)))

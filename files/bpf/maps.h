@@ -33,6 +33,7 @@
 #define MAP_LOOKUP_4093 MAP(21)
 #define MAP_LOOKUP_16381 MAP(22)
 #define MAP_LOOKUP_131071 MAP(23)    /* ... and with more */
+#define MAP_SOURCE_RANGES MAP(24)    /* LPM trie of MAX_SOURCE_RANGES struct source_range, twice as many while they change */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

@@ -41,6 +41,8 @@ enum reason {
 	PASS_TOO_BIG,
 	/* Passed untouched: the frame is not for the interface's Ethernet address. */
 	PASS_OTHER_MAC,
+	/* Dropped: the client is in none of the service's source ranges. */
+	DROP_SOURCE_NOT_ALLOWED,
 	REASONS,
 };
 

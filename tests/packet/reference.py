@@ -728,6 +728,8 @@ class Balancer:
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
+        if not self._may_use(service, packet.source):
+            return self._because(DROP, "source_not_allowed", frame)
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return self._because(PASS, "ttl_expired", frame)
         backend, session, problem = self._choose(packet, service, flow)
@@ -735,6 +737,12 @@ class Balancer:
             return self._because(DROP, problem, frame)
         self._remember_fragment(packet, *(("session", session) if session else ("backend", backend)))
         return self._forward(packet, frame, backend, session, flow)
+
+    def _may_use(self, service: Service, client: bytes) -> bool:
+        ranges = service.declared.get("source_ranges")
+        if not ranges or "source_ranges" not in self.features:
+            return True
+        return any(ipaddress.ip_address(client) in ipaddress.ip_network(prefix) for prefix in ranges)
 
     # --- choosing
 
@@ -883,6 +891,8 @@ class Balancer:
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
+        if not self._may_use(service, quote.destination):
+            return self._because(DROP, "source_not_allowed", frame)
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return self._because(PASS, "ttl_expired", frame)
         backend, session, problem = self._choose(packet, service, flow, learn=False)

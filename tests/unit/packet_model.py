@@ -35,6 +35,7 @@ ROOMS = (65537, 16381, 4093, 1021, 131071)
 PASS = ("pass",)
 NO_BACKEND = ("drop", "no_backend")
 LOCAL: Outcome = ("local",)
+NOT_ALLOWED: Outcome = ("drop", "source_not_allowed")
 # Of no address of the host, as all VIPs and sources are here.
 UNSERVED = ("drop", "vip_unserved")
 Outcome = tuple
@@ -228,6 +229,8 @@ class LivePackets:
         if ring is None:
             return NO_BACKEND
         scheduler, length, flags, _idle = struct.unpack_from("<IIII", ring)
+        if flags & 8 and "source_ranges" in self.features and not self._is_in_range(packet, service):
+            return NOT_ALLOWED
         if packet.ttl <= 1 and not flags & 4:
             return ("pass", "ttl_expired")
 
@@ -244,6 +247,15 @@ class LivePackets:
             return ("in turn", frozenset(self._forward(packet, number, None) for number in chosen))
         hashed = (flow_hash(packet) >> 32) * length >> 32
         return self._forward(packet, slot(hashed), lambda found: slot((found >> 32) * length >> 32))
+
+    def _is_in_range(self, packet: Packet, service: int) -> bool:
+        client = packed(packet.source).ljust(16, b"\0")
+        for number in self.maps["source_ranges"].values:
+            length, place, prefix = struct.unpack("<II16s", number.to_bytes(24, "little"))
+            shift = 128 - (length - 32)
+            if place == service and int.from_bytes(client, "big") >> shift == int.from_bytes(prefix, "big") >> shift:
+                return True
+        return False
 
     def _forward(self, packet: Packet, number: int, slot_of: Callable[[int], int] | None) -> Outcome:
         entry = self._entry(number)
@@ -414,6 +426,9 @@ class DeclaredPackets:
         members = self._takers(service)
         if not members and not (self.members[service.name] and service.remembers_flows):
             return NO_BACKEND
+        ranges = [ipaddress.ip_network(prefix) for prefix in service.source_ranges]
+        if ranges and not any(ipaddress.ip_address(packet.source) in network for network in ranges):
+            return NOT_ALLOWED
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return ("pass", "ttl_expired")
         if packet.known and packet.known.service == service.name and service.remembers_flows:

@@ -298,7 +298,7 @@ def test_features_are_such_as_can_be_compiled_in():
     everything = [{**DNS, "name": name, "forwarding": name, **more} for name, more in MODES.items()]
     for number, service in enumerate(everything):
         service["port"] = 53 + number
-    everything[1].update(table_size=251)
+    everything[1].update(table_size=251, source_ranges=["203.0.113.0/24"])
     everything[0].update(
         address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any", affinity="client"
     )

@@ -142,6 +142,10 @@ def with_service(named: str, before: dict = EVERYTHING, members: list | None = N
     return {**before, "services": services, "backends": before["backends"] if members is None else members}
 
 
+def ranged(named: str, *prefixes: str, before: dict = EVERYTHING) -> dict:
+    return with_service(named, before, source_ranges=list(prefixes))
+
+
 def with_backend(address: str, **values: Any) -> dict:
     return {**EVERYTHING, "backends": changed(BACKENDS, lambda entry: entry.get("address") == address, **values)}
 
@@ -225,6 +229,26 @@ CHANGES = {
     "one is no longer drained": (
         changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
         with_backend("10.0.4.2", state="backup"),
+    ),
+    "first source ranges": (EVERYTHING, ranged("web", "203.0.113.0/26")),
+    "no more source ranges": (ranged("flows", "203.0.113.0/26", "198.51.100.0/24"), EVERYTHING),
+    "other source ranges": (ranged("flows", "203.0.113.0/26"), ranged("flows", "203.0.113.64/26", "198.51.100.0/24")),
+    "other source ranges of IPv6": (
+        ranged("six", "2001:db8:e::/48"),
+        ranged("six", "2001:db8:e::2", "2001:db8:d::/48"),
+    ),
+    "a new service with source ranges": (without("web"), ranged("web", "203.0.113.7")),
+    "a new service where another had source ranges": (
+        ranged("web", "0.0.0.0/0", before=without("dns")),
+        ranged("dns", "203.0.113.7", before=without("web")),
+    ),
+    "another VIP and source ranges": (
+        ranged("flows", "203.0.113.0/24"),
+        ranged("flows", "203.0.113.9", before=with_service("flows", address="192.0.2.20")),
+    ),
+    "source ranges and larger maps": (
+        ranged("web", "203.0.113.7"),
+        {**ranged("web", "203.0.113.9"), "sizes": {**SIZES, "max_backends": 60}},
     ),
     "a local backend": (EVERYTHING, with_backend("10.0.0.2", local=True, port=None)),
     "a local backend of a tunnel": (EVERYTHING, with_backend("10.0.2.2", local=True)),
@@ -425,7 +449,10 @@ class Watch:
 
 
 LOOKUPS = tuple(f"lookup_{room}" for room in ROOMS)
-SEEN_BY_PACKETS = ("endpoints", "endpoints6", "filters", *LOOKUPS, "backends", "pools", "links", "sessions")
+SEEN_BY_PACKETS = (
+    *("endpoints", "endpoints6", "filters", *LOOKUPS, "backends", "pools", "links", "sessions"),
+    "source_ranges",
+)
 
 
 def signature_of(program: Program) -> Any:

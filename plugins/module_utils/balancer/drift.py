@@ -9,7 +9,8 @@ import hashlib
 
 from ..kernel import link
 from ..tables.layout import BACKEND, BACKEND_FIELDS
-from . import maps, plan, state
+from ..tables.source_ranges import pack_source_ranges
+from . import maps, plan, source_ranges, state
 
 
 def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
@@ -28,6 +29,7 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
         ),
         backends=backends_digest(entries, current.allocation) != known.backends
         or _renumbered_interfaces(entries, current),
+        source_ranges=source_ranges.read(live_maps) != pack_source_ranges(current.config, current.allocation.rings),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..config.vocabulary import MAX_SOURCE_RANGES
 from ..kernel import bpf
 from ..tables import memory
 from ..tables.layout import (
@@ -32,6 +33,7 @@ from ..tables.layout import (
     POOL,
     REASON,
     SESSION,
+    SOURCE_RANGE,
     TABLE_ROOMS,
     Sizes,
     table_bytes,
@@ -49,6 +51,8 @@ class MapSpec:
     per_cpu: bool = False
     inner_entries: int = 1
     inner_flags: int = 0
+    key_size: int = 4
+    flags: int = 0
 
     @property
     def holds_maps(self) -> bool:
@@ -72,6 +76,8 @@ def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
     """The kernel's memory that these maps take by the option that sizes them, without the tables in them."""
     needs = memory.Needs()
     for spec in specs:
+        if spec.flags & bpf.MAP_FLAG_NO_PREALLOC:
+            continue
         if spec.holds_maps:
             size = memory.pointers(spec.max_entries)
         elif spec.per_cpu:
@@ -140,4 +146,13 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         array("filter_limits", LIMIT.size, sizes.max_filters),
         per_cpu("latency", LATENCY.size, 1),
         *map(lookup, sorted(TABLE_ROOMS[1:])),
+        # Old and new ranges are there together while services change.
+        MapSpec(
+            "source_ranges",
+            bpf.MAP_TYPE_LPM_TRIE,
+            1,
+            2 * MAX_SOURCE_RANGES,
+            key_size=SOURCE_RANGE.size,
+            flags=bpf.MAP_FLAG_NO_PREALLOC,
+        ),
     )

@@ -49,9 +49,10 @@ class Drift:
     endpoints: bool = False
     rings: frozenset[int] = frozenset()
     backends: bool = False
+    source_ranges: bool = False
 
     def __bool__(self) -> bool:
-        return self.endpoints or bool(self.rings) or self.backends
+        return self.endpoints or bool(self.rings) or self.backends or self.source_ranges
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _same_entries(old: Service | None, new: Service) -> bool:
 def _rules(service: Service) -> tuple[Any, ...]:
     """What the lookup table's header, size and order of preference come from."""
     header = (service.scheduler, service.forwarding, service.flow_table, service.idle_timeout)
-    return (*header, service.table_size, service.affinity_prefix, service.affinity_group)
+    size = service.table_size
+    return (*header, size, service.affinity_prefix, service.affinity_group, bool(service.source_ranges))
 
 
 def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Sizes) -> dict[Pool, PoolPlace]:

@@ -11,7 +11,7 @@ from .addresses import family_of
 from .entries import raise_all
 from .model import ANY_PORT, Backend, BackendKey, Config, Service, backend_ports
 from .primes import next_prime
-from .vocabulary import MAX_TABLE_SIZE
+from .vocabulary import MAX_SOURCE_RANGES, MAX_TABLE_SIZE
 
 
 def check(config: Config) -> None:
@@ -21,9 +21,17 @@ def check(config: Config) -> None:
             *_pool_problems(config),
             *_table_problems(config),
             *_group_problems(config),
+            *_range_problems(config),
             *backend_problems(config).values(),
         ]
     )
+
+
+def _range_problems(config: Config) -> list[str]:
+    count = sum(len(service.source_ranges) for service in config.services.values())
+    if count <= MAX_SOURCE_RANGES:
+        return []
+    return [f"services have {count} source_ranges together; a balancer has at most {MAX_SOURCE_RANGES}, use filters"]
 
 
 def _table_problems(config: Config) -> list[str]:

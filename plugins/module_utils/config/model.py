@@ -55,6 +55,7 @@ class Service:
     affinity_prefix: int = 0  # bits of the client's address that choose the backend; 0: the whole flow does
     affinity_group: str | None = None
     tunnel_port: int | None = None  # gue: UDP port of the backends
+    source_ranges: tuple[str, ...] = ()  # prefixes whose clients may use it; none: all may
 
     @property
     def family(self) -> int:
@@ -103,7 +104,7 @@ class Service:
         return self.flow_table or self.forwarding == "full_nat"
 
     def as_dict(self) -> dict[str, Any]:
-        entry = {
+        entry: dict[str, Any] = {
             "name": self.name,
             "address": self.address,
             "protocol": self.protocol,
@@ -125,6 +126,8 @@ class Service:
             entry["affinity_group"] = self.affinity_group
         if self.tunnel_port is not None:
             entry["tunnel_port"] = self.tunnel_port
+        if self.source_ranges:
+            entry["source_ranges"] = list(self.source_ranges)
         return entry
 
 

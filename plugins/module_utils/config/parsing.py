@@ -54,6 +54,7 @@ SERVICE_KEYS = frozenset(
         "affinity_prefix",
         "affinity_group",
         "tunnel_port",
+        "source_ranges",
     )
 )
 BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface", "local"))
@@ -84,6 +85,7 @@ def _service(entry: Entry) -> Service:
         affinity_prefix=_affinity_prefix(entry, Address(address).family),
         affinity_group=_affinity_group(entry),
         tunnel_port=_tunnel_port(entry, forwarding),
+        source_ranges=_source_ranges(entry, Address(address).family),
     )
     if scheduler == "round_robin" and service.affinity_prefix:
         _check_remembered_clients(entry, service)
@@ -202,6 +204,28 @@ def _tunnel_port(entry: Entry, forwarding: str) -> int | None:
             raise entry.error(f"tunnel_port is for gue, not for {forwarding}")
         return None
     return DEFAULT_TUNNEL_PORT if value is None else entry.integer("tunnel_port", 1, 65535, value)
+
+
+def _source_ranges(entry: Entry, family: int) -> tuple[str, ...]:
+    value = entry.raw.get("source_ranges")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise entry.error(f"source_ranges is {value!r}, not a list of prefixes such as 192.0.2.0/24")
+    if not value:
+        raise entry.error("source_ranges is empty; name the prefixes of clients, or leave it out to take all of them")
+    found: list[str] = []
+    for text in value:
+        try:
+            prefix = parse_prefix(str(text))
+        except ValueError as error:
+            raise entry.error(f"source_ranges: {text!r} {error}") from None
+        if prefix.family != family:
+            raise entry.error(f"source_ranges: {text!r} is not of the VIP's family, IPv{family}")
+        if str(prefix) in found:
+            raise entry.error(f"source_ranges: {text!r} is listed twice")
+        found.append(str(prefix))
+    return tuple(sorted(found))
 
 
 def parse_services(raw: Any) -> dict[str, Service]:

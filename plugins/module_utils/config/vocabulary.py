@@ -19,6 +19,8 @@ DEFAULT_TUNNEL_PORT = 6080
 # Slots of a Maglev table: a prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4), between these.
 MIN_TABLE_SIZE, MAX_TABLE_SIZE = 251, 131071
 DEFAULT_TABLE_SIZE = 65537
+# Of all services of a balancer together.
+MAX_SOURCE_RANGES = 65536
 # enum filter_action; the classes of protocols in the order of enum filter_class
 FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
 FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
@@ -41,6 +43,7 @@ FEATURES = (
     "affinity",
     "gue",
     "local",
+    "source_ranges",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")

@@ -38,6 +38,7 @@ from .layout import (
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
+    SERVICE_SOURCE_RANGES,
     Sizes,
     table_bytes,
     table_room,
@@ -328,6 +329,8 @@ def service_flags(service: Service) -> int:
         flags |= SERVICE_SESSIONS
     if service.forwarding in ("dsr", "redirect"):
         flags |= SERVICE_KEEPS_TTL
+    if service.source_ranges:
+        flags |= SERVICE_SOURCE_RANGES
     return flags | service.affinity_prefix << AFFINITY_PREFIX_SHIFT
 
 
