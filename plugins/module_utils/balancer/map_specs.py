@@ -77,8 +77,9 @@ def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
     needs = memory.Needs()
     for spec in specs:
         if spec.flags & bpf.MAP_FLAG_NO_PREALLOC:
-            continue
-        if spec.holds_maps:
+            # Taken with each entry.
+            size = 0
+        elif spec.holds_maps:
             size = memory.pointers(spec.max_entries)
         elif spec.per_cpu:
             size = memory.per_cpu_array(spec.value_size, spec.max_entries, cpus)
