@@ -12,6 +12,7 @@
 #include "packet.h"
 #include "select.h"
 #include "sessions.h"
+#include "source_ranges.h"
 #include "verifier.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
@@ -39,6 +40,16 @@ static __always_inline int take(struct choice *choice, __u32 id)
 	choice->id = id;
 	choice->backend = id ? lookup(MAP_BACKENDS, id) : NULL;
 	return choice->backend ? CHOSEN : DROP_NO_BACKEND;
+}
+
+/* Whether the backend is this host, which needs no session of full_nat either. */
+static __always_inline int is_local(const struct backend *backend)
+{
+#ifdef FEATURE_LOCAL
+	return backend->forwarding == FORWARDING_LOCAL;
+#else
+	return 0;
+#endif
 }
 
 #ifdef FLOWS_ARE_REMEMBERED
@@ -151,7 +162,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 {
 	__u32 number = scheduled(choice->service, choice->rules, new_slot_hash(family, flow, choice)), before = 0;
 	enum flow_state state = FLOW_NEW;
-	int is_allowed;
+	int is_allowed, with_session;
 
 	if (packet->protocol == IPPROTO_TCP && mark != MARK_FIRST)
 		before = previous(family, flow, choice, memory->now);
@@ -164,8 +175,9 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 		return DROP_NO_BACKEND;
 	is_allowed = place && spend(flows_spent(memory->spent, choice->service), MAX_NEW_FLOWS);
 	number = choice->id;
+	with_session = memory->with_session && !is_local(choice->backend);
 #ifdef FEATURE_FULL_NAT
-	if (memory->with_session) {
+	if (with_session) {
 		int session = is_allowed ? start_session(family, choice->backend, choice->id, flow, packet->protocol,
 							 choice->rules->idle_timeout) :
 					   -1;
@@ -182,7 +194,7 @@ static __always_inline int choose_anew(const int family, const struct packet *pa
 	if (is_allowed) {
 		count_new_flow(choice->backend);
 		*place = flow_entry(cut_signature(memory->signature),
-				    mark == MARK_END && !memory->with_session ? FLOW_CLOSING : state, number,
+				    mark == MARK_END && !with_session ? FLOW_CLOSING : state, number,
 				    memory->now);
 	} else {
 		count_reason(FORWARD_FLOW_LIMIT);
@@ -284,6 +296,8 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 	choice->rules = service_rules(service, &choice->copy);
 	if (!choice->rules)
 		return DROP_NO_BACKEND;
+	if (!may_use(family, service, choice->rules, flow))
+		return DROP_SOURCE_NOT_ALLOWED;
 	if (*hop_limit(family, packet) <= 1 && !(choice->rules->flags & SERVICE_KEEPS_TTL))
 		return PASS_TTL_EXPIRED;
 	if (HASH_SEED && !(choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS)))

@@ -268,6 +268,21 @@ static __always_inline int forward_dsr(hook_context *ctx, const int family, stru
 }
 #endif
 
+#ifdef FEATURE_LOCAL
+/*
+ * To this host, whose kernel takes the packet as it is: the VIP is one of its addresses. At the tc hook the verdict is
+ * negative and looks as if it had a reason, for which there is no counter.
+ */
+static __always_inline int pass_to_host(hook_context *ctx, const struct packet *packet, const struct choice *choice)
+{
+	struct backend_counters *counters = lookup(MAP_BACKEND_COUNTERS, choice->backend->backend_counters);
+
+	if (counters)
+		count_forwarded(choice->backend, counters, frame_bytes(ctx, packet));
+	return PASS;
+}
+#endif
+
 #ifdef FEATURE_REDIRECT
 #define LINKS_TRIED 32
 

@@ -96,6 +96,7 @@ enum service_flags {
 	SERVICE_FLOW_TABLE = 1,
 	SERVICE_SESSIONS = 2,  /* full_nat */
 	SERVICE_KEEPS_TTL = 4, /* dsr, redirect: frames are moved as they are, whatever their TTL */
+	SERVICE_SOURCE_RANGES = 8, /* clients are in one of its ranges, or their packets are dropped */
 };
 
 /* Bits 8 to 15 of the flags: how many bits of the client's address choose the backend; 0: the whole flow does. */
@@ -133,6 +134,7 @@ enum forwarding {
 	FORWARDING_IPIP = 4,
 	FORWARDING_REDIRECT = 5,
 	FORWARDING_GUE = 6,
+	FORWARDING_LOCAL = 7, /* of a single backend, whatever its service has: it is this host */
 };
 
 /*
@@ -281,6 +283,13 @@ struct control {
 	__u64 seed; /* random; for the flow table, and to pick source ports */
 	struct interface interfaces[MAX_INTERFACES];
 	__u64 virtual_macs[MAX_VIRTUAL_MACS]; /* as the address of an interface; 0: none */
+};
+
+/* The key of a trie: a prefix from which a service takes packets. Its value says nothing. */
+struct source_range {
+	__u32 length;  /* bits of the rest that count: 32, and those of the prefix */
+	__u32 service; /* place of its lookup table */
+	__be32 address[4];
 };
 
 enum filter_action {

@@ -43,6 +43,8 @@ enum reason {
 	PASS_OTHER_MAC,
 	/* Forwarded by the previous lookup table. */
 	FORWARD_HANDOVER,
+	/* Dropped: the client is in none of the service's source ranges. */
+	DROP_SOURCE_NOT_ALLOWED,
 	REASONS,
 };
 

@@ -10,6 +10,7 @@
 #include "random.h"
 #include "select.h"
 #include "sessions.h"
+#include "source_ranges.h"
 #include "verifier.h"
 
 #if defined(FEATURE_FLOW_TABLE) || defined(FEATURE_FULL_NAT)
@@ -160,6 +161,20 @@ GLOBAL_SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unus
 	EACH_SIZE(HASHED);
 #undef HASHED
 	return 0;
+}
+#endif
+
+#ifdef FEATURE_SOURCE_RANGES
+GLOBAL_SUBPROGRAM __u64 is_in_source_range(__u64 service, __u64 bits, __u64 upper, __u64 lower)
+{
+	struct source_range key = {
+		.length = 32 + bits,
+		.service = service,
+		.address = { upper, upper >> 32, lower, lower >> 32 },
+	};
+
+	IS_GLOBAL;
+	return bpf_map_lookup_elem(MAP_SOURCE_RANGES, &key) != NULL;
 }
 #endif
 

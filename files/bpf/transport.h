@@ -46,6 +46,10 @@ static __always_inline int forward_unchanged(hook_context *ctx, const int family
 	case FORWARDING_REDIRECT:
 		return forward_redirect(ctx, packet, choice);
 #endif
+#ifdef FEATURE_LOCAL
+	case FORWARDING_LOCAL:
+		return pass_to_host(ctx, packet, choice);
+#endif
 	}
 	return with_reason(DROP_NO_BACKEND, DROP);
 }
@@ -125,7 +129,7 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 static __always_inline int outlives_hop(const int family, const struct packet *packet, const struct backend *backend)
 {
 	return *hop_limit(family, packet) > 1 || backend->forwarding == FORWARDING_DSR ||
-	       backend->forwarding == FORWARDING_REDIRECT;
+	       backend->forwarding == FORWARDING_REDIRECT || is_local(backend);
 }
 
 /* The others that have ports, fragments, and what could not be parsed for this reason. */

@@ -27,7 +27,7 @@ def services(declared: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in service.items() if key not in INVENTORY_KEYS} for service in declared]
 
 
-def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> dict[str, Any]:
+def _backend(service: dict[str, Any], host: str, variables: dict[str, Any], balancer: str) -> dict[str, Any]:
     entry = {
         "service": service["name"],
         "name": host,
@@ -36,16 +36,22 @@ def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> d
         "weight": variables.get("backend_weight"),
         "state": variables.get("backend_state"),
         "mac": variables.get("backend_mac"),
+        # To the other balancers, such a host is a backend like any other.
+        "local": variables.get("backend_local") if host == balancer else None,
     }
     return {key: value for key, value in entry.items() if value is not None}
 
 
 def backends(
-    declared: list[dict[str, Any]], groups: dict[str, list[str]], hostvars: Any, service_name: str = ""
+    declared: list[dict[str, Any]],
+    groups: dict[str, list[str]],
+    hostvars: Any,
+    service_name: str = "",
+    balancer: str = "",
 ) -> list[dict[str, Any]]:
     """The argument C(backends) of xdp_balancer and xdp_backends: the hosts of each service's group, or its interfaces.
 
-    With a name only those of this service.
+    With a name only those of this service. `balancer`: the host that they are for.
     """
     found = []
     for service in declared:
@@ -57,7 +63,7 @@ def backends(
         group = service.get("backends")
         if group not in groups:
             raise AnsibleFilterError(f"service {service.get('name')}: the inventory has no group {group!r}")
-        found += [_backend(service, host, hostvars[host]) for host in groups[group]]
+        found += [_backend(service, host, hostvars[host], balancer) for host in groups[group]]
     return found
 
 
@@ -88,6 +94,22 @@ def _unserved(position: int, service: Any, groups: dict[str, list[str]]) -> str:
     return ""
 
 
+def _bounced(service: dict[str, Any], groups: dict[str, list[str]], hostvars: Any) -> str:
+    """Why balancers would send each other the same packet for ever; nothing if they do not.
+
+    With dsr it is still for the VIP, and no hop lowers its TTL.
+    """
+    if service.get("forwarding") != "dsr":
+        return ""
+    balancers = [host for host in groups[service["backends"]] if hostvars[host].get("backend_local")]
+    if len(balancers) < 2:
+        return ""
+    return (
+        f"service {service.get('name')}: {balancers[0]} and {balancers[1]} have backend_local and would balance each "
+        "other's packets again with dsr; use ipip, gue or full_nat, which reach the other's server alone"
+    )
+
+
 def inventory_warnings(declared: list[dict[str, Any]], groups: dict[str, list[str]]) -> list[str]:
     """What is allowed, but hardly meant."""
     return [
@@ -112,6 +134,7 @@ def inventory_problems(
     hostvars: Any,
     filters: list[dict[str, Any]] | None = None,
     interfaces: list[str] | None = None,
+    balancer: str = "",
 ) -> list[str]:
     """What is wrong with services, the hosts that serve them, filters and interfaces, in sentences.
 
@@ -120,7 +143,7 @@ def inventory_problems(
     found = _interface_problems(interfaces) if interfaces is not None else []
     if not isinstance(declared, list):
         return [*found, f"balancer_services is {declared!r}, not a list"]
-    found += _service_problems(declared, groups, hostvars, filters)
+    found += _service_problems(declared, groups, hostvars, filters, balancer)
     if not found:
         for warning in inventory_warnings(declared, groups):
             Display().warning(warning)
@@ -132,14 +155,17 @@ def _service_problems(
     groups: dict[str, list[str]],
     hostvars: Any,
     filters: list[dict[str, Any]] | None,
+    balancer: str,
 ) -> list[str]:
     problems = [
         problem for position, service in enumerate(declared) if (problem := _unserved(position, service, groups))
     ]
+    problems = problems or [problem for service in declared if (problem := _bounced(service, groups, hostvars))]
     if problems:
         return problems
     try:
-        config = model.Config(parse_services(services(declared)), parse_backends(backends(declared, groups, hostvars)))
+        found = backends(declared, groups, hostvars, balancer=balancer)
+        config = model.Config(parse_services(services(declared)), parse_backends(found))
         cross_check.check(config)
         parse_filters(filters or [])
         return health.problems(health.parse(declared), config)

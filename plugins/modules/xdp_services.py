@@ -155,6 +155,14 @@ options:
             O(services[].table_size) and family, and backends with equal addresses and weights, each declared once. What
             differs is refused; change the backends of all of them at once.
         type: str
+      source_ranges:
+        description:
+          - Prefixes such as V(192.0.2.0/24), and addresses, of the clients that may use the service. Packets of others
+            are dropped as C(source_not_allowed), whatever filters say. All may use it if this is left out.
+          - A change counts for open connections, too. All services together have 65536 at the most.
+          - The first service with any compiles the program again, once.
+        type: list
+        elements: str
       tunnel_port:
         description:
           - For C(gue), the UDP port on which the backends take packets; 6080 if it is left out.
@@ -261,6 +269,7 @@ def main():
                     "affinity_prefix": {"type": "int"},
                     "affinity_group": {"type": "str"},
                     "tunnel_port": {"type": "int"},
+                    "source_ranges": {"type": "list", "elements": "str"},
                 },
             },
             "purge": {"type": "bool", "default": True},

@@ -164,11 +164,11 @@ ENTRIES = {
     ),
     "unknown state": (
         backends({**NODE, "state": "down"}),
-        "backends[0] (dns 198.51.100.1): state 'down' is not one of enabled, drained",
+        "backends[0] (dns 198.51.100.1): state 'down' is not one of enabled, drained, backup",
     ),
     "unknown key": (
         backends({**NODE, "prot": 80}),
-        "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, interface, mac, name, port, "
+        "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, interface, local, mac, name, port, "
         "service, state, weight",
     ),
     "MAC of zeros": (

@@ -92,9 +92,9 @@ def write_tree(tree: Path) -> None:
     subprocess.run(["gcc", "-static", "-O2", "-Wall", "-o", tree / "init", HERE / "init.c"], check=True)
     lines = []
     for spec in map_specs.map_specs(SIZES):
-        flags = 0
         inner = (spec.inner_entries, spec.inner_flags) if spec.holds_maps else (0, 0)
-        lines.append(f"{spec.type} 4 {spec.value_size} {spec.max_entries} {flags} {inner[0]} {inner[1]}")
+        numbers = (spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, *inner)
+        lines.append(" ".join(map(str, numbers)))
     (tree / "maps").write_text("\n".join(lines) + "\n", encoding="ascii")
     programs = []
     for name, build in builds().items():

@@ -41,6 +41,14 @@ SERVICES_BY_FAMILY = [
     ("rest", 2, "udp", "any", {}),
     ("rest-direct", 1, "tcp", "any", {"forwarding": "dsr"}),
     ("empty", 2, "tcp", 9, {}),
+    ("members", 0, "tcp", 90, {"source_ranges": ["192.0.2.0/26", "8.8.8.8/32", "10.0.0.0/8"]}),
+    (
+        "members-nat",
+        1,
+        "udp",
+        91,
+        {"source_ranges": ["198.51.100.0/24"], "forwarding": "full_nat", "source": "10.0.0.250"},
+    ),
 ]
 # Service, number of the host (100 and more: behind the other interface), other keys.
 BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
@@ -85,6 +93,12 @@ BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
     ("rest", 28, {}),
     ("rest", 129, {}),
     ("rest-direct", 30, {}),
+    ("members", 31, {}),
+    ("members", 132, {"port": 8090}),
+    ("members-nat", 31, {}),
+    # The balancer's own host.
+    *((service, 41, {"local": True}) for service in ("dns", "game", "direct", "tunnel", "gue-udp", "nat")),
+    *((service, 42, {"local": True, "weight": 2}) for service in ("nat-tcp", "sticky", "sticky-udp", "rest")),
 ]
 FILTERS = [
     {"prefix": "192.0.2.0/24", "action": "drop"},
@@ -124,8 +138,18 @@ def _of_family(family: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     suffix, vips = ("", VIPS) if family == 4 else ("6", VIPS6)
     sources = {"10.0.0.254": "fd00::fe", "10.99.0.0/16": "fd99::/64", "10.0.0.250": "fd00::fa"}
 
+    ranges = {
+        **{"192.0.2.0/26": "2001:db8:66::/64", "8.8.8.8/32": "2001:db8:66:1::8/128", "10.0.0.0/8": "fd00::/16"},
+        "198.51.100.0/24": "2001:db8:7::/48",
+    }
+
     def keys(extra: dict[str, Any]) -> dict[str, Any]:
-        return {name: sources[value] if name == "source" and family == 6 else value for name, value in extra.items()}
+        if family == 4:
+            return extra
+        found = {name: sources[value] if name == "source" else value for name, value in extra.items()}
+        if "source_ranges" in extra:
+            found["source_ranges"] = [ranges[prefix] for prefix in extra["source_ranges"]]
+        return found
 
     def address(host: int) -> str:
         back, host = (1, host) if 100 <= host < 200 else (0, host)

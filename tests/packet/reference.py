@@ -455,6 +455,11 @@ class Backend:
     target: str
     port: int | None
     mac: bytes | None
+    local: bool = False  # it is the host that the balancer runs on
+
+    @property
+    def keeps_ttl(self) -> bool:
+        return self.local or self.service.forwarding in ("dsr", "redirect")
 
     @property
     def key(self) -> tuple[str, str, int | None]:
@@ -581,10 +586,10 @@ class Balancer:
         for item in backends:
             mac = bytes.fromhex(item["mac"].replace(":", "")) if item.get("mac") else None
             target = item.get("interface") or text_of(pack_address(item["address"]))
-            backend = Backend(service, target, item.get("port"), mac)
+            backend = Backend(service, target, item.get("port"), mac, item.get("local", False))
             service.backends.append(backend)
             self.backend_counters[backend.key] = [0] * 5
-            if service.forwarding == "dnat":
+            if service.forwarding == "dnat" and not backend.local:
                 for port in [backend.port] if backend.port else port_range(declared["port"]):
                     self.replies[backend.address, protocol, port] = backend
         service.ring = self._ring(service, backends)
@@ -756,6 +761,8 @@ class Balancer:
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
+        if not self._may_use(service, packet.source):
+            return self._because(DROP, "source_not_allowed", frame)
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return self._because(PASS, "ttl_expired", frame)
         backend, session, problem = self._choose(packet, service, flow)
@@ -764,6 +771,12 @@ class Balancer:
         self._remember_fragment(packet, *(("session", session) if session else ("backend", backend)))
         return self._forward(packet, frame, backend, session, flow)
 
+    def _may_use(self, service: Service, client: bytes) -> bool:
+        ranges = service.declared.get("source_ranges")
+        if not ranges or "source_ranges" not in self.features:
+            return True
+        return any(ipaddress.ip_address(client) in ipaddress.ip_network(prefix) for prefix in ranges)
+
     # --- choosing
 
     def _choose(self, packet: Packet, service: Service, flow: tuple, learn: bool = True) -> tuple:
@@ -771,8 +784,6 @@ class Balancer:
         if not service.remembers:
             backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
-        if service.forwarding == "full_nat":
-            return self._choose_session(packet, service, flow, learn)
         flow = service.remembered(flow)
         known, seen, state = self.flows.get(flow, (None, 0, ""))
         again = learn and packet.has_flag(SYN) and not packet.has_flag(ACK) and state == "closing"
@@ -782,6 +793,8 @@ class Balancer:
                 following = "established" if service.remembers_clients else self._next_state(packet, state)
                 self.flows[flow] = known, self.tick, following
             return known, None, None
+        if service.forwarding == "full_nat":
+            return self._choose_session(packet, service, flow, learn)
         begins = packet.has_flag(SYN) and not packet.has_flag(ACK)
         previous = None if begins or service.declared["protocol"] != "tcp" else self._previous(service, flow)
         if not learn:
@@ -793,6 +806,9 @@ class Balancer:
             backend, state = previous, "established"
         if not backend:
             return None, None, "no_backend"
+        return self._learn(packet, service, flow, backend, state)
+
+    def _learn(self, packet: Packet, service: Service, flow: tuple, backend: Backend, state: str) -> tuple:
         if not self._may_learn(service):
             self.reasons["flow_limit", "forward"] += 1
             return backend, None, None
@@ -854,6 +870,8 @@ class Balancer:
         address = service.source.network_address.packed
         size = len(service.source_ports) // self.cpus
         first = service.source_ports[0] + self.cpu * size
+        if backend.local:
+            return self._learn(packet, service, flow, backend, "new")
         if not self._may_learn(service):
             return None, None, "no_port"
         port = self.pick_port(address, range(first, first + size), self.ports_in_use(address))
@@ -899,7 +917,7 @@ class Balancer:
         backend = session.backend if session else what
         if packet.destination != backend.service.vip:
             return self._session_reply(packet, frame, session) if session else self._reply(packet, frame, backend)
-        if packet.ttl <= 1 and backend.service.forwarding not in ("dsr", "redirect"):
+        if packet.ttl <= 1 and not backend.keeps_ttl:
             return self._because(PASS, "ttl_expired", frame)
         return self._forward(packet, frame, backend, session, None)
 
@@ -920,12 +938,14 @@ class Balancer:
             return self._because(DROP, "martian", frame)
         if not service.ring and not (service.remembers and service.backends):
             return self._because(DROP, "no_backend", frame)
+        if not self._may_use(service, quote.destination):
+            return self._because(DROP, "source_not_allowed", frame)
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return self._because(PASS, "ttl_expired", frame)
         backend, session, problem = self._choose(packet, service, flow, learn=False)
         if problem:
             return self._because(DROP, problem, frame)
-        if service.forwarding not in ("dnat", "full_nat"):
+        if backend.local or service.forwarding not in ("dnat", "full_nat"):
             return self._forward(packet, frame, backend, session, flow)
         return self._translated_error(packet, frame, backend, session, quote)
 
@@ -1011,9 +1031,12 @@ class Balancer:
     def _forward(
         self, packet: Packet, frame: bytes, backend: Backend, session: Session | None, flow: tuple | None
     ) -> tuple[int, bytes]:
-        mode = backend.service.forwarding
+        mode = "local" if backend.local else backend.service.forwarding
         if mode not in self.features:
             return self._because(DROP, "no_backend", frame)
+        if backend.local:
+            self._count(backend, 0, len(frame))
+            return PASS, frame
         if mode == "redirect":
             return self._redirect(frame, backend, flow)
         hop = self._hop(backend, packet)

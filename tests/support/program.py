@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_set, plan, source_ranges
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.interfaces import Interface
 from ansible_collections.lbops.xdp.plugins.module_utils.config import cross_check, filters, model
 from ansible_collections.lbops.xdp.plugins.module_utils.config.features import used_features
@@ -18,6 +18,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import pa
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, device
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import filter_table, layout, previous_table, tables
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import Sizes
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.source_ranges import pack_source_ranges
 
 from tests.support.compile_once import SOURCE, compile_program
 
@@ -99,6 +100,7 @@ class Program:
         interfaces = {backend.interface for backend in self.config.backends.values() if backend.interface}
         self.maps.set_links({socket.if_nametoindex(name) for name in interfaces})
         self.maps.write_pools(self._pools)
+        source_ranges.write(self.maps, pack_source_ranges(self.config, self.rings))
         self.maps.write_rings(self._packed_rings, {})
         for name, table in self._tables.items():
             self.maps.swap_table(name, table)

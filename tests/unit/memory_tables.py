@@ -40,6 +40,8 @@ CPUS = 2
 WITHIN = "then "
 MAP_NAMES = tuple(spec.name for spec in map_specs.map_specs(Sizes()))
 TABLES = tuple(spec.name for spec in map_specs.map_specs(Sizes()) if spec.holds_maps)
+# Keys of other maps are places in an array.
+KEYED = (bpf.MAP_TYPE_DEVMAP_HASH, bpf.MAP_TYPE_LPM_TRIE)
 INTERFACES = ("eth0", "eth1", "eth2", "out0", "out1", "out2")
 
 
@@ -204,7 +206,7 @@ class Kernel:
         return self._new(found)
 
     def _set(self, found: Map, number: int, value: bytes, within: str = "") -> None:
-        if number >= found.max_entries and found.type != bpf.MAP_TYPE_DEVMAP_HASH:
+        if number >= found.max_entries and found.type not in KEYED:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         if found.frozen:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -252,7 +254,7 @@ class Kernel:
 
     def map_delete(self, descriptor: int, key: bytes) -> None:
         found, number = self._of(descriptor), int.from_bytes(key, "little")
-        if number >= found.max_entries and found.type != bpf.MAP_TYPE_DEVMAP_HASH:
+        if number >= found.max_entries and found.type not in KEYED:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         if number not in found.values:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -25,7 +25,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 PROBES = 16
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 SERVICE, BACKEND, VIP, SOURCE = 1, 2, 3, 4
-FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect", 6: "gue"}
+FORWARDINGS = {1: "dnat", 2: "dsr", 3: "full_nat", 4: "ipip", 5: "redirect", 6: "gue", 7: "local"}
 BACKEND_ENTRY = struct.Struct("<16s16s2s2sBBBx6s8xHIIII16s4sIIIII")
 SESSION = struct.Struct("<16s2s2sIIIIBxHHHI16x")
 LINKS_TRIED = 32
@@ -34,6 +34,8 @@ ROOMS = (65537, 16381, 4093, 1021, 131071)
 
 PASS = ("pass",)
 NO_BACKEND = ("drop", "no_backend")
+LOCAL: Outcome = ("local",)
+NOT_ALLOWED: Outcome = ("drop", "source_not_allowed")
 # Of no address of the host, as all VIPs and sources are here.
 UNSERVED = ("drop", "vip_unserved")
 Outcome = tuple
@@ -228,6 +230,8 @@ class LivePackets:
         if ring is None:
             return NO_BACKEND
         scheduler, length, flags, _idle = struct.unpack_from("<IIII", ring)
+        if flags & 8 and "source_ranges" in self.features and not self._is_in_range(packet, service):
+            return NOT_ALLOWED
         if packet.ttl <= 1 and not flags & 4:
             return ("pass", "ttl_expired")
 
@@ -259,6 +263,15 @@ class LivePackets:
         entry = self._entry(number)
         return number if entry and entry.service == service and entry.forwarding else 0
 
+    def _is_in_range(self, packet: Packet, service: int) -> bool:
+        client = packed(packet.source).ljust(16, b"\0")
+        for number in self.maps["source_ranges"].values:
+            length, place, prefix = struct.unpack("<II16s", number.to_bytes(24, "little"))
+            shift = 128 - (length - 32)
+            if place == service and int.from_bytes(client, "big") >> shift == int.from_bytes(prefix, "big") >> shift:
+                return True
+        return False
+
     def _forward(self, packet: Packet, number: int, slot_of: Callable[[int], int] | None) -> Outcome:
         entry = self._entry(number)
         if not entry or FORWARDINGS.get(entry.forwarding) not in self.features:
@@ -268,6 +281,8 @@ class LivePackets:
         port = int.from_bytes(entry.port, "big") or packet.port
         if mode == "dnat":
             return ("dnat", entry.address, port, mac)
+        if mode == "local":
+            return LOCAL
         if mode == "dsr":
             return ("dsr", entry.address, mac)
         if mode == "ipip":
@@ -432,9 +447,12 @@ class DeclaredPackets:
         return UNSERVED if packet.destination in own else PASS
 
     def _to_service(self, packet: Packet, service: Service) -> Outcome:
-        members = [backend for backend in self.members[service.name] if backend.share and backend.key not in self.out]
+        members = self._takers(service)
         if not members and not (self.members[service.name] and service.remembers_flows):
             return NO_BACKEND
+        ranges = [ipaddress.ip_network(prefix) for prefix in service.source_ranges]
+        if ranges and not any(ipaddress.ip_address(packet.source) in network for network in ranges):
+            return NOT_ALLOWED
         if packet.ttl <= 1 and service.forwarding not in ("dsr", "redirect"):
             return ("pass", "ttl_expired")
         if packet.known and packet.known.service == service.name and service.remembers_flows:
@@ -476,6 +494,12 @@ class DeclaredPackets:
             return None
         return self.document.config.backends.get(chosen.key)
 
+    def _takers(self, service: Service) -> list[Backend]:
+        """Who gets new flows."""
+        ready = [backend for backend in self.members[service.name] if backend.weight and backend.key not in self.out]
+        enabled = [backend for backend in ready if backend.state == "enabled"]
+        return enabled or [backend for backend in ready if backend.state == "backup"]
+
     def _slots_of(self, service: Service, members: list[Backend]) -> list[Backend]:
         if service.name not in self._slots:
             if service.scheduler == "hash":
@@ -499,6 +523,8 @@ class DeclaredPackets:
     def _forward(packet: Packet, service: Service, backend: Backend) -> Outcome:
         mac = bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else None
         mode = service.forwarding
+        if backend.local:
+            return LOCAL
         if mode == "redirect":
             return ("redirect", index_of(backend.interface or ""))
         address = backend.address or ""
@@ -528,7 +554,11 @@ class DeclaredPackets:
         found = None
         for backend in self.document.config.backends.values():
             service = self.document.config.services[backend.service]
-            if service.forwarding != "dnat" or (backend.address, service.protocol) != (packet.source, packet.protocol):
+            if (
+                service.forwarding != "dnat"
+                or backend.local
+                or (backend.address, service.protocol) != (packet.source, packet.protocol)
+            ):
                 continue
             vip_port = service.first_port if backend.port else packet.source_port
             if backend.port == packet.source_port or (

@@ -168,6 +168,11 @@ def test_other_groups_and_services_without_one_are_none_of_its_business():
             {"198.51.100.1": {}, "198.51.100.2": {"state": "drained"}},
             "backend 198.51.100.2 has weight 0, but 1 for service web",
         ),
+        (
+            {},
+            {"198.51.100.1": {}, "198.51.100.2": {"state": "backup"}},
+            "backend 198.51.100.2 has weight 1 (backup), but 1 for service web",
+        ),
     ],
 )
 def test_services_of_a_group_that_could_disagree_are_refused(more, shares, problem):

@@ -41,6 +41,16 @@ def document(service: dict[str, Any], backends: list[dict[str, Any]]) -> Documen
             ],
         ),
         ({**WEB, "flow_table": True}, [{**BACKENDS[0], "state": "drained"}, *BACKENDS[1:]], []),
+        (
+            WEB,
+            [{**BACKENDS[0], "state": "backup"}, *BACKENDS[1:]],
+            [
+                "service web: backups hand over to other backends, which resets the open connections of 1 backend, "
+                "because the service has no flow table; set flow_table: true before to keep them"
+            ],
+        ),
+        ({**WEB, "flow_table": True}, [{**BACKENDS[0], "state": "backup"}, *BACKENDS[1:]], []),
+        (WEB, [{**entry, "state": "backup"} for entry in BACKENDS], []),
     ],
 )
 def test_resets_are_named_with_the_number_of_backends(service, backends, words):

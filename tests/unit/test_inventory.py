@@ -227,7 +227,7 @@ def test_backends_that_the_module_would_refuse_are_named_by_their_hosts():
     assert inventory.inventory_problems([DNS], GROUPS, hostvars) == [
         "backends[0] (dns one one): address 'one' is not an IPv4 address such as 192.0.2.10 or an IPv6 address such as "
         "2001:db8::10",
-        "backends[1] (dns two 198.51.100.2): state 'down' is not one of enabled, drained",
+        "backends[1] (dns two 198.51.100.2): state 'down' is not one of enabled, drained, backup",
     ]
 
 
@@ -298,13 +298,15 @@ def test_features_are_such_as_can_be_compiled_in():
     everything = [{**DNS, "name": name, "forwarding": name, **more} for name, more in MODES.items()]
     for number, service in enumerate(everything):
         service["port"] = 53 + number
-    everything[1].update(table_size=251)
+    everything[1].update(table_size=251, source_ranges=["203.0.113.0/24"])
     everything[0].update(
         address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any", affinity="client"
     )
     everything.append({**DNS, "name": "handover", "protocol": "tcp", "flow_table": True})
     rules = [{"prefix": "::/0", "action": "pass"}]
-    assert set(features(everything, rules)) == set(compiler.FEATURES) - {"multi_buffer", "latency", "unserved_pass"}
+    # "local" is of a backend.
+    others = {"multi_buffer", "latency", "unserved_pass", "local"}
+    assert set(features(everything, rules)) == set(compiler.FEATURES) - others
     assert filters.parse_filters(rules)
 
 

@@ -40,6 +40,7 @@ STRUCTURES = {
         ["client", "client_port", "vip_port", "backend", "service", "seen", "timeout", "protocol", "state"]
         + ["address_delta", "l4_delta", "unused2", "identity", "idle_timeout", "started"],
     ),
+    "source_range": (layout.SOURCE_RANGE, ["length", "service", "address"]),
     "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
     "budget": (layout.BUDGET, ["tick", "errors", "searches", "flows"]),
     "latency": (layout.LATENCY, ["nanoseconds", "packets"]),
@@ -233,7 +234,7 @@ def test_numbers_by_name(compiled, prefix):
 
 CHOICES = {
     "SCHEDULER_": vocabulary.SCHEDULERS,
-    "FORWARDING_": vocabulary.FORWARDINGS,
+    "FORWARDING_": {**vocabulary.FORWARDINGS, "local": vocabulary.LOCAL_FORWARDING},
     "FILTER_": {
         **vocabulary.FILTER_ACTIONS,
         **{name: number for number, name in enumerate((*vocabulary.FILTER_CLASSES, "classes"))},
@@ -296,7 +297,10 @@ def test_values_of_maps(compiled):
         "lookup_16381": 16 + 4 * 16381,
         "lookup_131071": 16 + 4 * 131071,
         "previous": compiled["sizeof previous_header"],
+        "source_ranges": 1,
     }
+    key_sizes = {spec.name: spec.key_size for spec in map_specs.map_specs(SIZES) if spec.key_size != 4}
+    assert key_sizes == {"source_ranges": compiled["sizeof source_range"]}
     assert {spec.name: spec.value_size for spec in map_specs.map_specs(SIZES)} == sizes
 
 
@@ -327,6 +331,7 @@ def test_entries_of_maps(compiled):
         "lookup_16381": 64,
         "lookup_131071": 64,
         "previous": 64,
+        "source_ranges": 2 * vocabulary.MAX_SOURCE_RANGES,
     }
     assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 

@@ -188,7 +188,7 @@ def test_service_choice(key, value):
 
 @pytest.mark.parametrize("value", NO_CHOICE, ids=repr)
 def test_state(value):
-    with refused(BACKEND_WHERE, f"state {value!r} is not one of enabled, drained"):
+    with refused(BACKEND_WHERE, f"state {value!r} is not one of enabled, drained, backup"):
         parse_backends([backend(state=value)])
 
 
@@ -213,7 +213,7 @@ def test_unknown_key():
         "known are address, affinity, affinity_group, affinity_prefix, flow_table, forwarding, handover_seconds",
     ):
         parse_services([service(ports=80)])
-    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, mac, name, port"):
+    with refused(BACKEND_WHERE, "unknown key 'wieght'", "known are address, interface, local, mac, name, port"):
         parse_backends([backend(wieght=1)])
 
 

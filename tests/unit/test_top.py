@@ -213,6 +213,9 @@ def test_addresses_have_their_port():
         ({"state": "enabled", "healthy": True}, "healthy"),
         ({"state": "enabled", "healthy": False}, "unhealthy"),
         ({"state": "drained", "healthy": False}, "drained"),
+        ({"state": "backup"}, "backup"),
+        ({"state": "backup", "healthy": True}, "backup"),
+        ({"state": "backup", "healthy": False}, "unhealthy"),
     ],
 )
 def test_states_say_what_keeps_new_packets_away(given, text):

@@ -142,8 +142,21 @@ def with_service(named: str, before: dict = EVERYTHING, members: list | None = N
     return {**before, "services": services, "backends": before["backends"] if members is None else members}
 
 
+def ranged(named: str, *prefixes: str, before: dict = EVERYTHING) -> dict:
+    return with_service(named, before, source_ranges=list(prefixes))
+
+
 def with_backend(address: str, **values: Any) -> dict:
     return {**EVERYTHING, "backends": changed(BACKENDS, lambda entry: entry.get("address") == address, **values)}
+
+
+def changed_members(service: str, *members: tuple[str, str]) -> dict:
+    """Addresses and states."""
+    states = dict(members)
+    entries = [
+        {**entry, "state": states[entry["address"]]} if entry["service"] == service else entry for entry in BACKENDS
+    ]
+    return {**EVERYTHING, "backends": entries}
 
 
 def without(*names: str, before: dict = EVERYTHING) -> dict:
@@ -212,6 +225,39 @@ CHANGES = {
         {**EVERYTHING, "backends": [*BACKENDS, *backends(FLOWS, "10.0.4.4", "10.0.4.5", port=8080)]},
     ),
     "drain all": (without_backend("10.0.0.2", "10.0.0.3"), with_backend("10.0.0.1", state="drained")),
+    "a backup that is not needed": (EVERYTHING, with_backend("10.0.4.2", state="backup")),
+    "all others are drained": (
+        with_backend("10.0.4.2", state="backup"),
+        changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
+    ),
+    "one is no longer drained": (
+        changed_members("flows", ("10.0.4.1", "drained"), ("10.0.4.2", "backup"), ("10.0.4.3", "drained")),
+        with_backend("10.0.4.2", state="backup"),
+    ),
+    "first source ranges": (EVERYTHING, ranged("web", "203.0.113.0/26")),
+    "no more source ranges": (ranged("flows", "203.0.113.0/26", "198.51.100.0/24"), EVERYTHING),
+    "other source ranges": (ranged("flows", "203.0.113.0/26"), ranged("flows", "203.0.113.64/26", "198.51.100.0/24")),
+    "other source ranges of IPv6": (
+        ranged("six", "2001:db8:e::/48"),
+        ranged("six", "2001:db8:e::2", "2001:db8:d::/48"),
+    ),
+    "a new service with source ranges": (without("web"), ranged("web", "203.0.113.7")),
+    "a new service where another had source ranges": (
+        ranged("web", "0.0.0.0/0", before=without("dns")),
+        ranged("dns", "203.0.113.7", before=without("web")),
+    ),
+    "another VIP and source ranges": (
+        ranged("flows", "203.0.113.0/24"),
+        ranged("flows", "203.0.113.9", before=with_service("flows", address="192.0.2.20")),
+    ),
+    "source ranges and larger maps": (
+        ranged("web", "203.0.113.7"),
+        {**ranged("web", "203.0.113.9"), "sizes": {**SIZES, "max_backends": 60}},
+    ),
+    "a local backend": (EVERYTHING, with_backend("10.0.0.2", local=True, port=None)),
+    "a local backend of a tunnel": (EVERYTHING, with_backend("10.0.2.2", local=True)),
+    "a local backend of full_nat": (EVERYTHING, with_backend("10.0.5.2", local=True)),
+    "no local backend": (with_backend("10.0.4.2", local=True, port=None), EVERYTHING),
     "a MAC address": (EVERYTHING, with_backend("10.0.4.1", mac="52:54:00:00:00:01")),
     "remove a backend": (EVERYTHING, without_backend("10.0.0.2", "10.0.4.2", "10.0.5.2", "fd00::1")),
     "replace backends": (
@@ -371,7 +417,7 @@ def kept_entries(before: Document, after: Document) -> frozenset[BackendKey]:
     def entry(document: Document, key: BackendKey) -> Any:
         service, backend = document.config.services[key.service], document.config.backends[key]
         where = (service.address, service.protocol, service.port, service.forwarding)
-        return (*where, service.source, service.source_ports, backend.mac, backend.interface)
+        return (*where, service.source, service.source_ports, backend.mac, backend.interface, backend.local)
 
     both = before.config.backends.keys() & after.config.backends.keys()
     return frozenset(key for key in both if entry(before, key) == entry(after, key))
@@ -410,7 +456,10 @@ class Watch:
 
 
 LOOKUPS = tuple(f"lookup_{room}" for room in ROOMS)
-SEEN_BY_PACKETS = ("endpoints", "endpoints6", "filters", *LOOKUPS, "previous", "backends", "pools", "links", "sessions")
+SEEN_BY_PACKETS = (
+    *("endpoints", "endpoints6", "filters", *LOOKUPS, "backends", "pools", "links", "sessions"),
+    *("previous", "source_ranges"),
+)
 
 
 def signature_of(program: Program) -> Any:

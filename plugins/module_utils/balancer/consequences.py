@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ..config.model import Backend, Service
+from ..config.model import Backend, Service, ring_members
 from .document import Document
 
 
@@ -39,9 +39,11 @@ def resets(before: Document, after: Document) -> list[str]:
 
 def _lost_shares(service: Service, before: list[Backend], after: list[Backend]) -> list[str]:
     """Without a flow table a connection follows the lookup table, whatever becomes of its backend."""
-    shares = {backend.key: backend.share for backend in after}
-    removed = [backend for backend in before if backend.share and backend.key not in shares]
-    drained = [backend for backend in before if backend.share and shares.get(backend.key) == 0]
+    kept = {backend.key: backend for backend in after}
+    was, stays = ring_members(before), {backend.key for backend in ring_members(after)}
+    removed = [backend for backend in was if backend.key not in kept]
+    drained = [backend for backend in was if backend.key in kept and not kept[backend.key].share]
+    backups = [b for b in was if b.key in kept and kept[b.key].share and b.key not in stays]
     found = []
     if removed:
         found.append(f"service {service.name}: {_count(removed)} removed, whose open connections are reset")
@@ -49,6 +51,11 @@ def _lost_shares(service: Service, before: list[Backend], after: list[Backend]) 
         found.append(
             f"service {service.name}: {_count(drained)} drained, whose open connections are reset, because the service "
             "has no flow table; set flow_table: true before draining to keep them"
+        )
+    if backups and not service.remembers_flows:
+        found.append(
+            f"service {service.name}: backups hand over to other backends, which resets the open connections of "
+            f"{_count(backups)}, because the service has no flow table; set flow_table: true before to keep them"
         )
     return found
 

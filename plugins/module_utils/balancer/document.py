@@ -216,7 +216,9 @@ def parse_document(raw: dict[str, Any]) -> Document:
 
 def addresses_of_kernel(backends: Iterable[Backend]) -> list[str]:
     """The addresses of the backends whose next hop the kernel's tables decide."""
-    return sorted({backend.address for backend in backends if backend.address and not backend.mac})
+    return sorted(
+        {backend.address for backend in backends if backend.address and not backend.mac and not backend.local}
+    )
 
 
 def public(entry: Service | Backend | Filter) -> dict[str, Any]:

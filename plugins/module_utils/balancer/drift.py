@@ -10,7 +10,8 @@ import time
 
 from ..kernel import link
 from ..tables.layout import BACKEND, BACKEND_FIELDS
-from . import maps, plan, state
+from ..tables.source_ranges import pack_source_ranges
+from . import maps, plan, source_ranges, state
 from .previous import in_force
 
 
@@ -36,6 +37,7 @@ def find(current: state.State, live_maps: maps.Maps) -> plan.Drift:
             for ring in (current.allocation.rings[name] for name in in_force(current.previous, now))
             if nothing_known or live_previous.get(ring, 0) != known.previous.get(ring, 0)
         ),
+        source_ranges=source_ranges.read(live_maps) != pack_source_ranges(current.config, current.allocation.rings),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..config.addresses import Address
-from ..config.model import Backend
+from ..config.model import Backend, Service
 from ..errors import EngineError
 from ..kernel import bpf, link, neighbours, sockets
 from ..kernel.device import Link, links
@@ -207,16 +207,33 @@ def refuse_wrong_arms(backends: list[Backend], interfaces: Collection[str]) -> N
 
 
 def warnings(document: Document) -> list[str]:
-    """What an operator should know: VIPs that are addresses of this host, services without backends."""
+    """What an operator should know: VIPs that are addresses of this host or should be, services without backends."""
     found = []
     members = document.config.backends_of()
     local = neighbours.local_addresses()
     for service in document.config.services.values():
         if not members[service.name]:
             found.append(f"service {service.name} has no backends: its packets are dropped as no_backend")
-        if service.address in local:
+        if any(backend.local for backend in members[service.name]):
+            found += _missing_addresses(service, members[service.name], local)
+        elif service.address in local:
             last = service.last_port if service.first_port else 65535
             shadowed = sockets.listeners(Address(service.address).packed, service.protocol, service.first_port, last)
             words = f"; {', '.join(shadowed)} of this host will get no packets for it" if shadowed else ""
             found.append(f"service {service.name}: the VIP {service.address} is an address of this host{words}")
+    return found
+
+
+def _missing_addresses(service: Service, members: list[Backend], local: Collection[str]) -> list[str]:
+    """Why the kernel would not take the packets of backends that are declared to be this host."""
+    found = []
+    if service.address not in local:
+        bits = 32 if service.family == 4 else 128
+        found.append(
+            f"service {service.name}: the VIP {service.address} is no address of this host, so the kernel does not "
+            f"take packets for its local backend; ip address add {service.address}/{bits} dev lo"
+        )
+    for backend in members:
+        if backend.local and backend.address not in local:
+            found.append(f"{backend.label} is declared local, but its address is none of this host's")
     return found

@@ -45,7 +45,9 @@ FORMER_CONTROLS = {2: struct.Struct("<II8xQ"), 3: struct.Struct("<IIQ128x")}
 
 def _create(spec: MapSpec) -> int:
     if not spec.holds_maps:
-        return bpf.map_create(spec.name, spec.type, spec.value_size, spec.max_entries)
+        return bpf.map_create(
+            spec.name, spec.type, spec.value_size, spec.max_entries, key_size=spec.key_size, flags=spec.flags
+        )
     inner = inner_map(spec)
     try:
         return bpf.map_create(spec.name, spec.type, 4, spec.max_entries, inner=inner)

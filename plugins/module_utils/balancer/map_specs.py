@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..config.vocabulary import MAX_SOURCE_RANGES
 from ..kernel import bpf
 from ..tables import memory
 from ..tables.layout import (
@@ -33,6 +34,7 @@ from ..tables.layout import (
     PREVIOUS_HEADER,
     REASON,
     SESSION,
+    SOURCE_RANGE,
     TABLE_ROOMS,
     Sizes,
     table_bytes,
@@ -50,6 +52,8 @@ class MapSpec:
     per_cpu: bool = False
     inner_entries: int = 1
     inner_flags: int = 0
+    key_size: int = 4
+    flags: int = 0
 
     @property
     def holds_maps(self) -> bool:
@@ -79,7 +83,10 @@ def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
     """The kernel's memory that these maps take by the option that sizes them, without the tables in them."""
     needs = memory.Needs()
     for spec in specs:
-        if spec.holds_maps:
+        if spec.flags & bpf.MAP_FLAG_NO_PREALLOC:
+            # Taken with each entry.
+            size = 0
+        elif spec.holds_maps:
             size = memory.pointers(spec.max_entries)
         elif spec.per_cpu:
             size = memory.per_cpu_array(spec.value_size, spec.max_entries, cpus)
@@ -148,4 +155,13 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         per_cpu("latency", LATENCY.size, 1),
         *map(lookup, sorted(TABLE_ROOMS[1:])),
         tables("previous", PREVIOUS_HEADER.size, sizes.max_services, inner_flags=bpf.MAP_FLAG_INNER_MAP),
+        # Old and new ranges are there together while services change.
+        MapSpec(
+            "source_ranges",
+            bpf.MAP_TYPE_LPM_TRIE,
+            1,
+            2 * MAX_SOURCE_RANGES,
+            key_size=SOURCE_RANGE.size,
+            flags=bpf.MAP_FLAG_NO_PREALLOC,
+        ),
     )

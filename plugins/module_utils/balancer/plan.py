@@ -50,9 +50,10 @@ class Drift:
     rings: frozenset[int] = frozenset()
     backends: bool = False
     previous: frozenset[int] = frozenset()  # services' indexes
+    source_ranges: bool = False
 
     def __bool__(self) -> bool:
-        return self.endpoints or bool(self.rings) or self.backends or bool(self.previous)
+        return self.endpoints or bool(self.rings or self.previous) or self.backends or self.source_ranges
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def same_entries(old: Service | None, new: Service) -> bool:
 def _rules(service: Service) -> tuple[Any, ...]:
     """What the lookup table's header, size and order of preference come from."""
     header = (service.scheduler, service.forwarding, service.flow_table, service.idle_timeout)
-    return (*header, service.table_size, service.affinity_prefix, service.affinity_group)
+    size = service.table_size
+    return (*header, size, service.affinity_prefix, service.affinity_group, bool(service.source_ranges))
 
 
 def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Sizes) -> dict[Pool, PoolPlace]:
@@ -224,7 +226,9 @@ def make(
 
     def kept_backend(key: BackendKey) -> int | None:
         old, new = current.backends.get(key), desired.backends[key]
-        same = old is not None and (old.mac, old.interface) == (new.mac, new.interface) and key.service in same_services
+        if old is None or key.service not in same_services:
+            return None
+        same = (old.mac, old.interface, old.local) == (new.mac, new.interface, new.local)
         return allocation.backends.get(key) if same else None
 
     backend_places = FreePlaces(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.model import Config
+from .document import addresses_of_kernel
 from .state import State
 
 SETTINGS = Path("/proc/sys/net")
@@ -46,8 +47,8 @@ def find(name: str, current: State, interfaces: list[dict[str, Any]]) -> list[st
 
 def _kernel_families(config: Config) -> list[str]:
     """The address families in which the program asks the kernel's tables for next hops."""
-    addresses = [backend.address for backend in config.backends.values() if backend.address and not backend.mac]
-    served = {key.service for key in config.backends}
+    addresses = addresses_of_kernel(config.backends.values())
+    served = {key.service for key, backend in config.backends.items() if not backend.local}
     addresses += [
         service.address
         for service in config.services.values()

@@ -14,7 +14,8 @@ from ..config import model
 from ..kernel import link
 from ..tables import tables
 from ..tables.layout import BACKEND, BACKEND_FORWARDING_BYTE, Sizes
-from . import fill, maps, plan, state
+from ..tables.source_ranges import pack_source_ranges
+from . import fill, maps, plan, source_ranges, state
 from .drift import live_digest
 from .observed import Observed
 from .turns import Turns
@@ -88,6 +89,10 @@ def write(
 
     live_maps.write_backends(entries)
     _write_pools(planned, live_maps)
+    # Clients of the old and of the new document are known while lookup tables change over. At a place that no packet
+    # sees yet, what a killed run has left would let in others.
+    ranges = pack_source_ranges(desired, allocation.rings)
+    source_ranges.write(live_maps, ranges, {allocation.rings[name] for name in planned.new_rings})
     links = link.links_up(desired.redirect_interfaces())
     # Lookup tables that are live still may send packets over others.
     live_maps.set_links(links, keep=True)
@@ -107,6 +112,7 @@ def write(
         gone = [allocation.backends[key] for key in (*planned.suspended_backends, *leaving)]
         live_maps.retire_backends(allocation.retiring_backends.union(gone))
         live_maps.set_links(links)
+        source_ranges.write(live_maps, ranges)
     digest = live_digest(live_maps, allocation)
     return replace(
         known,

@@ -11,7 +11,7 @@ from .addresses import family_of
 from .entries import raise_all
 from .model import ANY_PORT, Backend, BackendKey, Config, Service, backend_ports
 from .primes import next_prime
-from .vocabulary import MAX_TABLE_SIZE
+from .vocabulary import MAX_SOURCE_RANGES, MAX_TABLE_SIZE
 
 
 def check(config: Config) -> None:
@@ -21,9 +21,17 @@ def check(config: Config) -> None:
             *_pool_problems(config),
             *_table_problems(config),
             *_group_problems(config),
+            *_range_problems(config),
             *backend_problems(config).values(),
         ]
     )
+
+
+def _range_problems(config: Config) -> list[str]:
+    count = sum(len(service.source_ranges) for service in config.services.values())
+    if count <= MAX_SOURCE_RANGES:
+        return []
+    return [f"services have {count} source_ranges together; a balancer has at most {MAX_SOURCE_RANGES}, use filters"]
 
 
 def _table_problems(config: Config) -> list[str]:
@@ -82,7 +90,7 @@ def _group_difference(one: Service, other: Service, ones: list[Backend], others:
     for option in ("scheduler", "affinity_prefix", "table_size"):
         if getattr(one, option) != getattr(other, option):
             return f"{option} is {getattr(other, option)}, but {getattr(one, option)} for"
-    shares, expected = ({backend.target: backend.share for backend in found} for found in (others, ones))
+    shares, expected = ({backend.target: _share(backend) for backend in found} for found in (others, ones))
     unequal = sorted(key for key in {**shares, **expected} if shares.get(key) != expected.get(key))
     if not unequal:
         return ""
@@ -91,6 +99,10 @@ def _group_difference(one: Service, other: Service, ones: list[Backend], others:
     if unequal[0] not in expected:
         return f"it has the backend {unequal[0]}, which is none of"
     return f"backend {unequal[0]} has weight {shares[unequal[0]]}, but {expected[unequal[0]]} for"
+
+
+def _share(backend: Backend) -> str:
+    return f"{backend.share} (backup)" if backend.is_backup and backend.share else str(backend.share)
 
 
 def backend_problems(config: Config) -> dict[BackendKey, str]:
@@ -108,7 +120,7 @@ def backend_problems(config: Config) -> dict[BackendKey, str]:
         if not problem and service.forwarding in ("dnat", "full_nat"):
             if backend.address in vips:
                 problem = f"the address is the VIP of service {vips[backend.address]}"
-            elif service.forwarding == "dnat":
+            elif service.forwarding == "dnat" and not backend.local:
                 taken = replies.setdefault((backend.target, service.protocol), {})
                 problem = _ambiguous_reply(taken, service, backend)
         if problem:
@@ -153,6 +165,8 @@ def _misfit(config: Config, backend: Backend, service: Service) -> str:
         return f"port {backend.port} for a service on ports {service.port}; leave port out"
     if not separate_ports(config, backend, service):
         return f"declared twice, with and without port {service.first_port}"
+    if backend.local and backend.port not in (None, service.first_port):
+        return f"port {backend.port}, but a local backend gets packets as they are, on port {service.port}"
     if (service.forwarding == "dsr" or service.is_tunnel) and backend.port not in (None, service.first_port):
         return f"port {backend.port}, but {service.forwarding} leaves the port {service.port} as it is"
     return ""

@@ -18,7 +18,10 @@ def used_features(config: Config, declared: Filters | None = None) -> frozenset[
         needed |= {"flow_table" if service.flow_table else "", "any_port" if service.any_port else ""}
         needed.add("handover" if service.handover_seconds else "")
         needed.add("affinity" if service.affinity_prefix else "")
+        needed.add("source_ranges" if service.source_ranges else "")
         needed.add("table_size" if service.table_size != DEFAULT_TABLE_SIZE else "")
+    if any(backend.local for backend in config.backends.values()):
+        needed.add("local")
     if declared:
         needed.add("filters")
         if any(":" in key.prefix for key in declared):

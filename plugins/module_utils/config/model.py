@@ -57,6 +57,7 @@ class Service:
     tunnel_port: int | None = None  # gue: UDP port of the backends
     # For so long after a change, connections that no flow table knows go by the lookup table before it; 0: not at all.
     handover_seconds: int = 0
+    source_ranges: tuple[str, ...] = ()  # prefixes whose clients may use it; none: all may
 
     @property
     def family(self) -> int:
@@ -110,7 +111,7 @@ class Service:
         return self.flow_table and self.protocol == "tcp" and self.scheduler != "round_robin"
 
     def as_dict(self) -> dict[str, Any]:
-        entry = {
+        entry: dict[str, Any] = {
             "name": self.name,
             "address": self.address,
             "protocol": self.protocol,
@@ -134,6 +135,8 @@ class Service:
             entry["affinity_group"] = self.affinity_group
         if self.tunnel_port is not None:
             entry["tunnel_port"] = self.tunnel_port
+        if self.source_ranges:
+            entry["source_ranges"] = list(self.source_ranges)
         return entry
 
 
@@ -148,6 +151,7 @@ class Backend(NamedTuple):
     mac: str | None
     name: str | None
     interface: str | None = None
+    local: bool = False  # it is the balancer's own host
 
     @property
     def target(self) -> str:
@@ -166,10 +170,18 @@ class Backend(NamedTuple):
     @property
     def share(self) -> int:
         """The weight that counts: a drained backend keeps its replies but gets nothing new."""
-        return self.weight if self.state == "enabled" else 0
+        return 0 if self.state == "drained" else self.weight
+
+    @property
+    def is_backup(self) -> bool:
+        """Whether it gets new flows only while no other backend of its service does."""
+        return self.state == "backup"
 
     def as_dict(self) -> dict[str, Any]:
-        return self._asdict()
+        entry = self._asdict()
+        if not self.local:
+            del entry["local"]
+        return entry
 
 
 @dataclass(frozen=True)
@@ -195,9 +207,9 @@ class Config:
 
 
 def ring_members(backends: Iterable[Backend], out: Container[BackendKey] = ()) -> list[Backend]:
-    """Those that take new flows; `out` are those that health checks took out."""
-    active = [backend for backend in backends if backend.share]
-    return [backend for backend in active if backend.key not in out] if out else active
+    """Those that take new flows, backups if no others do; `out` are those that health checks took out."""
+    ready = [backend for backend in backends if backend.share and (not out or backend.key not in out)]
+    return [backend for backend in ready if not backend.is_backup] or ready
 
 
 def backend_ports(service: Service, port: int | None) -> range:

@@ -26,7 +26,7 @@ from .vocabulary import (
 )
 
 MAX_WEIGHT = 65535
-STATES = ("enabled", "drained")
+STATES = ("enabled", "drained", "backup")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
 MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -56,9 +56,10 @@ SERVICE_KEYS = frozenset(
         "affinity_prefix",
         "affinity_group",
         "tunnel_port",
+        "source_ranges",
     )
 )
-BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface"))
+BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface", "local"))
 
 
 def _service(entry: Entry) -> Service:
@@ -86,6 +87,7 @@ def _service(entry: Entry) -> Service:
         affinity_prefix=_affinity_prefix(entry, Address(address).family),
         affinity_group=_affinity_group(entry),
         tunnel_port=_tunnel_port(entry, forwarding),
+        source_ranges=_source_ranges(entry, Address(address).family),
     )
     if scheduler == "round_robin" and service.affinity_prefix:
         _check_remembered_clients(entry, service)
@@ -219,6 +221,28 @@ def _tunnel_port(entry: Entry, forwarding: str) -> int | None:
     return DEFAULT_TUNNEL_PORT if value is None else entry.integer("tunnel_port", 1, 65535, value)
 
 
+def _source_ranges(entry: Entry, family: int) -> tuple[str, ...]:
+    value = entry.raw.get("source_ranges")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise entry.error(f"source_ranges is {value!r}, not a list of prefixes such as 192.0.2.0/24")
+    if not value:
+        raise entry.error("source_ranges is empty; name the prefixes of clients, or leave it out to take all of them")
+    found: list[str] = []
+    for text in value:
+        try:
+            prefix = parse_prefix(str(text))
+        except ValueError as error:
+            raise entry.error(f"source_ranges: {text!r} {error}") from None
+        if prefix.family != family:
+            raise entry.error(f"source_ranges: {text!r} is not of the VIP's family, IPv{family}")
+        if str(prefix) in found:
+            raise entry.error(f"source_ranges: {text!r} is listed twice")
+        found.append(str(prefix))
+    return tuple(sorted(found))
+
+
 def parse_services(raw: Any) -> dict[str, Service]:
     """The services by name. Raises EngineError naming each bad entry, duplicates included."""
     services: dict[str, Service] = {}
@@ -269,10 +293,15 @@ def _backend(entry: Entry) -> Backend:
     weight = raw.get("weight")
     name = raw.get("name")
     interface = raw.get("interface")
+    local = entry.boolean("local")
+    if local and mac is not None:
+        raise entry.error(f"mac {mac!r} beside local: packets for this host are sent to nobody")
     if interface is not None:
         for key in ("address", "port", "mac"):
             if raw.get(key) is not None:
                 raise entry.error(f"{key} {raw[key]!r} beside interface: redirect leaves frames as they are")
+        if local:
+            raise entry.error("local beside interface: redirect goes to an interface, not to this host")
         if not INTERFACE_PATTERN.fullmatch(str(interface)):
             raise entry.error(f"interface {interface!r} is not a name of an interface")
     return Backend(
@@ -284,6 +313,7 @@ def _backend(entry: Entry) -> Backend:
         mac=mac,
         name=None if name is None else str(name),
         interface=None if interface is None else str(interface),
+        local=local,
     )
 
 

@@ -10,6 +10,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 # enum scheduler, enum forwarding
 SCHEDULERS = {"maglev": 1, "round_robin": 2, "hash": 3}
 FORWARDINGS = {"dnat": 1, "dsr": 2, "full_nat": 3, "ipip": 4, "redirect": 5, "gue": 6}
+# That of a backend which is the balancer itself, whatever its service has.
+LOCAL_FORWARDING = 7
 # Those that put an IP header in front of packets.
 TUNNELS = ("ipip", "gue")
 # UDP port of GUE (IANA).
@@ -17,6 +19,8 @@ DEFAULT_TUNNEL_PORT = 6080
 # Slots of a Maglev table: a prime, as Maglev asks (Eisenbud et al., NSDI 2016, section 3.4), between these.
 MIN_TABLE_SIZE, MAX_TABLE_SIZE = 251, 131071
 DEFAULT_TABLE_SIZE = 65537
+# Of all services of a balancer together.
+MAX_SOURCE_RANGES = 65536
 # enum filter_action; the classes of protocols in the order of enum filter_class
 FILTER_ACTIONS = {"drop": 1, "pass": 2, "limit": 3}
 FILTER_CLASSES = ("tcp", "udp", "icmp", "other")
@@ -39,6 +43,8 @@ FEATURES = (
     "affinity",
     "gue",
     "handover",
+    "local",
+    "source_ranges",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")

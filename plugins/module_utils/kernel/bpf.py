@@ -39,8 +39,10 @@ MAP_UPDATE_BATCH = 26
 
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_PERCPU_ARRAY = 6
+MAP_TYPE_LPM_TRIE = 11
 MAP_TYPE_ARRAY_OF_MAPS = 12
 MAP_TYPE_DEVMAP_HASH = 25
+MAP_FLAG_NO_PREALLOC = 1
 MAP_FLAG_MMAPABLE = 1 << 10
 # An array may take the place of one of another length in an array of maps (BPF_F_INNER_MAP, kernel 5.10).
 MAP_FLAG_INNER_MAP = 1 << 12

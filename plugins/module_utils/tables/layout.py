@@ -41,6 +41,7 @@ IPIP, IPV6_IN_IP = 4, 41
 SERVICE_FLOW_TABLE = 1
 SERVICE_SESSIONS = 2
 SERVICE_KEEPS_TTL = 4
+SERVICE_SOURCE_RANGES = 8
 AFFINITY_PREFIX_SHIFT = 8  # of the flags
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
@@ -78,6 +79,7 @@ MAC = struct.Struct("<2x6s")
 INTERFACE = struct.Struct(f"<II{MAC.size}s")  # index, mtu, address
 # layout_version, next_hop_generation, seed, interfaces, virtual_macs
 CONTROL = struct.Struct(f"<IIQ{MAX_INTERFACES * INTERFACE.size}s{MAX_VIRTUAL_MACS * MAC.size}s")
+SOURCE_RANGE = struct.Struct("<II16s")  # length, service, address
 FILTER_RULE = struct.Struct("<IIII")  # id, action, interval, burst
 FILTER_HEADER = struct.Struct("<IIIIIIIBB32sH128s")
 FILTER_SLOT4 = struct.Struct("<QII")  # key, verdict, unused
@@ -117,6 +119,7 @@ REASONS = (
     ("too_big", "pass"),
     ("other_mac", "pass"),
     ("handover", "forward"),
+    ("source_not_allowed", "drop"),
 )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..config.addresses import Address
 from ..config.model import Backend, BackendKey, Config, Pool, Service, backend_ports, ring_members
-from ..config.vocabulary import FORWARDINGS, PROTOCOLS, SCHEDULERS
+from ..config.vocabulary import FORWARDINGS, LOCAL_FORWARDING, PROTOCOLS, SCHEDULERS
 from ..errors import EngineError
 from . import lookup
 from .layout import (
@@ -38,6 +38,7 @@ from .layout import (
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
+    SERVICE_SOURCE_RANGES,
     Sizes,
     table_bytes,
     table_room,
@@ -144,7 +145,7 @@ class BackendPacker:
             self._vip_words,
             port,
             vip_port,
-            self._forwarding,
+            LOCAL_FORWARDING if backend.local else self._forwarding,
             address.family if address else 0,
             1 if backend.mac else 0,
             bytes.fromhex(backend.mac.replace(":", "")) if backend.mac else bytes(6),
@@ -207,7 +208,8 @@ def endpoints(
         found[endpoint_key(ENDPOINT_SOURCE, pool.address, 0, 0)] = pools[pool].id
     for key, backend in config.backends.items():
         service = config.services[backend.service]
-        if service.forwarding == "dnat":
+        # The replies of the host itself do not arrive.
+        if service.forwarding == "dnat" and not backend.local:
             protocol = PROTOCOLS[service.protocol]
             for port in backend_ports(service, backend.port):
                 found[endpoint_key(ENDPOINT_BACKEND, backend.target, protocol, port)] = backend_ids[key]
@@ -327,6 +329,8 @@ def service_flags(service: Service) -> int:
         flags |= SERVICE_SESSIONS
     if service.forwarding in ("dsr", "redirect"):
         flags |= SERVICE_KEEPS_TTL
+    if service.source_ranges:
+        flags |= SERVICE_SOURCE_RANGES
     return flags | service.affinity_prefix << AFFINITY_PREFIX_SHIFT
 
 

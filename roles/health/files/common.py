@@ -54,7 +54,13 @@ class Target:
 
     @property
     def address(self) -> str:
-        return self.backend.target
+        """A local backend is this host, which gets its packets at the VIP."""
+        return self.service.address if self.backend.local else self.backend.target
+
+    @property
+    def source(self) -> str | None:
+        """Of a local backend the VIP, too: a check from another address would leave a host that has lost the VIP."""
+        return self.service.address if self.backend.local else self.health.source
 
     @property
     def port(self) -> int:
@@ -74,7 +80,7 @@ class Target:
                 service.source,
                 service.tunnel_port,
             ),
-            (backend.target, backend.port, backend.mac),
+            (backend.target, backend.port, backend.mac, backend.local),
             self.interfaces,
         )
 
@@ -92,14 +98,16 @@ def open_socket(target: Target, kind: socket.SocketKind, protocol: int = 0) -> s
     made = socket.socket(target.family, kind, protocol)
     made.setblocking(False)
     try:
-        if target.health.source:
+        if target.source:
             if kind == socket.SOCK_STREAM:
                 # The port is chosen as the connection is made, and need be free for this backend only.
                 made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            made.bind((target.health.source, 0))
+            made.bind((target.source, 0))
     except OSError as error:
         made.close()
-        raise CannotCheck(f"source {target.health.source}: {error.strerror}") from None
+        if target.backend.local and error.errno == errno.EADDRNOTAVAIL:
+            raise Failed(f"the VIP {target.source} is no address of this host") from None
+        raise CannotCheck(f"source {target.source}: {error.strerror}") from None
     return made
 
 

@@ -12,7 +12,7 @@ from .rates import Entry
 from .text import name_of, state_of
 
 SORTS = ("service", "backend", "state", "packets", "bits", "reply_packets", "reply_bits")
-STATES = ("unhealthy", "drained", "enabled", "healthy")
+STATES = ("unhealthy", "drained", "backup", "enabled", "healthy")
 
 
 def sort_services(services: list[Entry], sort: str, reverse: bool = False) -> list[Entry]:

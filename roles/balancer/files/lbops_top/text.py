@@ -40,7 +40,12 @@ def address_of(entry: Entry) -> str:
 
 
 def state_of(backend: Entry) -> str:
-    """Whether anything new goes to it, and if not, why; where nobody checks its health, it is just enabled."""
+    """Whether anything new goes to it, and if not, why; where nobody checks its health, it is just enabled.
+
+    A backup is one whatever its service needs at the moment, unless it is unhealthy.
+    """
+    if backend["state"] == "backup" and backend.get("healthy") is False:
+        return "unhealthy"
     if backend["state"] == "enabled" and backend.get("healthy") is not None:
         return "healthy" if backend["healthy"] else "unhealthy"
     return str(backend["state"])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from engine.balancer.live import Reading, Row
 from engine.balancer.state import State
 from engine.config.filters import FilterKey
-from engine.config.model import Backend
+from engine.config.model import Backend, ring_members
 from engine.tables.layout import LATENCY_BOUNDS, REASONS
 
 from .collector import Collector, Subject
@@ -49,13 +48,33 @@ BACKEND_HITS = Family(
 BACKEND_MISSES = Family(
     "lbops_backend_flow_table_misses_total", "counter", "Packets that began a flow to remember, by backend.", _BACKEND
 )
-WEIGHT = Family("lbops_backend_weight", "gauge", "Share of new packets a backend gets, 0 when drained.", _BACKEND)
+WEIGHT = Family(
+    "lbops_backend_weight",
+    "gauge",
+    "Share of new packets a backend gets, 0 for a drained one and for a backup that its service does not use.",
+    _BACKEND,
+)
 ENABLED = Family("lbops_backend_enabled", "gauge", "Whether a backend is enabled, not drained.", _BACKEND)
+BACKUP = Family(
+    "lbops_backend_backup",
+    "gauge",
+    "Whether a backend is a backup, used while no other backend takes packets.",
+    _BACKEND,
+)
 HEALTHY = Family(
     "lbops_backend_healthy", "gauge", "Whether health checks find a backend well; only where there are any.", _BACKEND
 )
 READY = Family(
-    "lbops_service_ready_backends", "gauge", "Backends that are enabled, have a weight and are not unhealthy.", _SERVICE
+    "lbops_service_ready_backends",
+    "gauge",
+    "Backends that are enabled, have a weight and are not unhealthy; if there are none, the backups that stand in.",
+    _SERVICE,
+)
+ON_BACKUPS = Family(
+    "lbops_service_on_backups",
+    "gauge",
+    "Whether backups get the new packets of a service, for want of others.",
+    _SERVICE,
 )
 REASON_PACKETS = Family(
     "lbops_reason_packets_total",
@@ -134,8 +153,8 @@ class Labels:
             self.backends.append((head, tails.setdefault(tail, tail)))
         self.constant = Page()
         backends = config.backends.values()
-        self.constant.add_lines(WEIGHT, _plain(WEIGHT, self.backends, (backend.share for backend in backends)))
-        enabled = (int(backend.state == "enabled") for backend in backends)
+        self.constant.add_lines(BACKUP, _plain(BACKUP, self.backends, (int(backend.is_backup) for backend in backends)))
+        enabled = (int(backend.state != "drained") for backend in backends)
         self.constant.add_lines(ENABLED, _plain(ENABLED, self.backends, enabled))
 
 
@@ -185,8 +204,10 @@ class BalancerCollector(Collector):
         BACKEND_MISSES,
         WEIGHT,
         ENABLED,
+        BACKUP,
         HEALTHY,
         READY,
+        ON_BACKUPS,
         REASON_PACKETS,
         FILTER_PACKETS,
         LATENCY,
@@ -248,10 +269,7 @@ class BalancerCollector(Collector):
         checked = [(label, key) for label, key in zip(labels, config.backends) if key in reading.healthy]
         healthy = (int(reading.healthy[key]) for _label, key in checked)
         page.add_lines(HEALTHY, _plain(HEALTHY, (label for label, _key in checked), healthy))
-        ready = Counter(
-            key.service for key, backend in config.backends.items() if backend.share and reading.healthy.get(key, True)
-        )
-        page.add_lines(READY, _plain(READY, known.services, (ready[name] for name in config.services)))
+        self._shares(page, reading, known)
         remembering = {name for name, service in config.services.items() if service.flow_table}
         self._remembered(
             page,
@@ -259,6 +277,23 @@ class BalancerCollector(Collector):
             self._backend_hits.setdefault(balancer, Hits()),
             [(label, key, row) for label, key, row in zip(labels, config.backends, rows) if key.service in remembering],
         )
+
+    @staticmethod
+    def _shares(page: Page, reading: Reading, known: Labels) -> None:
+        """What the lookup tables hold, apart from services all of whose backends are down."""
+        config = known.current.config
+        down = {key for key, healthy in reading.healthy.items() if not healthy}
+        ready = {name: ring_members(members, down) for name, members in config.backends_of().items()}
+        page.add_lines(READY, _plain(READY, known.services, (len(ready[name]) for name in config.services)))
+        on_backups = {name for name, members in ready.items() if members and members[0].is_backup}
+        page.add_lines(
+            ON_BACKUPS, _plain(ON_BACKUPS, known.services, (int(name in on_backups) for name in config.services))
+        )
+        weights = (
+            0 if backend.is_backup and backend.service not in on_backups else backend.share
+            for backend in config.backends.values()
+        )
+        page.add_lines(WEIGHT, _plain(WEIGHT, known.backends, weights))
 
     @staticmethod
     def _remembered(

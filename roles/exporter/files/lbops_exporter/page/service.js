@@ -16,6 +16,7 @@ const counters = (entry) => Object.fromEntries(COUNTERS.map((name) => [name, ent
 const bits = (rates) => (rates.bytes === null ? null : 8 * (rates.bytes + rates.reply_bytes));
 
 function stateOf(backend) {
+  if (backend.state === "backup" && backend.healthy === false) return "unhealthy";
   if (backend.state !== "enabled") return backend.state;
   if (backend.healthy === null || backend.healthy === undefined) return "enabled";
   return backend.healthy ? "healthy" : "unhealthy";
@@ -101,7 +102,9 @@ export class Service {
       return { backend, row, rate: row.count(time, backend) };
     });
     const down = backends.filter((backend) => stateOf(backend) === "unhealthy").length;
-    const gets = (backend) => (backend.state === "enabled" && stateOf(backend) !== "unhealthy" ? backend.weight : 0);
+    const share = (backend) => (["drained", "unhealthy"].includes(stateOf(backend)) ? 0 : backend.weight);
+    const onBackups = backends.every((backend) => backend.state === "backup" || !share(backend));
+    const gets = (backend) => (onBackups || backend.state !== "backup" ? share(backend) : 0);
     const ready = backends.filter((backend) => gets(backend)).length;
     this.#health.textContent = `${ready} of ${backends.length} backends are ready`;
     this.#health.className = `state ${ready ? (down ? "unhealthy" : "healthy") : "none"}`;
