@@ -33,6 +33,8 @@
 #define MAP_LOOKUP_4093 MAP(21)
 #define MAP_LOOKUP_16381 MAP(22)
 #define MAP_LOOKUP_131071 MAP(23)    /* ... and with more */
+#define MAP_NEXT_PROGRAM MAP(24)     /* program array of 1, for frames in one buffer ... */
+#define MAP_NEXT_PROGRAM_FRAGS MAP(25) /* ... and for frames in several */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

@@ -290,6 +290,8 @@ def test_values_of_maps(compiled):
         "lookup_4093": 16 + 4 * 4093,
         "lookup_16381": 16 + 4 * 16381,
         "lookup_131071": 16 + 4 * 131071,
+        "next_program": 4,
+        "next_program_frags": 4,
     }
     assert {spec.name: spec.value_size for spec in map_specs.map_specs(SIZES)} == sizes
 
@@ -320,6 +322,8 @@ def test_entries_of_maps(compiled):
         "lookup_4093": 64,
         "lookup_16381": 64,
         "lookup_131071": 64,
+        "next_program": 1,
+        "next_program_frags": 1,
     }
     assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 

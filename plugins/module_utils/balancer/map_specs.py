@@ -67,6 +67,9 @@ OPTIONS = {
     "filter_limits": "max_filters",
 }
 
+# The arrays of the next program, by whether it takes frames of several buffers.
+NEXT_PROGRAM_MAPS = {False: "next_program", True: "next_program_frags"}
+
 
 def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
     """The kernel's memory that these maps take by the option that sizes them, without the tables in them."""
@@ -140,4 +143,5 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         array("filter_limits", LIMIT.size, sizes.max_filters),
         per_cpu("latency", LATENCY.size, 1),
         *map(lookup, sorted(TABLE_ROOMS[1:])),
+        *(MapSpec(name, bpf.MAP_TYPE_PROG_ARRAY, INDEX.size, 1) for name in NEXT_PROGRAM_MAPS.values()),
     )

@@ -38,6 +38,7 @@ FEATURES = (
     "unserved_pass",
     "affinity",
     "gue",
+    "next_program",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")
