@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer.balancer import
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer.hooks import Hooks
 from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineError
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
+from ansible_collections.lbops.xdp.plugins.module_utils.kernel.assembler import Assembler
 
 from tests.packet.frames import CLIENT, tcp
-from tests.packet.network import FRONT, ip
+from tests.packet.network import FRONT, UNRESOLVED, ip
 from tests.packet.test_boot import boot
 from tests.packet.watching import until, watching
 from tests.support import balancer as support
@@ -88,6 +90,35 @@ def test_it_gets_what_is_passed_and_not_what_is_forwarded(balancer, net):
     apply(balancer, "")
     assert verdicts(net) == (TX, PASS)
     assert "next_program" not in facts(balancer)
+
+
+def pin_dropper_of(path: Path, address: str) -> None:
+    """A program that drops IPv4 packets to this address and passes everything else."""
+    found = Assembler()
+    found.load("r2", "r1", 0)  # struct xdp_md: data, data_end
+    found.load("r3", "r1", 4)
+    found.set("r0", "=", PASS)
+    found.set("r4", "=", "r2")
+    found.set("r4", "+", 34)
+    found.jump_if("r4", ">", "r3", "end")
+    found.load("r5", "r2", 30)
+    found.set32("r6", "=", int.from_bytes(socket.inet_aton(address), "little", signed=True))
+    found.jump_if("r5", "!=", "r6", "end")
+    found.set("r0", "=", DROP)
+    found.label("end")
+    found.exit()
+    descriptor = bpf.program_load("dropper", found.code(), attach_type=BPF_XDP)
+    path.unlink(missing_ok=True)
+    bpf.object_pin(descriptor, str(path))
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("address, verdict", [(VIP, PASS), (UNRESOLVED, DROP)])
+def test_a_packet_that_the_kernel_is_to_resolve_a_neighbour_for_is_seen_as_rewritten(balancer, net, address, verdict):
+    pin_dropper_of(FIREWALL, address)
+    chosen = settings(FRONT, next_program=str(FIREWALL))
+    balancer.apply(declared(chosen, SERVICES, [{"service": "web", "address": UNRESOLVED}]), False)
+    assert verdicts(net)[0] == verdict
 
 
 def test_what_it_gets_is_counted_as_passed(balancer, net):

@@ -20,7 +20,7 @@ from ..tables.layout import INDEX, index
 from .document import Settings
 from .map_specs import NEXT_PROGRAM_MAPS
 from .maps import Maps
-from .places import Places
+from .places import Places, pinned_id
 from .state import State
 
 # What a descriptor of a pinned object links to in /proc.
@@ -198,10 +198,10 @@ def is_due(places: Places, current: State) -> bool:
     if not settings.next_program:
         return False
     try:
-        descriptor = open_pinned(settings, places.paths.pins)
-    except EngineError:
+        # Nearly always it is, and trying both programs together takes several calls.
+        if pinned_id(Path(settings.next_program)) == live_entry(places, current):
+            return False
+        os.close(open_pinned(settings, places.paths.pins))
+    except (EngineError, OSError):
         return False
-    try:
-        return bpf.program_info(descriptor).id != live_entry(places, current)
-    finally:
-        os.close(descriptor)
+    return True
