@@ -7,9 +7,9 @@
  * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
  * FEATURE_IPIP, FEATURE_GUE, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE,
  * FEATURE_ANY_PORT, FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY, FEATURE_TABLE_SIZE, FEATURE_AFFINITY,
- * FEATURE_UNSERVED_PASS, FEATURE_HANDOVER, FEATURE_LOCAL, FEATURE_SOURCE_RANGES; HOOK_TC for that hook; HASH_SEED, see
- * select.h; and the sizes that layout.h names. The family of a packet is a constant wherever it is passed on, so each has
- * code of its own.
+ * FEATURE_UNSERVED_PASS, FEATURE_HANDOVER, FEATURE_LOCAL, FEATURE_SOURCE_RANGES, FEATURE_NEXT_PROGRAM; HOOK_TC for that
+ * hook; HASH_SEED, see select.h; and the sizes that layout.h names. The family of a packet is a constant wherever it is
+ * passed on, so each has code of its own.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
@@ -28,6 +28,7 @@
 #include "icmp.h"
 #include "latency.h"
 #include "layout.h"
+#include "next_program.h"
 #include "not_ours.h"
 #include "packet.h"
 #include "parse.h"
@@ -124,9 +125,9 @@ int balancer(hook_context *ctx)
 	int verdict = handle(ctx);
 
 	stop_clock(start);
-	return verdict;
+	return call_next_program(ctx, verdict);
 #else
-	return handle(ctx);
+	return call_next_program(ctx, handle(ctx));
 #endif
 }
 

@@ -35,6 +35,8 @@
 #define MAP_LOOKUP_131071 MAP(23)    /* ... and with more */
 #define MAP_PREVIOUS MAP(24)         /* array of max_services arrays of any number of lines, see struct previous_header */
 #define MAP_SOURCE_RANGES MAP(25)    /* LPM trie of MAX_SOURCE_RANGES struct source_range, twice as many while they change */
+#define MAP_NEXT_PROGRAM MAP(26)     /* program array of 1, for frames in one buffer ... */
+#define MAP_NEXT_PROGRAM_FRAGS MAP(27) /* ... and for frames in several */
 
 /* Where an array of one element has it: no lookup, and nothing to check (BPF_PSEUDO_MAP_VALUE, kernel 5.2). */
 #define CONTROL ((struct control *)bpf_pseudo_fd(2, 0))

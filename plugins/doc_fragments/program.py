@@ -77,6 +77,20 @@ options:
     type: list
     elements: str
     default: []
+  next_program:
+    description:
+      - Path of a pinned XDP program of your own below C(/sys/fs/bpf), a firewall or a sampler, that shares the hook
+        with the balancer. Each packet that the balancer passes goes to it by a tail call, and its verdict counts.
+      - The program must be loaded for the expected attach type C(BPF_XDP), as libbpf does, and from a section
+        C(xdp.frags) if and only if O(multi_buffer) is on. What does not fit is refused before anything is touched.
+      - It is for XDP. With O(mode=tc) it is refused, and O(mode=auto) takes V(generic) instead of V(tc); packets that
+        pass on tc go on to the next filter anyway.
+      - Another program that is pinned at the path is called after the next run; C(lbops-watch@) puts it in within some
+        seconds. A pin that is removed changes nothing until the program is restored.
+      - If the pin is missing at a boot, the balancer serves without it, C(problems) of RV(program) and the metric
+        C(lbops_problems) say so, and C(lbops-watch@) puts the program in once it is pinned.
+    type: str
+    default: ''
   max_services:
     description: How many services the maps hold, 65536 at the most.
     type: int

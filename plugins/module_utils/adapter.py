@@ -37,6 +37,7 @@ PROGRAM_ARGUMENTS = {
     "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
     "hash_seed": {"type": "str", "default": "", "no_log": True},
     "virtual_macs": {"type": "list", "elements": "str", "default": []},
+    "next_program": {"type": "str", "default": ""},
     **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
     "source": {"type": "path", "default": "/usr/lib/lbops/current/bpf"},
     "force": {"type": "bool", "default": False},
@@ -45,10 +46,8 @@ PROGRAM_ARGUMENTS = {
 
 def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
     """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
-    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "hash_seed", "virtual_macs")
     return {
-        "source": params["source"],
-        **{name: params[name] for name in chosen},
+        **{name: params[name] for name in PROGRAM_ARGUMENTS if name not in SIZES and name != "force"},
         "attached": attached,
         "sizes": {name: params[name] for name in SIZES},
     }

@@ -38,8 +38,10 @@ program:
       the document was applied last, and since when counters have only grown. C(applied_by) says who applied it.
     - C(generation) tells how often the balancer was changed.
     - C(problems) has a sentence for each interface that is gone or down, lacks the program, or does not forward while
-      the kernel's tables decide where packets go next; it is empty for a balancer that works, or that was detached on
-      purpose.
+      the kernel's tables decide where packets go next, and for a next program that is not called; it is empty for a
+      balancer that works, or that was detached on purpose.
+    - C(next_program) is there if the balancer has one, with its C(path) and the C(program_id) that is called, 0 for
+      none.
     - C(tables_digest) is SHA-256 over what the lookup tables are computed from, backends that health checks keep out
       left out; hosts that spread packets alike have the same.
     - C(attached) is true only if packets reach the program. Where something of others runs in front of it on the hook

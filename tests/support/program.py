@@ -36,6 +36,7 @@ def load(build: compiler.Build, descriptors: list[int]) -> int:
         bpf.relocate(compile_program(build), descriptors),
         program_type=build.program_type,
         flags=build.load_flags,
+        attach_type=build.attach_type,
     )
 
 

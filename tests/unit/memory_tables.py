@@ -244,7 +244,8 @@ class Kernel:
             self._set(found, number, values[size * place : size * place + size], WITHIN if place else "")
 
     def _get(self, found: Map, number: int, size: int) -> bytes:
-        if number >= found.max_entries or found.type == bpf.MAP_TYPE_ARRAY_OF_MAPS and number not in found.values:
+        may_be_empty = found.type in (bpf.MAP_TYPE_ARRAY_OF_MAPS, bpf.MAP_TYPE_PROG_ARRAY)
+        if number >= found.max_entries or may_be_empty and number not in found.values:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         value = found.values.get(number, bytes(size))
         return value.id.to_bytes(4, "little") if isinstance(value, Map) else value
@@ -293,7 +294,15 @@ class Kernel:
         return os.open(path, os.O_RDONLY)
 
     def program_load(
-        self, name: str, code: bytes, *, program_type: int = 0, flags: int = 0, device: int = 0, log_level: int = 0
+        self,
+        name: str,
+        code: bytes,
+        *,
+        program_type: int = 0,
+        flags: int = 0,
+        device: int = 0,
+        log_level: int = 0,
+        attach_type: int = 0,
     ) -> int:
         found, features = {}, 0
         for operation, registers, _offset, number in bpf.INSTRUCTION.iter_unpack(code):

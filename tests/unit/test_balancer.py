@@ -105,6 +105,32 @@ def test_virtual_macs_are_unicast_addresses_in_order():
         assert str(caught.value) == words
 
 
+def test_a_next_program_is_a_path_in_the_bpf_file_system():
+    settings = document.parse_settings({"interfaces": ["eth0"], "next_program": "/sys/fs/bpf/xdp/firewall..v2"})
+    assert settings.next_program == "/sys/fs/bpf/xdp/firewall..v2"
+    assert document.parse_settings(settings.as_dict()) == settings
+    assert "next_program" in document.Document(settings).features
+    assert "next_program" not in document.Document(document.Settings(("eth0",))).features
+    wrong = (
+        "firewall",
+        "/sys/fs/bpf",
+        "/sys/fs/bpf/",
+        "/sys/fs/bpf/a//b",
+        "/sys/fs/bpf/../x",
+        "/sys/fs/bpf/a/.",
+        "/tmp/a",
+    )
+    for path in wrong:
+        with pytest.raises(EngineError) as caught:
+            document.parse_settings({"interfaces": ["eth0"], "next_program": path})
+        words = f"next_program {path!r} is not a path of a pinned program, such as /sys/fs/bpf/firewall"
+        assert str(caught.value) == words
+    with pytest.raises(
+        EngineError, match="^next_program is for XDP, not for mode tc, where packets that pass go on to"
+    ):
+        document.parse_settings({"interfaces": ["eth0"], "mode": "tc", "next_program": "/sys/fs/bpf/firewall"})
+
+
 def test_the_bpf_file_system_takes_no_dots(paths):
     places = Balancer("main", paths).places
     assert places.program("eth0.7") == paths.pins / "main/programs/eth0%7"

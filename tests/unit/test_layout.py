@@ -298,6 +298,8 @@ def test_values_of_maps(compiled):
         "lookup_131071": 16 + 4 * 131071,
         "previous": compiled["sizeof previous_header"],
         "source_ranges": 1,
+        "next_program": 4,
+        "next_program_frags": 4,
     }
     key_sizes = {spec.name: spec.key_size for spec in map_specs.map_specs(SIZES) if spec.key_size != 4}
     assert key_sizes == {"source_ranges": compiled["sizeof source_range"]}
@@ -332,6 +334,8 @@ def test_entries_of_maps(compiled):
         "lookup_131071": 64,
         "previous": 64,
         "source_ranges": 2 * vocabulary.MAX_SOURCE_RANGES,
+        "next_program": 1,
+        "next_program_frags": 1,
     }
     assert {spec.name: spec.max_entries for spec in map_specs.map_specs(SIZES)} == entries
 

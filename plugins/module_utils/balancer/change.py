@@ -25,6 +25,7 @@ from .health_view import settled
 from .hooks import HOOKS_OF_MODE, Hooks, Known, Wanted
 from .map_specs import map_specs
 from .native import NativeHook, examine
+from .next_program import NextProgram
 from .places import Places, pinned_id
 
 EMPTY = Config({}, {})
@@ -42,11 +43,12 @@ class Change:
         self, places: Places, current: state.State | None, document: Document, force: bool, repair: bool = False
     ) -> None:
         """With `repair` interfaces that are not there are left out, so that the others go on."""
-        self.places, self.current, self.document, self.force = places, current, document, force
+        self.places, self.current, self.document, self.force, self.repair = places, current, document, force, repair
         self.present = tuple(name for name in document.interfaces if not repair or link.exists(name))
         self.hooks = {interface: Hooks(interface) for interface in self.present}
         self.warnings: list[str] = []
         self.details: dict[str, Any] = {"compiled": False, "new_maps": False}
+        self.next_program_differs = False
 
     # --- what is refused before anything is touched, and what there is to do
 
@@ -62,6 +64,8 @@ class Change:
         self.natives = {interface: self._examine(interface) for interface in self.present}
         for interface, hooks in self.hooks.items():
             hooks.refuse_impossible(self.wanted(), self.known(interface), self.natives[interface])
+        self.next_program = NextProgram(document.settings, self.places.paths.pins, self.repair)
+        self.warnings += [self.next_program.problem] if self.next_program.problem else []
         self.seen = observed.load(self.places.health_file)
         with _open(self.places, current, document) as live_maps:
             self.details["new_maps"] = live_maps is None
@@ -69,6 +73,7 @@ class Change:
                 self._plan_new_maps()
             else:
                 self._plan_in_place(current, live_maps)
+                self.next_program_differs = self.next_program.differs(live_maps)
             known = self.current or state.State(Document())
             missing = None if live_maps is None else self.drift.previous
             self.handover = plan_handover(known, document, self.planned.allocation, missing)
@@ -260,7 +265,8 @@ class Change:
 
     @property
     def repaired(self) -> bool:
-        return bool(self.drift) or self.filters_repaired
+        replaced = self.next_program_differs and self.before.settings == self.document.settings
+        return bool(self.drift) or self.filters_repaired or replaced
 
     @property
     def program_changes(self) -> bool:
@@ -277,6 +283,7 @@ class Change:
             or self.filters
             or self.repaired
             or settings
+            or self.next_program_differs
             or self.program_changes
         )
 

@@ -29,8 +29,9 @@ END_OF_PROGRAM = 0x6C626F7073656E64
 LONGEST_PROGRAM = 1 << 20  # bytes
 # What can be left out of a program, and the name under which the C code knows it.
 FEATURES = {name: f"FEATURE_{name.upper()}" for name in vocabulary.FEATURES}
-# redirect needs a device map, and frames of several buffers are XDP's; a socket buffer is what it is.
-NOT_ON_TC = frozenset(("redirect", "multi_buffer"))
+# redirect needs a device map, frames of several buffers are XDP's, and so is the next program: what passes on tc meets
+# the next filter.
+NOT_ON_TC = frozenset(("redirect", "multi_buffer", "next_program"))
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Build:
     def load_flags(self) -> int:
         """For the kernel."""
         return bpf.PROG_FLAG_XDP_HAS_FRAGS if "multi_buffer" in self.features and not self.tc else 0
+
+    @property
+    def attach_type(self) -> int:
+        """The expected one. A next program has to have the same, and libbpf gives this one to programs for XDP."""
+        return bpf.ATTACH_TYPE_XDP if "next_program" in self.features and not self.tc else 0
 
     def digest(self) -> str:
         """Changes with source, features, sizes, kind of hook, CPUs and hash seed, and only with them.

@@ -23,6 +23,8 @@ from ..tables.layout import MAX_INTERFACES, MAX_VIRTUAL_MACS, Sizes
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 INTERFACE_PATTERN = re.compile(r"[^/\s]{1,15}")
+# Of a pinned program: absolute, and no part of it is "." or "..".
+NEXT_PROGRAM_PATTERN = re.compile(r"/sys/fs/bpf(?:/(?!\.{1,2}(?:/|$))[^/\s]+)+")
 SEED_PATTERN = re.compile(r"[0-9a-f]{16}")
 MODES = ("auto", "native", "tc", "generic", "offload")
 SOURCE = "/usr/lib/lbops/current/bpf"
@@ -53,6 +55,8 @@ class Settings:
     unserved: str = "drop"
     # Ethernet addresses of VRRP, in lower case and in order.
     virtual_macs: tuple[str, ...] = ()
+    # Path of the pinned XDP program that gets what this one passes; empty: none.
+    next_program: str = ""
     sizes: Sizes = Sizes()
     # Directory of the program's C files on the host.
     source: str = SOURCE
@@ -92,6 +96,7 @@ class Document:
             "multi_buffer": self.settings.multi_buffer,
             "latency": self.settings.latency,
             "unserved_pass": self.settings.unserved == "pass",
+            "next_program": bool(self.settings.next_program),
         }
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
 
@@ -162,6 +167,19 @@ def parse_virtual_macs(raw: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def parse_next_program(raw: Any, mode: str) -> str:
+    """The path of a pinned program, empty for none. Raises EngineError."""
+    text = "" if raw is None else str(raw)
+    if text and not NEXT_PROGRAM_PATTERN.fullmatch(text):
+        raise EngineError(f"next_program {text!r} is not a path of a pinned program, such as /sys/fs/bpf/firewall")
+    if text and mode == "tc":
+        raise EngineError(
+            "next_program is for XDP, not for mode tc, where packets that pass go on to the next filter; leave it out, "
+            "and attach the program as a filter behind the balancer's"
+        )
+    return text
+
+
 def parse_sizes(raw: dict[str, Any]) -> Sizes:
     """Raises EngineError that names the option."""
     sizes = Sizes(**raw)
@@ -200,6 +218,7 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         raw.get("latency", False),
         unserved,
         parse_virtual_macs(raw.get("virtual_macs", [])),
+        parse_next_program(raw.get("next_program"), mode),
         parse_sizes(raw.get("sizes", {})),
         raw.get("source", SOURCE),
         parse_hash_seed(raw.get("hash_seed")),

@@ -78,6 +78,9 @@ OPTIONS = {
     "filter_limits": "max_filters",
 }
 
+# The arrays of the next program, by whether it takes frames of several buffers.
+NEXT_PROGRAM_MAPS = {False: "next_program", True: "next_program_frags"}
+
 
 def memory_of(specs: Iterable[MapSpec], cpus: int) -> memory.Needs:
     """The kernel's memory that these maps take by the option that sizes them, without the tables in them."""
@@ -164,4 +167,5 @@ def map_specs(sizes: Sizes) -> tuple[MapSpec, ...]:
             key_size=SOURCE_RANGE.size,
             flags=bpf.MAP_FLAG_NO_PREALLOC,
         ),
+        *(MapSpec(name, bpf.MAP_TYPE_PROG_ARRAY, INDEX.size, 1) for name in NEXT_PROGRAM_MAPS.values()),
     )

@@ -54,6 +54,7 @@ class Loader:
                 bpf.relocate(code, list(self._maps.descriptors.values())),
                 program_type=build.program_type,
                 flags=build.load_flags,
+                attach_type=build.attach_type,
             )
 
         program, compiled_now = compiled.load(build, self._directory, load_code)

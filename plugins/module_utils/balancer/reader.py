@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..kernel import bpf, device, link
-from . import live, map_set, observed, problems, state
+from . import live, map_set, next_program, observed, problems, state
 from .hooks import Hooks
 from .places import Places, pinned_id
 
@@ -29,6 +29,11 @@ def program_facts(places: Places, current: state.State | None) -> dict[str, Any]
         "interfaces": found,
         "problems": problems.find(places.name, current, found) if current else [],
     }
+    if current is not None and current.document.settings.next_program:
+        following = next_program.live_entry(places, current)
+        facts["next_program"] = {"path": current.document.settings.next_program, "program_id": following}
+        if not following and current.document.settings.attached:
+            facts["problems"].append(next_program.missing(places, current))
     first = next((entry["program_id"] for entry in found if "program_id" in entry), None)
     if current is not None and first is not None:
         facts.update(

@@ -36,6 +36,8 @@ def main() -> int:
     result = "restored" if outcome.changed else "unchanged"
     entries = outcome.details.get("prepared", [])
     prepared = ",".join(f"{key}={value}" for entry in entries for key, value in entry["after"].items())
+    for warning in outcome.warnings:
+        sys.stderr.write(f"restore balancer={name} warning: {warning}\n")
     for entry in outcome.details["program"]["interfaces"]:
         sys.stdout.write(
             f"restore balancer={name} result={result} interface={entry['interface']} hook={entry.get('hook')} "

@@ -208,6 +208,7 @@ def _load_document(raw: dict[str, Any]) -> Document:
     # State files of layout 3 have no such options.
     plain["unserved"] = raw.get("unserved", "drop")
     plain["hash_seed"] = raw.get("hash_seed", "")
+    plain["next_program"] = raw.get("next_program", "")
     plain["virtual_macs"] = tuple(raw.get("virtual_macs", ()))
     settings = Settings(tuple(raw["interfaces"]), sizes=Sizes(**raw["sizes"]), **plain)
     return Document(settings, config, parse_filters(raw["filters"]))

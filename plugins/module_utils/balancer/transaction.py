@@ -58,6 +58,7 @@ class Transaction:
             live_maps.set_links(link.links_up(self._change.document.config.redirect_interfaces()))
             self._remove_interfaces()
             written = self._shrink(written, live_maps)
+            self._change.next_program.leave(live_maps)
             self._change.details["write_seconds"] = round(live_maps.write_seconds, 6)
         self._verify(written)
         self._change.report_natives()
@@ -92,6 +93,7 @@ class Transaction:
             hooks = {name: known[name] for name in document.interfaces if name in known}
             live_maps = map_set.open_pinned(places.maps, document.sizes)
             live_maps.set_virtual_macs(document.settings.virtual_macs)
+            self._change.next_program.enter(live_maps)
             return hooks, live_maps
         new_maps = self._change.details["new_maps"]
         live_maps = self._make_maps() if new_maps else map_set.open_pinned(places.maps, document.sizes)
@@ -108,6 +110,7 @@ class Transaction:
                 present = (*self._change.present, *leaving)[:MAX_INTERFACES]
                 live_maps.update_control(known_interfaces(present))
                 live_maps.set_virtual_macs(document.settings.virtual_macs)
+                self._change.next_program.enter(live_maps)
                 with self._moving(live_maps):
                     found = programs.put_all(
                         places,
@@ -120,6 +123,7 @@ class Transaction:
         except BaseException:
             if current and not self._switched:
                 live_maps.set_virtual_macs(current.document.settings.virtual_macs)
+                self._change.next_program.undo(live_maps)
             live_maps.close()
             raise
         # Preparing a driver may have changed an MTU.

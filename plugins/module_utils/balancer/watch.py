@@ -9,7 +9,7 @@ have cached; and it has the kernel verify the neighbours on the way to backends,
 traffic that would make it do so. Without it the program goes on with what it has cached.
 
 An interface that is removed and created again, as a driver or a virtual machine does, or that is renamed and gets its
-name back, has the program put back; the other interfaces forward meanwhile.
+name back, has the program put back; the other interfaces forward meanwhile. A next program is put in once it is pinned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..kernel import neighbours as kernel_neighbours
 from ..kernel.device import RTM_DELLINK, RTM_NEWLINK
 from ..kernel.link import import_pyroute2
 from ..kernel.neighbours import AF_INET, AF_INET6, RTM_DELNEIGH, RTM_NEWNEIGH
-from . import reader, state
+from . import next_program, reader, state
 from .balancer import Balancer
 
 # include/uapi/linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
@@ -193,6 +193,30 @@ class Interfaces:
         log(self._balancer.name, event, **fields)
 
 
+class NextProgram:
+    """The program that is pinned as the next one: called once it is there, and when another one takes its place."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self._refusal = ""
+
+    def look(self) -> None:
+        """Have the balancer call the program that is pinned now."""
+        current = state.load(self._balancer.state_file)
+        if current is None or not next_program.is_due(self._balancer.places, current):
+            return
+        try:
+            self._balancer.restore()
+        except (EngineError, OSError) as error:
+            # It is tried again.
+            if str(error) != self._refusal:
+                log(self._balancer.name, "next_program_not_called", error)
+            self._refusal = str(error)
+            return
+        self._refusal = ""
+        log(self._balancer.name, "next_program_called", path=current.document.settings.next_program)
+
+
 def _named(current: state.State) -> set[str]:
     return {*current.document.interfaces, *current.config.redirect_interfaces()}
 
@@ -227,11 +251,15 @@ def run(balancer: Balancer) -> None:
 
 def _follow(balancer: Balancer, interfaces: Interfaces, watch: Watch, listener: netlink.Listener) -> None:
     """Act on what the kernel says, until it had to drop messages."""
+    following = NextProgram(balancer)
     verify_due = lost_due = time.monotonic()
     while True:
         started = time.monotonic()
         if started >= verify_due:
             interfaces.look()
+            following.look()
+            # Only verifying is to take a small share of the time.
+            started = time.monotonic()
             verify(balancer)
             finished = time.monotonic()
             verify_due = finished + max(VERIFY_INTERVAL, (finished - started) / VERIFY_SHARE)

@@ -45,6 +45,7 @@ FEATURES = (
     "handover",
     "local",
     "source_ranges",
+    "next_program",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")

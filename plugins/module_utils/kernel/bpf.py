@@ -38,6 +38,7 @@ MAP_LOOKUP_BATCH = 24
 MAP_UPDATE_BATCH = 26
 
 MAP_TYPE_ARRAY = 2
+MAP_TYPE_PROG_ARRAY = 3
 MAP_TYPE_PERCPU_ARRAY = 6
 MAP_TYPE_LPM_TRIE = 11
 MAP_TYPE_ARRAY_OF_MAPS = 12
@@ -53,6 +54,8 @@ PROG_TYPE_SOCKET_FILTER = 1
 PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_XDP = 6
 PROG_FLAG_XDP_HAS_FRAGS = 1 << 5
+# enum bpf_attach_type; libbpf loads a program of a section "xdp" with this one
+ATTACH_TYPE_XDP = 37
 
 INSTRUCTION = btf.INSTRUCTION
 LOAD_IMMEDIATE_64 = 0x18
@@ -280,17 +283,25 @@ class VerifierError(OSError):
 
 
 def program_load(
-    name: str, code: bytes, *, program_type: int = PROG_TYPE_XDP, flags: int = 0, device: int = 0, log_level: int = 0
+    name: str,
+    code: bytes,
+    *,
+    program_type: int = PROG_TYPE_XDP,
+    flags: int = 0,
+    device: int = 0,
+    log_level: int = 0,
+    attach_type: int = 0,
 ) -> int:
     """Load a program under the kernel's name for the licence of files/bpf; raise VerifierError with the log.
 
-    `device` is the index of the interface whose hardware is to run it, 0 for the kernel.
+    `device` is the index of the interface whose hardware is to run it, 0 for the kernel. `attach_type` is the expected
+    one; since Linux 6.18 a program array takes programs of one attach type only.
     """
     found = btf.subprograms(code)
     types, functions = btf.describe(found) if found else (b"", b"")
     described = _btf_load(types) if found else 0
     try:
-        return _program_load(name, code, program_type, flags, device, log_level, described, functions)
+        return _program_load(name, code, program_type, flags, device, attach_type, log_level, described, functions)
     finally:
         if described:
             os.close(described)
@@ -302,7 +313,15 @@ def _btf_load(data: bytes) -> int:
 
 
 def _program_load(
-    name: str, code: bytes, program_type: int, flags: int, device: int, log_level: int, described: int, functions: bytes
+    name: str,
+    code: bytes,
+    program_type: int,
+    flags: int,
+    device: int,
+    attach_type: int,
+    log_level: int,
+    described: int,
+    functions: bytes,
 ) -> int:
     instructions, licence = _input(code), ctypes.create_string_buffer(b"Dual BSD/GPL")
     function_info = _input(functions)
@@ -320,7 +339,7 @@ def _program_load(
         flags,
         _name(name),
         device,
-        0,
+        attach_type,
         described,
         btf.FUNCTION.size,
         _address(function_info),
@@ -330,7 +349,7 @@ def _program_load(
         return _bpf(PROG_LOAD, attributes)
     except OSError as error:
         if not log_level:
-            return _program_load(name, code, program_type, flags, device, 1, described, functions)
+            return _program_load(name, code, program_type, flags, device, attach_type, 1, described, functions)
         raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
 
 
