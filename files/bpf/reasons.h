@@ -41,6 +41,8 @@ enum reason {
 	PASS_TOO_BIG,
 	/* Passed untouched: the frame is not for the interface's Ethernet address. */
 	PASS_OTHER_MAC,
+	/* Forwarded by the flow, since no backend of the service has the server id of the connection id. */
+	FORWARD_QUIC_UNKNOWN_ID,
 	REASONS,
 };
 

@@ -6,6 +6,7 @@
 #include "filter.h"
 #include "flow_table.h"
 #include "next_hop.h"
+#include "quic.h"
 #include "random.h"
 #include "select.h"
 #include "sessions.h"
@@ -131,6 +132,25 @@ GLOBAL_SUBPROGRAM __u64 hashed_in_any_size(__u64 service, __u64 hash, __u64 unus
 	EACH_SIZE(HASHED);
 #undef HASHED
 	return 0;
+}
+#endif
+
+#ifdef FEATURE_QUIC
+GLOBAL_SUBPROGRAM __u64 find_displaced_server(__u64 family, __u64 key, __u64 unused, __u64 unused2)
+{
+	const __u32 *found = NULL;
+	const void *table;
+
+	IS_GLOBAL;
+	asm volatile("" : : "r"(unused), "r"(unused2));
+	if (family == 4) {
+		table = endpoint_table(4);
+		found = table ? find_endpoint4(table, key) : NULL;
+	} else {
+		table = endpoint_table(6);
+		found = table ? find_endpoint6(table, key, 0, ENDPOINT_QUIC_SERVER << 24) : NULL;
+	}
+	return found ? *found : 0;
 }
 #endif
 

@@ -36,6 +36,7 @@ def _backend(service: dict[str, Any], host: str, variables: dict[str, Any]) -> d
         "weight": variables.get("backend_weight"),
         "state": variables.get("backend_state"),
         "mac": variables.get("backend_mac"),
+        "server_id": variables.get("backend_server_id"),
     }
     return {key: value for key, value in entry.items() if value is not None}
 

@@ -35,8 +35,11 @@ options:
       - C(weight), 0 to 65535, its share in proportion to the other weights; 1 if it is left out. 0 is the same as
         C(drained).
       - C(state), C(enabled) or C(drained). A drained backend gets nothing new, but its replies still get the VIP back,
-        and with C(flow_table) or C(full_nat) its flows stay.
+        and with C(flow_table), C(full_nat) or C(affinity=quic) its flows stay.
       - C(mac), its Ethernet address. Without it, the kernel's routes and neighbours say where packets go.
+      - C(server_id), hexadecimal digits in quotes, such as V('0a000001'); required for services with C(affinity=quic),
+        unused elsewhere. The backend puts these bytes behind the first byte of the connection ids that it issues. As
+        many bytes as the service's C(quic_server_id_length), and its own in the service.
       - C(name), for people and metrics.
     type: list
     elements: dict

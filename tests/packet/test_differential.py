@@ -82,7 +82,7 @@ def test_traffic_was_as_mixed_as_it_was_meant_to_be(rig, hook):
     known = {label for label, _verdict in rig.model.reasons}
     assert known >= {
         *("not_ip", "not_ours", "malformed", "extension_headers", "ttl_expired", "local_reply", "no_neighbour"),
-        *("no_backend", "no_route", "martian", "fragment", "filtered", "echo", "too_big"),
+        *("no_backend", "no_route", "martian", "fragment", "filtered", "echo", "too_big", "quic_unknown_id"),
     }
     idle = [name for name, counters in rig.model.service_counters.items() if not counters[0] and "empty" not in name]
     assert not idle

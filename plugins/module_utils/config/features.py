@@ -17,6 +17,7 @@ def used_features(config: Config, declared: Filters | None = None) -> frozenset[
         needed |= {service.forwarding, service.scheduler, "ipv6" if service.family == 6 else ""}
         needed |= {"flow_table" if service.flow_table else "", "any_port" if service.any_port else ""}
         needed.add("affinity" if service.affinity_prefix else "")
+        needed.add("quic" if service.by_connection_id else "")
         needed.add("table_size" if service.table_size != DEFAULT_TABLE_SIZE else "")
     if declared:
         needed.add("filters")

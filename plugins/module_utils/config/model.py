@@ -55,6 +55,8 @@ class Service:
     affinity_prefix: int = 0  # bits of the client's address that choose the backend; 0: the whole flow does
     affinity_group: str | None = None
     tunnel_port: int | None = None  # gue: UDP port of the backends
+    server_id_length: int = 0  # bytes of the backends' ids in connection ids of QUIC; 0: those choose nothing
+    quic_config_id: int = 0
 
     @property
     def family(self) -> int:
@@ -102,6 +104,16 @@ class Service:
     def remembers_flows(self) -> bool:
         return self.flow_table or self.forwarding == "full_nat"
 
+    @property
+    def by_connection_id(self) -> bool:
+        """Whether connection ids of QUIC choose the backend."""
+        return self.server_id_length > 0
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a drained backend keeps connections that are open."""
+        return self.remembers_flows or self.by_connection_id
+
     def as_dict(self) -> dict[str, Any]:
         entry = {
             "name": self.name,
@@ -125,6 +137,12 @@ class Service:
             entry["affinity_group"] = self.affinity_group
         if self.tunnel_port is not None:
             entry["tunnel_port"] = self.tunnel_port
+        if self.by_connection_id:
+            entry |= {
+                "affinity": "quic",
+                "quic_server_id_length": self.server_id_length,
+                "quic_config_id": self.quic_config_id,
+            }
         return entry
 
 
@@ -139,6 +157,7 @@ class Backend(NamedTuple):
     mac: str | None
     name: str | None
     interface: str | None = None
+    server_id: str | None = None  # in connection ids of QUIC: hexadecimal digits, in lower case
 
     @property
     def target(self) -> str:

@@ -60,7 +60,7 @@ READY = Family(
 REASON_PACKETS = Family(
     "lbops_reason_packets_total",
     "counter",
-    "Packets that were passed to the kernel, dropped, answered or forwarded unlearnt, by reason.",
+    "Packets that were passed to the kernel, dropped, answered, or forwarded with a loss of affinity, by reason.",
     ("balancer", "reason", "verdict"),
 )
 FILTER_PACKETS = Family(
