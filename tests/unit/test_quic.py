@@ -36,7 +36,7 @@ def config(*backends: dict[str, Any], **service: Any) -> model.Config:
     return found
 
 
-def server_ids(found: tables.Endpoints | None) -> dict[bytes, int]:
+def ids_in(found: tables.Endpoints | None) -> dict[bytes, int]:
     return {key: number for key, number in (found or {}).items() if key[-1] == KIND}
 
 
@@ -133,7 +133,7 @@ def test_backends_that_are_refused(backends, problem):
 def test_an_id_may_be_declared_before_the_service_needs_it():
     found = config(ONE, TWO, affinity="none", quic_server_id_length=None)
     made = plan.make(model.Config({}, {}), plan.Allocation(), found, SIZES)
-    assert not server_ids(made.endpoints)
+    assert not ids_in(made.endpoints)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
@@ -163,7 +163,7 @@ def test_two_servers_that_have_one_key_are_refused():
 def test_drained_backends_keep_their_ids_and_the_service_its_table():
     found = config({**ONE, "state": "drained"}, {**TWO, "weight": 0})
     made = plan.make(model.Config({}, {}), plan.Allocation(), found, SIZES)
-    assert sorted(server_ids(made.endpoints).values()) == sorted(made.allocation.backends.values())
+    assert sorted(ids_in(made.endpoints).values()) == sorted(made.allocation.backends.values())
     packed = tables.pack_ring(found.services["web"], found.backends.values(), made.allocation.backends)
     assert packed and layout.LOOKUP_TABLE.unpack_from(packed)[1:3] == (0, 2 << 4)
 
@@ -184,10 +184,10 @@ def test_other_ids_of_the_same_backends(backends, service):
     second = plan.make(before, plan.settled(first.allocation), after, SIZES)
     assert second.allocation.backends == first.allocation.backends
     assert second.changed
-    old, new = server_ids(first.endpoints), server_ids(second.endpoints)
+    old, new = ids_in(first.endpoints), ids_in(second.endpoints)
     assert old != new and len(new) == 2
     if old.keys() - new.keys():
-        assert server_ids(second.interim_endpoints) == {**old, **new}
+        assert ids_in(second.interim_endpoints) == {**old, **new}
     assert ("web" in second.swapped_rings) == ("quic_server_id_length" in service)
 
 
@@ -195,8 +195,8 @@ def test_a_removed_backend_has_no_id():
     before, after = config(ONE, TWO), config(ONE)
     first = plan.make(model.Config({}, {}), plan.Allocation(), before, SIZES)
     second = plan.make(before, plan.settled(first.allocation), after, SIZES)
-    assert len(server_ids(second.interim_endpoints)) == 2
-    assert len(server_ids(second.endpoints)) == 1
+    assert len(ids_in(second.interim_endpoints)) == 2
+    assert len(ids_in(second.endpoints)) == 1
 
 
 def test_whatever_ids_say_changes_the_digest():
