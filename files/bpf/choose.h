@@ -10,6 +10,7 @@
 #include "layout.h"
 #include "maps.h"
 #include "packet.h"
+#include "quic.h"
 #include "select.h"
 #include "sessions.h"
 #include "source_ranges.h"
@@ -314,14 +315,43 @@ static __always_inline int open_rules(const int family, const struct packet *pac
 	return CHOSEN;
 }
 
+#ifdef FEATURE_QUIC
+/* CHOSEN if the packet belongs to a connection that a backend of the service has named; whatever its flow is. */
+static __always_inline int choose_by_connection_id(const int family, const struct packet *packet, const void *table,
+						   __u32 service, struct choice *choice)
+{
+	__u32 id_length = choice->rules->flags >> QUIC_ID_LENGTH_SHIFT & 15;
+	struct connection_id id;
+	struct backend *backend;
+	__u32 place;
+
+	if (!id_length || !read_server_choice(family, packet, id_length, &id))
+		return DROP_NO_BACKEND;
+	place = find_server(family, table, server_key(service, id_length, &id));
+	backend = lookup(MAP_BACKENDS, place);
+	if (!backend || !backend->forwarding) {
+		if ((id.first & QUIC_CONFIG_ID) != QUIC_UNROUTABLE)
+			count_reason(FORWARD_QUIC_UNKNOWN_ID);
+		return DROP_NO_BACKEND;
+	}
+	choice->backend = backend;
+	choice->id = place;
+	return CHOSEN;
+}
+#endif
+
 /* CHOSEN, or the reason why the packet goes to no backend. */
-static __always_inline int choose(const int family, const struct packet *packet, __u32 service,
+static __always_inline int choose(const int family, const struct packet *packet, const void *table, __u32 service,
 				  const struct flow *flow, struct choice *choice)
 {
 	int reason = open_rules(family, packet, service, flow, choice);
 
 	if (reason != CHOSEN)
 		return reason;
+#ifdef FEATURE_QUIC
+	if (choose_by_connection_id(family, packet, table, service, choice) == CHOSEN)
+		return CHOSEN;
+#endif
 #ifdef FLOWS_ARE_REMEMBERED
 	if (choice->rules->flags & (SERVICE_FLOW_TABLE | SERVICE_SESSIONS))
 		return choose_remembered(family, packet, service, flow, choice);

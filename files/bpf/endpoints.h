@@ -22,11 +22,15 @@ static __always_inline void *endpoint_table(const int family)
 	return tables ? lookup(tables, 0) : NULL;
 }
 
+/* The slot where the search for a key begins. The engine uses no more slots than there are; the mask is for the verifier. */
+static __always_inline const struct endpoint *home4(const struct endpoint_table *table, __u64 key)
+{
+	return &table->slots[key * ENDPOINT_MULTIPLIER >> table->shift & (ENDPOINT_SLOTS - 1)];
+}
+
 static __always_inline const __u32 *find_endpoint4(const struct endpoint_table *table, __u64 key)
 {
-	__u64 home = key * ENDPOINT_MULTIPLIER >> table->shift;
-	/* The engine never uses more slots than there are; the mask is for the verifier. */
-	const struct endpoint *slot = &table->slots[home & (ENDPOINT_SLOTS - 1)];
+	const struct endpoint *slot = home4(table, key);
 	int probe;
 
 	for (probe = 0; probe < ENDPOINT_PROBES; probe++, slot++) {
@@ -45,15 +49,21 @@ static __always_inline __u64 load64(const void *words)
 	return (__u64)word[1] << 32 | word[0];
 }
 
+static __always_inline const struct endpoint6 *home6(const struct endpoint6_table *table, __u64 upper, __u64 lower,
+						     __u32 key)
+{
+	__u64 hash = (upper ^ (__u64)key << 32) * ENDPOINT_MULTIPLIER;
+
+	hash = (hash ^ hash >> 32 ^ lower) * ENDPOINT_MULTIPLIER;
+	return &table->slots[hash >> table->shift & (ENDPOINT_SLOTS - 1)];
+}
+
 static __always_inline const __u32 *find_endpoint6(const struct endpoint6_table *table, __u64 upper, __u64 lower,
 						   __u32 key)
 {
-	__u64 hash = (upper ^ (__u64)key << 32) * ENDPOINT_MULTIPLIER;
-	const struct endpoint6 *slot;
+	const struct endpoint6 *slot = home6(table, upper, lower, key);
 	int probe;
 
-	hash = (hash ^ hash >> 32 ^ lower) * ENDPOINT_MULTIPLIER;
-	slot = &table->slots[hash >> table->shift & (ENDPOINT_SLOTS - 1)];
 	for (probe = 0; probe < ENDPOINT_PROBES; probe++, slot++) {
 		if (!slot->key)
 			return NULL;

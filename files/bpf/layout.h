@@ -44,7 +44,16 @@ enum endpoint_kind {
 	ENDPOINT_BACKEND = 2, /* source of a dnat backend's replies, port 0 for any; id is the backend */
 	ENDPOINT_VIP = 3,     /* an address that answers echo; port 0, protocol ICMP, no id */
 	ENDPOINT_SOURCE = 4,  /* an address of full_nat; port 0, protocol 0, id is the pool */
+	ENDPOINT_QUIC_SERVER = 5, /* a server id of QUIC, with a key of its own; id is the backend */
 };
+
+/*
+ * The key of a server id is a hash, which the engine knows to be of one server only: with n, the bytes of the server id,
+ * the upper 56 bits of ENDPOINT_MULTIPLIER * (server id << 64 - 8 * n ^ SERVER_KEY_MULTIPLIER * (index of the service's
+ * lookup table << 8 | config id << 5 | n)). The server id is a little-endian load of its bytes. In the table of IPv6 the
+ * key with its kind is address[0].
+ */
+#define SERVER_KEY_MULTIPLIER 0xff51afd7ed558ccdULL
 
 /* key: address | port << 32 | protocol << 48 | kind << 56, address and port as they lie in the packet. */
 struct endpoint {
@@ -99,6 +108,8 @@ enum service_flags {
 	SERVICE_SOURCE_RANGES = 8, /* clients are in one of its ranges, or their packets are dropped */
 };
 
+/* Bits 4 to 7 of the flags: bytes of the server ids in connection ids of QUIC; 0: they choose nothing. */
+#define QUIC_ID_LENGTH_SHIFT 4
 /* Bits 8 to 15 of the flags: how many bits of the client's address choose the backend; 0: the whole flow does. */
 #define AFFINITY_PREFIX_SHIFT 8
 

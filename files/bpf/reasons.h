@@ -45,6 +45,8 @@ enum reason {
 	FORWARD_HANDOVER,
 	/* Dropped: the client is in none of the service's source ranges. */
 	DROP_SOURCE_NOT_ALLOWED,
+	/* Forwarded by the flow, since no backend of the service has the server id of the connection id. */
+	FORWARD_QUIC_UNKNOWN_ID,
 	REASONS,
 };
 

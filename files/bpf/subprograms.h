@@ -7,6 +7,7 @@
 #include "flow_table.h"
 #include "handover.h"
 #include "next_hop.h"
+#include "quic.h"
 #include "random.h"
 #include "select.h"
 #include "sessions.h"
@@ -175,6 +176,25 @@ GLOBAL_SUBPROGRAM __u64 is_in_source_range(__u64 service, __u64 bits, __u64 uppe
 
 	IS_GLOBAL;
 	return bpf_map_lookup_elem(MAP_SOURCE_RANGES, &key) != NULL;
+}
+#endif
+
+#ifdef FEATURE_QUIC
+GLOBAL_SUBPROGRAM __u64 find_displaced_server(__u64 family, __u64 key, __u64 unused, __u64 unused2)
+{
+	const __u32 *found = NULL;
+	const void *table;
+
+	IS_GLOBAL;
+	asm volatile("" : : "r"(unused), "r"(unused2));
+	if (family == 4) {
+		table = endpoint_table(4);
+		found = table ? find_endpoint4(table, key) : NULL;
+	} else {
+		table = endpoint_table(6);
+		found = table ? find_endpoint6(table, key, 0, ENDPOINT_QUIC_SERVER << 24) : NULL;
+	}
+	return found ? *found : 0;
 }
 #endif
 

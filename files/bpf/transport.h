@@ -120,7 +120,7 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 	if (is_martian(family, packet, table))
 		return with_reason(DROP_MARTIAN, DROP);
 	flow_of(family, packet, &flow);
-	reason = choose(family, packet, service, &flow, &choice);
+	reason = choose(family, packet, table, service, &flow, &choice);
 	if (reason != CHOSEN)
 		return not_chosen(reason);
 	return forward(ctx, family, packet, &choice, 1);
@@ -166,7 +166,7 @@ static __always_inline int handle_transport(hook_context *ctx, const int family,
 			if (is_martian(family, packet, table))
 				return with_reason(DROP_MARTIAN, DROP);
 			flow_of(family, packet, &flow);
-			reason = choose(family, packet, service, &flow, &choice);
+			reason = choose(family, packet, table, service, &flow, &choice);
 			if (reason != CHOSEN)
 				return not_chosen(reason);
 		}

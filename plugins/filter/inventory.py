@@ -38,6 +38,7 @@ def _backend(service: dict[str, Any], host: str, variables: dict[str, Any], bala
         "mac": variables.get("backend_mac"),
         # To the other balancers, such a host is a backend like any other.
         "local": variables.get("backend_local") if host == balancer else None,
+        "server_id": variables.get("backend_server_id"),
     }
     return {key: value for key, value in entry.items() if value is not None}
 

@@ -35,12 +35,16 @@ options:
       - C(weight), 0 to 65535, its share in proportion to the other weights; 1 if it is left out. 0 is the same as
         C(drained).
       - C(state), C(enabled), C(drained) or C(backup). A drained backend gets nothing new, but its replies still get the
-        VIP back, and with C(flow_table) or C(full_nat) its flows stay. A backup gets new flows only while no other
-        backend of the service does, since all are drained, unhealthy or have weight 0; then it is like a drained one.
+        VIP back, and with C(flow_table), C(full_nat) or C(affinity=quic) its flows stay. A backup gets new flows only
+        while no other backend of the service does, since all are drained, unhealthy or have weight 0; then it is like a
+        drained one.
       - C(mac), its Ethernet address. Without it, the kernel's routes and neighbours say where packets go.
       - C(local), whether it is this host. The kernel then gets its packets as they came, so the VIP must be an address
         of the host, on C(lo) for example, and C(port) that of the service. For all modes but C(redirect). Its replies
         leave by the kernel and are not counted.
+      - C(server_id), hexadecimal digits in quotes, such as V('0a000001'); required for services with C(affinity=quic),
+        unused elsewhere. The backend puts these bytes behind the first byte of the connection ids that it issues. As
+        many bytes as the service's C(quic_server_id_length), and its own in the service.
       - C(name), for people and metrics.
     type: list
     elements: dict

@@ -138,9 +138,16 @@ options:
             keeps the clients that it has. Balancers and CPUs that meet a client for the first time at once may give it
             two turns.
           - All clients behind one address, such as that of a NAT or a proxy, go to one backend.
-          - The first service with V(client) compiles the program again, once.
+          - V(quic), for UDP, chooses it by the server id that the backend puts in clear into the connection ids that it
+            issues (draft-ietf-quic-load-balancers, unencrypted). So a connection stays with its backend when the
+            client's address or port changes, when backends are added, and while its backend is drained. Packets whose
+            connection id the client may have chosen (Initial, 0-RTT), or whose server id no backend has, go by the
+            flow. Each backend needs a C(server_id), see M(lbops.xdp.xdp_backends). Not for C(full_nat) and
+            C(redirect); C(round_robin) needs O(services[].flow_table).
+          - A client that knows a server id can choose that backend with it.
+          - The first service with V(client) or V(quic) compiles the program again, once.
         type: str
-        choices: [none, client]
+        choices: [none, client, quic]
         default: none
       affinity_prefix:
         description:
@@ -163,6 +170,17 @@ options:
           - The first service with any compiles the program again, once.
         type: list
         elements: str
+      quic_server_id_length:
+        description:
+          - For V(quic), how many bytes of a connection id, behind its first byte, are the server id; 1 to 8. Required
+            there.
+          - Another length, or another O(services[].quic_config_id), makes connection ids unknown that were issued
+            before.
+        type: int
+      quic_config_id:
+        description:
+          - For V(quic), the three highest bits of a connection id's first byte, 0 to 6; 0 if it is left out.
+        type: int
       tunnel_port:
         description:
           - For C(gue), the UDP port on which the backends take packets; 6080 if it is left out.
@@ -236,7 +254,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.balancer.slices import p
 
 SCHEDULERS = ["maglev", "hash", "round_robin"]
 FORWARDINGS = ["dnat", "full_nat", "dsr", "ipip", "gue", "redirect"]
-AFFINITIES = ["none", "client"]
+AFFINITIES = ["none", "client", "quic"]
 
 
 def apply(params, check):
@@ -270,6 +288,8 @@ def main():
                     "affinity_group": {"type": "str"},
                     "tunnel_port": {"type": "int"},
                     "source_ranges": {"type": "list", "elements": "str"},
+                    "quic_server_id_length": {"type": "int"},
+                    "quic_config_id": {"type": "int"},
                 },
             },
             "purge": {"type": "bool", "default": True},

@@ -19,7 +19,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from tests.packet import reference
+from tests.packet import quic, reference
 
 BACKENDS = 100
 MILLION = 1 << 20
@@ -211,6 +211,17 @@ def flood() -> Scene:
     return Scene("flood", [service(flow_table=True)], members(port=BACKEND_PORT), cases, sizes=Sizes())
 
 
+def quic_scene() -> Scene:
+    """Packets of established connections, whose ids name the backend."""
+    backends = [
+        {**item, "server_id": f"{number:08x}"} for number, item in enumerate(members(port=BACKEND_PORT), 0x0A000001)
+    ]
+    datagram = quic.short(quic.connection_id(backends[41]["server_id"]))[:18]
+    entry = service(affinity="quic", quic_server_id_length=4)
+    frame = frame4(UDP(sport=SOURCE_PORT, dport=SERVICE_PORT) / Raw(datagram))
+    return Scene("quic", [entry], backends, [Case("quic_udp4", frame)])
+
+
 def scenes() -> Iterator[Scene]:
     yield base()
     yield small()
@@ -246,6 +257,7 @@ def scenes() -> Iterator[Scene]:
     measured = [Case("dnat_udp4_latency", frame4(udp()))]
     latency = frozenset(("latency",))
     yield Scene("latency", [service()], members(port=BACKEND_PORT), measured, more_features=latency)
+    yield quic_scene()
     yield flow_table()
     yield flood()
     yield thousand_services()

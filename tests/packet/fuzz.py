@@ -13,11 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from tests.packet import network as net
+from tests.packet import quic
 from tests.packet.frames import CLIENT
 from tests.packet.reference import ICMP, ICMPV6, PROTOCOLS, TCP, UDP, word_sum
 
 VIPS = ["203.0.113.10", "203.0.113.11", "203.0.113.12"]
 VIPS6 = ["2001:db8:1::10", "2001:db8:1::11", "2001:db8:1::12"]
+QUIC = {"affinity": "quic", "quic_server_id_length": 2}
 # Name, VIP, protocol, port, other keys. The same over IPv6, with names that end in 6.
 SERVICES_BY_FAMILY = [
     ("web", 0, "tcp", 80, {}),
@@ -49,6 +51,9 @@ SERVICES_BY_FAMILY = [
         91,
         {"source_ranges": ["198.51.100.0/24"], "forwarding": "full_nat", "source": "10.0.0.250"},
     ),
+    ("quic", 0, "udp", 443, {"affinity": "quic", "quic_server_id_length": 1, "flow_table": True}),
+    ("quic-direct", 1, "udp", 443, {**QUIC, "forwarding": "dsr", "quic_config_id": 3}),
+    ("quic-tunnel", 2, "udp", 443, {**QUIC, "forwarding": "ipip", "source": "10.99.0.0/16", "scheduler": "hash"}),
 ]
 # Service, number of the host (100 and more: behind the other interface), other keys.
 BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
@@ -99,6 +104,10 @@ BACKENDS_BY_FAMILY: list[tuple[str, int, dict[str, Any]]] = [
     # The balancer's own host.
     *((service, 41, {"local": True}) for service in ("dns", "game", "direct", "tunnel", "gue-udp", "nat")),
     *((service, 42, {"local": True, "weight": 2}) for service in ("nat-tcp", "sticky", "sticky-udp", "rest")),
+    *(("quic", host, {"port": 4433, "server_id": f"{host % 100:02x}"}) for host in (41, 42, 143)),
+    ("quic", 44, {"port": 4433, "server_id": "2c", "state": "drained"}),
+    *(("quic-direct", host, {"server_id": f"0a{host % 100:02x}"}) for host in (45, 46, 147)),
+    *(("quic-tunnel", host, {"server_id": f"0a{host % 100:02x}"}) for host in (48, 149)),
 ]
 FILTERS = [
     {"prefix": "192.0.2.0/24", "action": "drop"},
@@ -397,11 +406,37 @@ class Frames:
         return self.flow(family, self.random.choice(clients), self.random.choice(CLIENT_PORTS), service)
 
     def flow(self, family: int, client: str, client_port: int, service: dict[str, Any]) -> bytes:
-        return self.segment(family, client, client_port, service["address"], self.port_of(service), service["protocol"])
+        payload = self.quic_datagram(service) if service.get("affinity") == "quic" else self.payload()
+        return self.segment(
+            family, client, client_port, service["address"], self.port_of(service), service["protocol"], payload
+        )
 
-    def segment(self, family: int, source: str, source_port: int, destination: str, port: int, protocol: str) -> bytes:
-        number = PROTOCOLS[protocol]
-        data = self.transport(number, source_port, port, self.payload(), packed(source) + packed(destination))
+    def quic_datagram(self, service: dict[str, Any]) -> bytes:
+        """Mostly of a connection that one of the service's backends has named."""
+        server = self.random.choice([item for item in self.backends if item["service"] == service["name"]])
+        server_id = self.random.choice((*[server["server_id"]] * 5, "00" * service["quic_server_id_length"]))
+        config_id = self.random.choice((*[service.get("quic_config_id", 0)] * 6, 1, 7))
+        destination = quic.connection_id(server_id, config_id, self.random.randbytes(self.random.choice((0, 4, 12))))
+        rest = self.random.randbytes(self.random.choice((0, 5, 6, 7, 24, 1150)))
+        if self.random.random() < 0.5:
+            return quic.short(destination, rest)
+        version = self.random.choice((quic.VERSION_1, quic.VERSION_1, quic.VERSION_2, 0x1A2A3A4A))
+        kind = self.random.choice((quic.INITIAL, quic.ZERO_RTT, quic.HANDSHAKE, quic.HANDSHAKE, quic.HANDSHAKE))
+        return quic.long(kind, destination, version, self.random.randbytes(self.random.choice((0, 8))), rest)
+
+    def segment(
+        self,
+        family: int,
+        source: str,
+        source_port: int,
+        destination: str,
+        port: int,
+        protocol: str,
+        payload: bytes | None = None,
+    ) -> bytes:
+        number, pseudo = PROTOCOLS[protocol], packed(source) + packed(destination)
+        payload = self.payload() if payload is None else payload
+        data = self.transport(number, source_port, port, payload, pseudo)
         return self.frame(family, self.ip(family, source, destination, number, data))
 
     def answer(self, family: int) -> tuple[str, str, int, str, int] | None:

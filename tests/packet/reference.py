@@ -20,6 +20,8 @@ from functools import lru_cache
 from math import gcd
 from typing import Any
 
+from tests.packet import quic
+
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
 ICMP, IPIP, TCP, UDP, IPV6, FRAGMENT_HEADER, ICMPV6 = 1, 4, 6, 17, 41, 44, 58
 FIN, SYN, RST, ACK = 1, 2, 4, 16
@@ -33,7 +35,7 @@ TICK = 2**30
 DEFAULT_IDLE_TIMEOUTS = {"tcp": 900, "udp": 300}
 ALL_FEATURES = frozenset(
     "dnat full_nat dsr ipip gue redirect ipv6 round_robin flow_table any_port filters multi_buffer latency "
-    "affinity handover".split()
+    "affinity handover quic".split()
 )
 TOO_BIG_A_TICK = 100
 # While filters are in use, packets that the parser rejects are dropped for these reasons.
@@ -398,6 +400,7 @@ class Service:
     # The ring before the backends changed, None for those that are gone, and the tick until which it counts.
     previous: list[Backend | None] = field(default_factory=list)
     previous_until: int = 0
+    servers: dict[str, Backend] = field(default_factory=dict)  # by their ids in connection ids of QUIC
 
     @property
     def forwarding(self) -> str:
@@ -410,6 +413,10 @@ class Service:
     @property
     def remembers(self) -> bool:
         return bool(self.declared.get("flow_table")) or self.forwarding == "full_nat"
+
+    @property
+    def keeps_connections(self) -> bool:
+        return self.remembers or bool(self.servers)
 
     def key(self, flow: tuple) -> tuple:
         """What a backend is chosen by, as flow_hash() takes it: client, its port and the service's."""
@@ -588,6 +595,8 @@ class Balancer:
             target = item.get("interface") or text_of(pack_address(item["address"]))
             backend = Backend(service, target, item.get("port"), mac, item.get("local", False))
             service.backends.append(backend)
+            if "server_id" in item:
+                service.servers[item["server_id"]] = backend
             self.backend_counters[backend.key] = [0] * 5
             if service.forwarding == "dnat" and not backend.local:
                 for port in [backend.port] if backend.port else port_range(declared["port"]):
@@ -759,7 +768,7 @@ class Balancer:
         flow = (service.name, packet.protocol, packet.source, *packet.ports)
         if self._is_martian(packet):
             return self._because(DROP, "martian", frame)
-        if not service.ring and not (service.remembers and service.backends):
+        if not service.ring and not (service.keeps_connections and service.backends):
             return self._because(DROP, "no_backend", frame)
         if not self._may_use(service, packet.source):
             return self._because(DROP, "source_not_allowed", frame)
@@ -781,6 +790,11 @@ class Balancer:
 
     def _choose(self, packet: Packet, service: Service, flow: tuple, learn: bool = True) -> tuple:
         """Backend, session, and the reason if there is none."""
+        named = quic.named_server(service.declared, bytes(packet.transport[8:])) if learn and service.servers else None
+        if named is not None:
+            if named in service.servers:
+                return service.servers[named], None, None
+            self.reasons["quic_unknown_id", "forward"] += 1
         if not service.remembers:
             backend = self._scheduled(service, flow) if learn else self._hashed(service, flow)
             return backend, None, None if backend else "no_backend"
@@ -936,7 +950,7 @@ class Balancer:
         flow = (service.name, quote.protocol, quote.destination, *quote.ports[::-1])
         if self._is_martian(packet, is_error=True):
             return self._because(DROP, "martian", frame)
-        if not service.ring and not (service.remembers and service.backends):
+        if not service.ring and not (service.keeps_connections and service.backends):
             return self._because(DROP, "no_backend", frame)
         if not self._may_use(service, quote.destination):
             return self._because(DROP, "source_not_allowed", frame)

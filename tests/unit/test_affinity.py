@@ -67,7 +67,7 @@ def test_without_affinity_nothing_is_written_about_it():
 @pytest.mark.parametrize(
     "more, problem",
     [
-        ({"affinity": "server"}, "affinity 'server' is not one of none, client"),
+        ({"affinity": "server"}, "affinity 'server' is not one of none, client, quic"),
         ({"affinity_prefix": 0}, "affinity_prefix 0 is not between 1 and 32"),
         ({"affinity_prefix": 33}, "affinity_prefix 33 is not between 1 and 32"),
         ({"affinity_prefix": "/24"}, "affinity_prefix '/24' is not a whole number"),

@@ -299,6 +299,8 @@ def test_features_are_such_as_can_be_compiled_in():
     for number, service in enumerate(everything):
         service["port"] = 53 + number
     everything[1].update(table_size=251, source_ranges=["203.0.113.0/24"])
+    direct = next(service for service in everything if service["forwarding"] == "dsr")
+    direct.update(affinity="quic", quic_server_id_length=1)
     everything[0].update(
         address="2001:db8::10", scheduler="round_robin", flow_table=True, port="any", affinity="client"
     )

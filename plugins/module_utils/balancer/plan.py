@@ -148,7 +148,8 @@ def _rules(service: Service) -> tuple[Any, ...]:
     """What the lookup table's header, size and order of preference come from."""
     header = (service.scheduler, service.forwarding, service.flow_table, service.idle_timeout)
     size = service.table_size
-    return (*header, size, service.affinity_prefix, service.affinity_group, bool(service.source_ranges))
+    affinity = (service.affinity_prefix, service.affinity_group, service.server_id_length)
+    return (*header, size, *affinity, bool(service.source_ranges))
 
 
 def _place_pools(desired: list[Pool], current: dict[Pool, PoolPlace], sizes: Sizes) -> dict[Pool, PoolPlace]:
@@ -277,7 +278,11 @@ def make(
         _Rings(current, allocation, was_out), _Rings(desired, planned, out), drift, touched, live
     )
 
-    endpoints_change = drift.endpoints or _endpoints_change(service_changes, backend_changes, allocation, planned)
+    endpoints_change = (
+        drift.endpoints
+        or _endpoints_change(service_changes, backend_changes, allocation, planned)
+        or _server_ids(current) != _server_ids(desired)
+    )
     final = endpoints(desired, rings, backends, pools) if endpoints_change else None
     interim = None
     if final is not None:
@@ -367,6 +372,16 @@ def _rings_to_write(
         ):
             swapped.append(name)
     return new, swapped
+
+
+def _server_ids(config: Config) -> dict[BackendKey, tuple[str, int, int]]:
+    """What the endpoints of QUIC's server ids come from, besides indexes."""
+    found = {}
+    for key, backend in config.backends.items():
+        service = config.services[key.service]
+        if backend.server_id is not None and service.by_connection_id:
+            found[key] = backend.server_id, service.server_id_length, service.quic_config_id
+    return found
 
 
 def _endpoints_change(services: Changes, backends: Changes, allocation: Allocation, planned: Allocation) -> bool:

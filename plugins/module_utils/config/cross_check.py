@@ -22,6 +22,7 @@ def check(config: Config) -> None:
             *_table_problems(config),
             *_group_problems(config),
             *_range_problems(config),
+            *_server_id_problems(config),
             *backend_problems(config).values(),
         ]
     )
@@ -80,6 +81,38 @@ def _group_problems(config: Config) -> list[str]:
                 f"service {service.name}: {difference} service {other.name} of the same affinity_group {group}; make "
                 "them equal, or use another group"
             )
+    return problems
+
+
+def _server_id_problems(config: Config) -> list[str]:
+    """Backends that a connection id of QUIC would not find, or of which it would find the wrong one.
+
+    Backends of other services may have an id: so it can be declared before the service needs it.
+    """
+    problems = []
+    taken: dict[tuple[str, str], Backend] = {}
+    for backend in config.backends.values():
+        service = config.services.get(backend.service)
+        if service is None or not service.by_connection_id:
+            continue
+        server_id, length = backend.server_id, service.server_id_length
+        if server_id is None:
+            problems.append(
+                f"{backend.label}: server_id is missing, by which affinity quic finds the server of a connection; give "
+                f"{length} bytes, such as {'0a' * length}"
+            )
+        elif len(server_id) != 2 * length:
+            problems.append(
+                f"{backend.label}: server_id {server_id} has {len(server_id) // 2} bytes, but quic_server_id_length of "
+                f"the service is {length}"
+            )
+        else:
+            other = taken.setdefault((service.name, server_id), backend)
+            if other is not backend:
+                problems.append(
+                    f"{backend.label}: server_id {server_id} is that of backend {other.target} already; give each its "
+                    "own"
+                )
     return problems
 
 

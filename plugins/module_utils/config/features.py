@@ -19,6 +19,7 @@ def used_features(config: Config, declared: Filters | None = None) -> frozenset[
         needed.add("handover" if service.handover_seconds else "")
         needed.add("affinity" if service.affinity_prefix else "")
         needed.add("source_ranges" if service.source_ranges else "")
+        needed.add("quic" if service.by_connection_id else "")
         needed.add("table_size" if service.table_size != DEFAULT_TABLE_SIZE else "")
     if any(backend.local for backend in config.backends.values()):
         needed.add("local")

@@ -58,6 +58,8 @@ class Service:
     # For so long after a change, connections that no flow table knows go by the lookup table before it; 0: not at all.
     handover_seconds: int = 0
     source_ranges: tuple[str, ...] = ()  # prefixes whose clients may use it; none: all may
+    server_id_length: int = 0  # bytes of the backends' ids in connection ids of QUIC; 0: those choose nothing
+    quic_config_id: int = 0
 
     @property
     def family(self) -> int:
@@ -110,6 +112,16 @@ class Service:
         """Whether a slot of its lookup table says which backend a connection had."""
         return self.flow_table and self.protocol == "tcp" and self.scheduler != "round_robin"
 
+    @property
+    def by_connection_id(self) -> bool:
+        """Whether connection ids of QUIC choose the backend."""
+        return self.server_id_length > 0
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a drained backend keeps connections that are open."""
+        return self.remembers_flows or self.by_connection_id
+
     def as_dict(self) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "name": self.name,
@@ -137,6 +149,12 @@ class Service:
             entry["tunnel_port"] = self.tunnel_port
         if self.source_ranges:
             entry["source_ranges"] = list(self.source_ranges)
+        if self.by_connection_id:
+            entry |= {
+                "affinity": "quic",
+                "quic_server_id_length": self.server_id_length,
+                "quic_config_id": self.quic_config_id,
+            }
         return entry
 
 
@@ -152,6 +170,7 @@ class Backend(NamedTuple):
     name: str | None
     interface: str | None = None
     local: bool = False  # it is the balancer's own host
+    server_id: str | None = None  # in connection ids of QUIC: hexadecimal digits, in lower case
 
     @property
     def target(self) -> str:

@@ -18,6 +18,8 @@ from .vocabulary import (
     DEFAULT_TABLE_SIZE,
     DEFAULT_TUNNEL_PORT,
     FORWARDINGS,
+    MAX_QUIC_CONFIG_ID,
+    MAX_SERVER_ID_LENGTH,
     MAX_TABLE_SIZE,
     MIN_TABLE_SIZE,
     PROTOCOLS,
@@ -57,9 +59,14 @@ SERVICE_KEYS = frozenset(
         "affinity_group",
         "tunnel_port",
         "source_ranges",
+        "quic_server_id_length",
+        "quic_config_id",
     )
 )
-BACKEND_KEYS = frozenset(("service", "address", "port", "weight", "state", "mac", "name", "interface", "local"))
+BACKEND_KEYS = frozenset(
+    ("service", "address", "port", "weight", "state", "mac", "name", "interface", "local", "server_id")
+)
+SERVER_ID_PATTERN = re.compile(r"([0-9a-f]{2})+")
 
 
 def _service(entry: Entry) -> Service:
@@ -88,7 +95,11 @@ def _service(entry: Entry) -> Service:
         affinity_group=_affinity_group(entry),
         tunnel_port=_tunnel_port(entry, forwarding),
         source_ranges=_source_ranges(entry, Address(address).family),
+        server_id_length=_server_id_length(entry),
+        quic_config_id=_quic_config_id(entry),
     )
+    if service.by_connection_id:
+        _check_quic(entry, service)
     if scheduler == "round_robin" and service.affinity_prefix:
         _check_remembered_clients(entry, service)
     if scheduler == "round_robin" and protocol == "tcp" and not service.remembers_flows and forwarding != "redirect":
@@ -116,7 +127,7 @@ def _check_remembered_clients(entry: Entry, service: Service) -> None:
 def _affinity_prefix(entry: Entry, family: int) -> int:
     value = entry.raw.get("affinity_prefix")
     bits = 32 if family == 4 else 128
-    if entry.choice("affinity", AFFINITIES, "none") == "none":
+    if entry.choice("affinity", AFFINITIES, "none") != "client":
         if value is not None:
             raise entry.error("affinity_prefix is for services with affinity: client")
         return 0
@@ -132,6 +143,49 @@ def _affinity_group(entry: Entry) -> str | None:
     if not NAME_PATTERN.fullmatch(str(value)):
         raise entry.error(f"affinity_group {value!r} may hold letters, digits and _ . : - only, 63 of them at the most")
     return str(value)
+
+
+def _server_id_length(entry: Entry) -> int:
+    value = entry.raw.get("quic_server_id_length")
+    if entry.raw.get("affinity") != "quic":
+        if value is not None:
+            raise entry.error("quic_server_id_length is for services with affinity: quic")
+        return 0
+    if value is None:
+        raise entry.error(
+            f"quic_server_id_length is missing: affinity quic needs to know how many bytes of a connection id, 1 to "
+            f"{MAX_SERVER_ID_LENGTH}, are the id of a server"
+        )
+    return entry.integer("quic_server_id_length", 1, MAX_SERVER_ID_LENGTH, value)
+
+
+def _quic_config_id(entry: Entry) -> int:
+    value = entry.raw.get("quic_config_id")
+    if value is None:
+        return 0
+    if entry.raw.get("affinity") != "quic":
+        raise entry.error("quic_config_id is for services with affinity: quic")
+    return entry.integer("quic_config_id", 0, MAX_QUIC_CONFIG_ID, value)
+
+
+def _check_quic(entry: Entry, service: Service) -> None:
+    if service.protocol != "udp":
+        raise entry.error("affinity 'quic' is for protocol udp, which QUIC runs over")
+    if service.forwarding == "full_nat":
+        raise entry.error(
+            "affinity 'quic' is not for forwarding full_nat, whose sessions are of addresses and ports; use another "
+            "forwarding"
+        )
+    if service.forwarding == "redirect":
+        raise entry.error(
+            "affinity 'quic' is not for forwarding redirect, whose backends are interfaces and no servers; use another "
+            "forwarding"
+        )
+    if service.scheduler == "round_robin" and not service.flow_table:
+        raise entry.error(
+            "affinity 'quic' with scheduler 'round_robin' needs flow_table: true, or the packets of a handshake go to "
+            "several backends; set that, or another scheduler"
+        )
 
 
 def _flow_table(entry: Entry, forwarding: str) -> bool:
@@ -286,6 +340,18 @@ def parse_mac(value: Any) -> str:
     return mac
 
 
+def _server_id(entry: Entry) -> str | None:
+    value = entry.raw.get("server_id")
+    if value is None:
+        return None
+    server_id = str(value).lower()
+    if not SERVER_ID_PATTERN.fullmatch(server_id):
+        raise entry.error(
+            f"server_id {value!r} is not a row of bytes of two hexadecimal digits each; quote it in the inventory"
+        )
+    return server_id
+
+
 def _backend(entry: Entry) -> Backend:
     raw = entry.raw
     mac = _mac(entry)
@@ -314,6 +380,7 @@ def _backend(entry: Entry) -> Backend:
         name=None if name is None else str(name),
         interface=None if interface is None else str(interface),
         local=local,
+        server_id=_server_id(entry),
     )
 
 

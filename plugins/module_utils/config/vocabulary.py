@@ -46,8 +46,13 @@ FEATURES = (
     "local",
     "source_ranges",
     "next_program",
+    "quic",
 )
 # What chooses the backend instead of the whole flow.
-AFFINITIES = ("none", "client")
+AFFINITIES = ("none", "client", "quic")
+# Of connection ids of QUIC: bytes of a server id, which the data plane loads as one word; config ids, of which 7 says
+# that there is no server id.
+MAX_SERVER_ID_LENGTH = 8
+MAX_QUIC_CONFIG_ID = 6
 # Actions for packets to a VIP or a source address of full_nat that match no service.
 UNSERVED = ("drop", "pass")

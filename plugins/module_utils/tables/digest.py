@@ -29,6 +29,10 @@ def _service(service: Service, backends: list[Backend], out: Container[BackendKe
     active = sorted((backend.target, backend.port or 0, backend.share) for backend in ring_members(backends, out))
     # Only where it is in use, so that hosts with an older engine agree on the rest.
     affinity = [service.affinity_prefix, service.affinity_group] if service.affinity_prefix else []
+    quic = []
+    if service.by_connection_id:
+        ids = sorted((backend.server_id, backend.target, backend.port or 0) for backend in backends)
+        quic = [service.quic_config_id, ids]
     return [
         service.name,
         service.address,
@@ -40,4 +44,5 @@ def _service(service: Service, backends: list[Backend], out: Container[BackendKe
         service.table_size,
         active,
         *affinity,
+        *quic,
     ]

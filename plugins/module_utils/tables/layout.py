@@ -16,6 +16,7 @@ from dataclasses import dataclass
 LAYOUT_VERSION = 4
 ENDPOINT_PROBES = 16
 ENDPOINT_MULTIPLIER = 0x9E3779B97F4A7C15
+SERVER_KEY_MULTIPLIER = 0xFF51AFD7ED558CCD
 CLIENT_NEXT_HOPS = 32768
 FRAGMENT_BUCKETS = 512
 FLOW_BUDGETS = 64
@@ -33,6 +34,7 @@ ENDPOINT_SERVICE = 1
 ENDPOINT_BACKEND = 2
 ENDPOINT_VIP = 3
 ENDPOINT_SOURCE = 4
+ENDPOINT_QUIC_SERVER = 5
 ENDPOINT_KIND_BYTE = 7  # of the key
 
 ICMP = 1
@@ -42,7 +44,8 @@ SERVICE_FLOW_TABLE = 1
 SERVICE_SESSIONS = 2
 SERVICE_KEEPS_TTL = 4
 SERVICE_SOURCE_RANGES = 8
-AFFINITY_PREFIX_SHIFT = 8  # of the flags
+QUIC_ID_LENGTH_SHIFT = 4  # of the flags
+AFFINITY_PREFIX_SHIFT = 8
 
 # Offsets and padding as the C compiler lays them out; tests/unit/test_layout.py compares them.
 ENDPOINT = struct.Struct("<4s2sBBII")  # address, port, protocol, kind, id, unused
@@ -120,6 +123,7 @@ REASONS = (
     ("other_mac", "pass"),
     ("handover", "forward"),
     ("source_not_allowed", "drop"),
+    ("quic_unknown_id", "forward"),
 )
 
 

@@ -35,6 +35,7 @@ from .layout import (
     IPV6_IN_IP,
     LOOKUP_TABLE,
     POOL,
+    QUIC_ID_LENGTH_SHIFT,
     SERVICE_FLOW_TABLE,
     SERVICE_KEEPS_TTL,
     SERVICE_SESSIONS,
@@ -44,6 +45,7 @@ from .layout import (
     table_room,
     ticks,
 )
+from .server_ids import server_key
 
 # Key of an endpoint, the bytes of its slot before the id, to its id. Keys of IPv4 have 8 bytes, of IPv6 24.
 Endpoints = dict[bytes, int]
@@ -213,6 +215,13 @@ def endpoints(
             protocol = PROTOCOLS[service.protocol]
             for port in backend_ports(service, backend.port):
                 found[endpoint_key(ENDPOINT_BACKEND, backend.target, protocol, port)] = backend_ids[key]
+        if backend.server_id is not None and service.by_connection_id:
+            slot = server_key(service, rings[service.name], backend.server_id)
+            if slot in found:
+                raise EngineError(
+                    f"{backend.label}: server_id {backend.server_id} has the hash of another server's; take another id"
+                )
+            found[slot] = backend_ids[key]
     return found
 
 
@@ -268,7 +277,8 @@ def _bloom_bits(found: Endpoints) -> bytes:
 def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_bytes: int, home: Home) -> bytes:
     if len(found) > sizes.max_endpoints:
         raise EngineError(
-            f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP), "
+            f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP, a "
+            f"server id), "
             f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of the balancer"
         )
     slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
@@ -323,7 +333,7 @@ def _unpack_endpoints(table: bytes, slot_bytes: int, key_bytes: int) -> Endpoint
 
 
 def service_flags(service: Service) -> int:
-    """enum service_flags, and the prefix length of the client's affinity."""
+    """enum service_flags, the length of server ids, and the prefix length of the client's affinity."""
     flags = SERVICE_FLOW_TABLE if service.flow_table else 0
     if service.forwarding == "full_nat":
         flags |= SERVICE_SESSIONS
@@ -331,6 +341,7 @@ def service_flags(service: Service) -> int:
         flags |= SERVICE_KEEPS_TTL
     if service.source_ranges:
         flags |= SERVICE_SOURCE_RANGES
+    flags |= service.server_id_length << QUIC_ID_LENGTH_SHIFT
     return flags | service.affinity_prefix << AFFINITY_PREFIX_SHIFT
 
 
@@ -369,12 +380,12 @@ def pack_ring(
 ) -> bytes | None:
     """struct lookup_table with its slots, or None for a service without a backend that takes packets.
 
-    One that remembers flows has a table for as long as it has backends, drained ones included. `fill` fills a Maglev
+    One that keeps connections has a table for as long as it has backends, drained ones included. `fill` fills a Maglev
     table.
     """
     backends = list(backends)
     active = ring_members(backends, out)
-    if not active and not (backends and service.remembers_flows):
+    if not active and not (backends and service.keeps_connections):
         return None
     ids = [backend_ids[backend.key] for backend in active]
     slots = slot_ids(service, active, ids, fill) if active else array("I")
