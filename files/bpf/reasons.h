@@ -41,6 +41,10 @@ enum reason {
 	PASS_TOO_BIG,
 	/* Passed untouched: the frame is not for the interface's Ethernet address. */
 	PASS_OTHER_MAC,
+	/* Passed untouched: it claims to be a reply of a backend, but does not come from there. */
+	PASS_REPLY_UNVERIFIED,
+	/* The same; dropped because the kernel would send it back. */
+	DROP_REPLY_UNVERIFIED,
 	REASONS,
 };
 

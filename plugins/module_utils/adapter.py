@@ -35,6 +35,7 @@ PROGRAM_ARGUMENTS = {
     "multi_buffer": {"type": "bool", "default": False},
     "latency": {"type": "bool", "default": False},
     "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
+    "reply_check": {"type": "str", "choices": ["strict", "interface", "off"], "default": "strict"},
     "hash_seed": {"type": "str", "default": "", "no_log": True},
     "virtual_macs": {"type": "list", "elements": "str", "default": []},
     **{name: {"type": "int", "default": default} for name, default in SIZES.items()},
@@ -45,10 +46,9 @@ PROGRAM_ARGUMENTS = {
 
 def settings_of(params: dict[str, Any], attached: bool) -> dict[str, Any]:
     """What parse_settings() takes, from PROGRAM_ARGUMENTS."""
-    chosen = ("interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "hash_seed", "virtual_macs")
+    chosen = ("source", "interfaces", "mode", "prepare", "multi_buffer", "latency", "unserved", "reply_check")
     return {
-        "source": params["source"],
-        **{name: params[name] for name in chosen},
+        **{name: params[name] for name in (*chosen, "hash_seed", "virtual_macs")},
         "attached": attached,
         "sizes": {name: params[name] for name in SIZES},
     }

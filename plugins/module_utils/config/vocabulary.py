@@ -38,8 +38,12 @@ FEATURES = (
     "unserved_pass",
     "affinity",
     "gue",
+    "reply_interface",
+    "reply_unchecked",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client")
 # Actions for packets to a VIP or a source address of full_nat that match no service.
 UNSERVED = ("drop", "pass")
+# What a reply of a backend is held to: interface and Ethernet address, the interface alone, or nothing.
+REPLY_CHECKS = ("strict", "interface", "off")
