@@ -24,6 +24,13 @@ static __always_inline void copy_address(const int family, __be32 *to, const __b
 	}
 }
 
+static __always_inline int same_mac(const void *one, const void *other)
+{
+	const __be16 *left = one, *right = other;
+
+	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]));
+}
+
 /* All of an address in one word, for tables that are found by it. */
 static __always_inline __u32 fold_address(const int family, const __be32 *address)
 {

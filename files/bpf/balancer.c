@@ -7,9 +7,9 @@
  * BCC compiles this file on the target with the features in use as -D: FEATURE_DNAT, FEATURE_FULL_NAT, FEATURE_DSR,
  * FEATURE_IPIP, FEATURE_GUE, FEATURE_REDIRECT, FEATURE_IPV6, FEATURE_ROUND_ROBIN, FEATURE_FLOW_TABLE,
  * FEATURE_ANY_PORT, FEATURE_FILTERS, FEATURE_MULTI_BUFFER, FEATURE_LATENCY, FEATURE_TABLE_SIZE, FEATURE_AFFINITY,
- * FEATURE_QUIC, FEATURE_UNSERVED_PASS, FEATURE_HANDOVER, FEATURE_LOCAL, FEATURE_SOURCE_RANGES,
- * FEATURE_NEXT_PROGRAM; HOOK_TC for that hook; HASH_SEED, see select.h; and the sizes that layout.h names. The family of a packet is a constant wherever it is
- * passed on, so each has code of its own.
+ * FEATURE_QUIC, FEATURE_UNSERVED_PASS, FEATURE_HANDOVER, FEATURE_LOCAL, FEATURE_SOURCE_RANGES, FEATURE_NEXT_PROGRAM,
+ * FEATURE_REPLY_INTERFACE, FEATURE_REPLY_UNCHECKED; HOOK_TC for that hook; HASH_SEED, see select.h; and the sizes that
+ * layout.h names. The family of a packet is a constant wherever it is passed on, so each has code of its own.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>

@@ -14,6 +14,7 @@
 #include "packet.h"
 #include "packet_class.h"
 #include "parse.h"
+#include "reply_check.h"
 #include "transport.h"
 
 static __always_inline int handle_icmp(hook_context *ctx, const int family, struct packet *packet)
@@ -41,8 +42,13 @@ static __always_inline int handle_icmp(hook_context *ctx, const int family, stru
 	if (is_martian_for_error(family, packet, table))
 		return with_reason(DROP_MARTIAN, DROP);
 #if defined(FEATURE_DNAT) || defined(FEATURE_FULL_NAT)
-	if (class != SERVICE_REQUEST)
+	if (class != SERVICE_REQUEST) {
+		/* Routers behind the balancer may send errors as well, and nothing tells which ones are there. */
+		if (same_address(family, source_of(family, packet), choice.backend->address) &&
+		    !is_from_backend(ctx, family, packet, choice.backend))
+			return pass_unless_loop(ctx, family, packet, table, PASS_REPLY_UNVERIFIED);
 		return forward_error_to_client(ctx, family, packet, &quote, &choice);
+	}
 #endif
 	reason = choose_for_error(family, packet, service, &flow, &choice);
 	if (reason != CHOSEN)

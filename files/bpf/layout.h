@@ -265,7 +265,9 @@ struct latency {
 struct next_hop {
 	__u32 generation; /* 0: none */
 	__u32 interface;
-	__u32 mtu;
+	__u16 mtu;
+	__u8 on_link; /* 1: the next hop is the address itself, not a gateway */
+	__u8 unused;
 	__u8 destination[6];
 	__u8 source[6];
 };
@@ -286,6 +288,8 @@ struct interface {
 	__u32 index; /* 0: none */
 	__u32 mtu;   /* in bytes, without the Ethernet header */
 	__u64 address; /* the Ethernet address in the upper 48 bits, as it lies in a frame */
+	__u32 master;  /* index of the bond or bridge that it is a port of; 0: none */
+	__u32 unused;
 };
 
 struct control {

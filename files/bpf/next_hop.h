@@ -28,11 +28,20 @@ static __always_inline int look_up_route(hook_context *ctx, const int family, st
 	/* Asks for the route's MTU, which then shares this place (mtu_result, kernel 5.13). */
 	fib.tot_len = 1;
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (result == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		/* Not remembered, but the check of replies asks for the interface. */
+		hop->generation = 0;
+		hop->interface = fib.ifindex;
+		hop->on_link = 0;
+	}
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return result;
 	hop->generation = generation;
 	hop->interface = fib.ifindex;
 	hop->mtu = fib.tot_len;
+	/* Where there is a gateway, the kernel has put its address here, which may be IPv6 for IPv4 (RFC 5549). */
+	hop->on_link = fib.family == (family == 4 ? AF_INET : AF_INET6) &&
+		       same_address(family, family == 4 ? &fib.ipv4_dst : fib.ipv6_dst, address);
 	copy_mac(hop->destination, fib.dmac);
 	copy_mac(hop->source, fib.smac);
 	return BPF_FIB_LKUP_RET_SUCCESS;

@@ -30,13 +30,16 @@ static __always_inline int would_loop(hook_context *ctx, const int family, const
 	       !is_neighbour_discovery(family, packet) && kernel_forwards(ctx, family, destination);
 }
 
-/* Passes a packet that matches no service, or drops it if the kernel would send it back. */
+/* Passes a packet for this reason, or drops it if the kernel would send it back. */
 static __always_inline int pass_unless_loop(hook_context *ctx, const int family, const struct packet *packet,
 					    const void *table, int reason)
 {
 #ifndef FEATURE_UNSERVED_PASS
-	if (table && would_loop(ctx, family, packet, table))
+	if (table && would_loop(ctx, family, packet, table)) {
+		if (reason == PASS_REPLY_UNVERIFIED)
+			return with_reason(DROP_REPLY_UNVERIFIED, DROP);
 		return with_reason(packet->fragment == LATER_FRAGMENT ? DROP_FRAGMENT : DROP_VIP_UNSERVED, DROP);
+	}
 #endif
 	return with_reason(reason, PASS);
 }

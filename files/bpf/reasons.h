@@ -47,6 +47,10 @@ enum reason {
 	DROP_SOURCE_NOT_ALLOWED,
 	/* Forwarded by the flow, since no backend of the service has the server id of the connection id. */
 	FORWARD_QUIC_UNKNOWN_ID,
+	/* Passed untouched: it claims to be a reply of a backend, but does not come from there. */
+	PASS_REPLY_UNVERIFIED,
+	/* The same; dropped because the kernel would send it back. */
+	DROP_REPLY_UNVERIFIED,
 	REASONS,
 };
 

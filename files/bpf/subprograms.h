@@ -9,6 +9,7 @@
 #include "next_hop.h"
 #include "quic.h"
 #include "random.h"
+#include "reply_check.h"
 #include "select.h"
 #include "sessions.h"
 #include "source_ranges.h"
@@ -228,6 +229,33 @@ SUBPROGRAM int ask_kernel6(hook_context *ctx, struct next_hop *hop, const __be32
 	return look_up_route(ctx, 6, hop, address, generation);
 }
 #endif
+#endif
+
+#ifdef REPLIES_ARE_CHECKED
+/*
+ * Whether frames from this interface of the kernel's routes arrive on another one: on a port of a bond or bridge, or with a
+ * tag on the interface below a VLAN. Which VLAN device a tag belongs to is not known here, so a tagged frame may come from
+ * any interface that is not the balancer's own.
+ */
+GLOBAL_SUBPROGRAM __u64 is_above(__u64 interface, __u64 arrived, __u64 is_tagged, __u64 unused)
+{
+	__u64 master = 0, is_own = 0;
+	int number;
+
+	IS_GLOBAL;
+	asm volatile("" : : "r"(unused));
+	/* Unrolled, it would take more of the stack than is left. */
+#pragma clang loop unroll(disable)
+	for (number = 0; number < MAX_INTERFACES; number++) {
+		const struct interface *known = &CONTROL->interfaces[number];
+
+		if (known->index == arrived)
+			master = known->master;
+		if (known->index == interface)
+			is_own = 1;
+	}
+	return interface == master || (is_tagged && !is_own);
+}
 #endif
 
 /* BCC tells where the program begins, and the size of its first function only: compiler.py looks for this one. */

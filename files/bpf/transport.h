@@ -17,6 +17,7 @@
 #include "packet.h"
 #include "packet_class.h"
 #include "parse.h"
+#include "reply_check.h"
 #include "tunnel.h"
 #include "verifier.h"
 
@@ -113,10 +114,15 @@ static __always_inline int handle_plain(hook_context *ctx, const int family, str
 	if (!table)
 		return with_reason(PASS_NOT_OURS, PASS);
 	class = classify(family, packet, table, &service, &choice);
+	reason = PASS_NOT_OURS;
+	if (class != NOT_OURS && class != SERVICE_REQUEST) {
+		if (is_from_backend(ctx, family, packet, choice.backend))
+			return send_answer(ctx, family, packet, &choice, class, 1);
+		class = NOT_OURS;
+		reason = PASS_REPLY_UNVERIFIED;
+	}
 	if (class == NOT_OURS)
-		return pass_unless_loop(ctx, family, packet, table, PASS_NOT_OURS);
-	if (class != SERVICE_REQUEST)
-		return send_answer(ctx, family, packet, &choice, class, 1);
+		return pass_unless_loop(ctx, family, packet, table, reason);
 	if (is_martian(family, packet, table))
 		return with_reason(DROP_MARTIAN, DROP);
 	flow_of(family, packet, &flow);
@@ -144,6 +150,7 @@ static __always_inline int handle_transport(hook_context *ctx, const int family,
 
 	if (reason != PARSED)
 		return handle_unparsed(ctx, family, packet, table, reason);
+	reason = PASS_NOT_OURS;
 	if (packet->fragment == LATER_FRAGMENT) {
 		/* Only the first IPv6 fragment has the upper-layer protocol, so a later one is looked up first. */
 		if (!table || (family == 4 && is_icmp(family, packet)))
@@ -151,6 +158,8 @@ static __always_inline int handle_transport(hook_context *ctx, const int family,
 		class = classify_fragment(family, packet, &choice);
 		if (class == NOT_OURS)
 			goto not_ours;
+		if (class != SERVICE_REQUEST && !is_from_backend(ctx, family, packet, choice.backend))
+			goto unverified;
 		if (class == SERVICE_REQUEST && !outlives_hop(family, packet, choice.backend))
 			return with_reason(PASS_TTL_EXPIRED, PASS);
 		has_ports = 0;
@@ -169,6 +178,8 @@ static __always_inline int handle_transport(hook_context *ctx, const int family,
 			reason = choose(family, packet, table, service, &flow, &choice);
 			if (reason != CHOSEN)
 				return not_chosen(reason);
+		} else if (!is_from_backend(ctx, family, packet, choice.backend)) {
+			goto unverified;
 		}
 		if (packet->fragment)
 			remember_fragment(family, packet,
@@ -178,8 +189,10 @@ static __always_inline int handle_transport(hook_context *ctx, const int family,
 		return send_answer(ctx, family, packet, &choice, class, has_ports);
 	return forward(ctx, family, packet, &choice, has_ports);
 
+unverified:
+	reason = PASS_REPLY_UNVERIFIED;
 not_ours:
-	return pass_unless_loop(ctx, family, packet, table, PASS_NOT_OURS);
+	return pass_unless_loop(ctx, family, packet, table, reason);
 }
 
 #endif

@@ -59,6 +59,19 @@ options:
     type: str
     choices: [drop, pass]
     default: drop
+  reply_check:
+    description:
+      - What a packet with the source address and port of a C(dnat) or C(full_nat) backend must have to get the VIP as
+        its source. Others pass to the kernel untouched and are counted as C(reply_unverified).
+      - V(strict) accepts a reply on the interface that the kernel's routes name for the backend, and, if no gateway is
+        between, from the backend's Ethernet address; if C(mac) is given, from that address on any interface.
+      - V(interface) does not compare Ethernet addresses. Backends whose bond sends from several addresses need it, and
+        networks whose routers answer ARP for hosts, and C(mac) of a virtual router (VRRP).
+      - V(off) accepts replies from anywhere, for routing that is not symmetric. Whoever can send with a backend's
+        address and port can then send in the VIP's name.
+    type: str
+    choices: [strict, interface, 'off']
+    default: strict
   hash_seed:
     description:
       - A secret of 16 hexadecimal digits that is mixed into the hash by which backends are chosen, the same on all

@@ -35,6 +35,7 @@ PROGRAM_ARGUMENTS = {
     "multi_buffer": {"type": "bool", "default": False},
     "latency": {"type": "bool", "default": False},
     "unserved": {"type": "str", "choices": ["drop", "pass"], "default": "drop"},
+    "reply_check": {"type": "str", "choices": ["strict", "interface", "off"], "default": "strict"},
     "hash_seed": {"type": "str", "default": "", "no_log": True},
     "virtual_macs": {"type": "list", "elements": "str", "default": []},
     "next_program": {"type": "str", "default": ""},

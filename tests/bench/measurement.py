@@ -89,6 +89,7 @@ class Loaded:
                 cpu=max(os.sched_getaffinity(0)),
                 cpus=bpf.possible_cpus(),
                 pick_port=lambda _address, ports, _in_use: self._picked_port(ports),
+                interface_to=lambda _address: interface,
             )
             for case in self.cases:
                 verdict, self._output, _nanoseconds = bpf.test_run(descriptor, case.wire, 1, interface)

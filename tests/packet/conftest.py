@@ -19,7 +19,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REA
 
 from tests.packet import reference
 from tests.packet.frames import Case
-from tests.packet.network import FRONT_MAC, Network, mac, network
+from tests.packet.network import BACK_MAC, FRONT_MAC, Network, mac, network
 from tests.support import namespace
 from tests.support.program import ALL_FEATURES, Program
 
@@ -54,7 +54,9 @@ class Rig:
         hash_seed: str = "",
         virtual_macs: tuple[str, ...] = (),
     ) -> None:
-        self.interface, self.tc = net.front, tc
+        self.interface, self.tc, self.net = net.front, tc, net
+        virtual = [mac(address) for address in virtual_macs]
+        self.own_macs = {net.front: [mac(FRONT_MAC), *virtual], net.back: [mac(BACK_MAC), *virtual]}
         cpu = min(os.sched_getaffinity(0))
         self.model = reference.Balancer(
             services,
@@ -68,7 +70,8 @@ class Rig:
             clock=coarse_ns,
             pick_port=self.picked_port,
             hash_seed=int(hash_seed or "0", 16),
-            own_macs=[mac(address) for address in (FRONT_MAC, *virtual_macs)],
+            interface_to=net.interface_to,
+            masters={net.front: 0, net.back: 0},
             pick_identification=self.picked_identification,
         )
         self.exchanged = (b"", b"")
@@ -94,8 +97,13 @@ class Rig:
         return not self.tc or len(frame) >= {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
 
     def send(self, frame: bytes) -> tuple[int, bytes]:
-        """The program's verdict and frame, once they are the model's, too."""
+        """The program's verdict and frame, once they are the model's, too.
+
+        A frame for the address of the interface at the back arrives there, all others in front.
+        """
         wait_for_a_tick_to_begin()
+        self.interface = self.net.back if frame[:6] == mac(BACK_MAC) else self.net.front
+        self.model.interface, self.model.own_macs = self.interface, self.own_macs[self.interface]
         verdict, output, _duration = self.program.run(frame, interface=self.interface)
         self.exchanged = frame, output
         wanted = self.model.process(frame)

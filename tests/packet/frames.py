@@ -20,7 +20,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from tests.packet import reference
-from tests.packet.network import FRONT_MAC, ROUTER_MAC
+from tests.packet.network import FRONT_MAC, NEIGHBOURS, ROUTER_MAC, neighbour_mac
 
 CLIENT, CLIENT_PORT = "198.51.100.7", 40000
 
@@ -51,10 +51,14 @@ def sent(description: str, frame: bytes, expected: bytes) -> Case:
     return Case(description, frame, reference.TX, expected)
 
 
-def _frame(
-    layer: Any, source: str, destination: str, payload: bytes, source_mac: str, destination_mac: str, fields: dict
-) -> bytes:
-    packet = Ether(src=source_mac, dst=destination_mac) / IP(src=source, dst=destination, **fields) / layer
+def sender(source: str) -> str:
+    """The Ethernet address that packets from this one come from in front."""
+    network, _separator, host = source.rpartition(".")
+    return neighbour_mac(0, int(host)) if network == "10.0.0" and int(host) <= NEIGHBOURS else ROUTER_MAC
+
+
+def _frame(layer: Any, source: str, destination: str, payload: bytes, macs: tuple[str, str], fields: dict) -> bytes:
+    packet = Ether(src=macs[0], dst=macs[1]) / IP(src=source, dst=destination, **fields) / layer
     return bytes(packet / Raw(payload) if payload else packet)
 
 
@@ -65,12 +69,12 @@ def udp(
     destination_port: int,
     payload: bytes = b"payload",
     *,
-    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    macs: tuple[str, str] | None = None,
     checksum: int | None = None,
     **ip_fields: Any,
 ) -> bytes:
     layer = UDP(sport=source_port, dport=destination_port, chksum=checksum)
-    return _frame(layer, source, destination, payload, *macs, ip_fields)
+    return _frame(layer, source, destination, payload, macs or (sender(source), FRONT_MAC), ip_fields)
 
 
 def tcp(
@@ -80,13 +84,13 @@ def tcp(
     destination_port: int,
     payload: bytes = b"payload",
     *,
-    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    macs: tuple[str, str] | None = None,
     tcp_flags: str = "S",
     options: list | None = None,
     **ip_fields: Any,
 ) -> bytes:
     layer = TCP(sport=source_port, dport=destination_port, flags=tcp_flags, seq=0x12345678, options=options or [])
-    return _frame(layer, source, destination, payload, *macs, ip_fields)
+    return _frame(layer, source, destination, payload, macs or (sender(source), FRONT_MAC), ip_fields)
 
 
 def icmp(
@@ -94,13 +98,13 @@ def icmp(
     destination: str,
     payload: bytes = b"payload",
     *,
-    macs: tuple[str, str] = (ROUTER_MAC, FRONT_MAC),
+    macs: tuple[str, str] | None = None,
     type: int = 8,
     code: int = 0,
     **ip_fields: Any,
 ) -> bytes:
     layer = ICMP(type=type, code=code, id=0x1234, seq=7)
-    return _frame(layer, source, destination, payload, *macs, ip_fields)
+    return _frame(layer, source, destination, payload, macs or (sender(source), FRONT_MAC), ip_fields)
 
 
 # ICMP and ICMPv6 errors by what they say.

@@ -383,14 +383,14 @@ class Frames:
             + data
         )
 
-    def frame(self, family: int, packet: bytes) -> bytes:
+    def frame(self, family: int, packet: bytes, macs: tuple[str, str] = (net.ROUTER_MAC, net.FRONT_MAC)) -> bytes:
         tags = b""
         if self.random.random() < 0.1:
             tags = b"\x81\x00\x00\x07"
             if self.random.random() < 0.5:
                 tags = b"\x88\xa8\x00\x05" + tags
         kind = b"\x08\x00" if family == 4 else b"\x86\xdd"
-        head = net.mac(net.FRONT_MAC) + net.mac(net.ROUTER_MAC) + tags + kind
+        head = net.mac(macs[1]) + net.mac(macs[0]) + tags + kind
         return (head + packet).ljust(60 if self.random.random() < 0.5 else 0, b"\xa5")
 
     # --- whole frames
@@ -433,14 +433,27 @@ class Frames:
         port: int,
         protocol: str,
         payload: bytes | None = None,
+        macs: tuple[str, str] = (net.ROUTER_MAC, net.FRONT_MAC),
     ) -> bytes:
         number, pseudo = PROTOCOLS[protocol], packed(source) + packed(destination)
         payload = self.payload() if payload is None else payload
         data = self.transport(number, source_port, port, payload, pseudo)
-        return self.frame(family, self.ip(family, source, destination, number, data))
+        return self.frame(family, self.ip(family, source, destination, number, data), macs)
 
-    def answer(self, family: int) -> tuple[str, str, int, str, int] | None:
-        """Protocol, backend, its port, client or source address of ours, and port of that."""
+    def macs_of(self, backend: dict[str, Any]) -> tuple[str, str]:
+        """The Ethernet addresses of a backend's reply, which now and then comes from elsewhere."""
+        octets, kind = packed(backend["address"]), self.random.random()
+        network, host = octets[2 if len(octets) == 4 else 7], octets[-1]
+        on_link = octets[:2] in (b"\x0a\0", b"\xfd\0") and network < 2
+        sender = backend.get("mac") or (net.neighbour_mac(network, host) if on_link else net.ROUTER_MAC)
+        if kind < 0.04:
+            sender = self.random.choice((net.ROUTER_MAC, "52:54:00:00:00:66"))
+        if kind > 0.96:
+            network = 1 - network if on_link else 1
+        return sender, net.BACK_MAC if on_link and network else net.FRONT_MAC
+
+    def answer(self, family: int) -> tuple[tuple[str, str], str, str, int, str, int] | None:
+        """Ethernet addresses, protocol, backend, its port, client or source address of ours, and port of that."""
         services, clients, _vips = self.by_family[family]
         names = {service["name"] for service in services}
         backend = self.random.choice([item for item in self.backends if item["service"] in names and "address" in item])
@@ -454,14 +467,14 @@ class Frames:
             to, to_port = nat["source"], self.random.choice(ports) + (self.random.random() < 0.1)
         else:
             to, to_port = self.random.choice(clients), self.random.choice(CLIENT_PORTS)
-        return service["protocol"], backend["address"], port, to, to_port
+        return self.macs_of(backend), service["protocol"], backend["address"], port, to, to_port
 
     def reply(self, family: int) -> bytes:
         answer = self.answer(family)
         if answer is None:
             return self.request(family)
-        protocol, *ends = answer
-        return self.segment(family, *ends, protocol)
+        macs, protocol, *ends = answer
+        return self.segment(family, *ends, protocol, macs=macs)
 
     def echo(self, family: int) -> bytes:
         _services, clients, vips = self.by_family[family]
@@ -483,12 +496,20 @@ class Frames:
         answer = self.answer(family)
         if answer is None:
             return self.error(family)
-        protocol, backend, port, to, to_port = answer
+        macs, protocol, backend, port, to, to_port = answer
         sender = backend if self.random.random() < 0.5 else self.random.choice(self.by_family[family][1])
-        return self.error_about(family, protocol, to, to_port, backend, port, sender)
+        return self.error_about(family, protocol, to, to_port, backend, port, sender, macs)
 
     def error_about(
-        self, family: int, protocol: str, source: str, source_port: int, destination: str, port: int, sender: str
+        self,
+        family: int,
+        protocol: str,
+        source: str,
+        source_port: int,
+        destination: str,
+        port: int,
+        sender: str,
+        macs: tuple[str, str] = (net.ROUTER_MAC, net.FRONT_MAC),
     ) -> bytes:
         number, pseudo = PROTOCOLS[protocol], packed(source) + packed(destination)
         inner = self.transport(number, source_port, port, self.payload(), pseudo)
@@ -502,7 +523,7 @@ class Frames:
         to = source if self.random.random() < 0.95 else self.random.choice(self.by_family[family][1])
         data = struct.pack(">BBHI", kind, code, 0, 1400) + quote
         icmp, pseudo = (ICMP, b"") if family == 4 else (ICMPV6, packed(sender) + packed(to))
-        return self.frame(family, self.ip(family, sender, to, icmp, self.with_checksum(data, 2, icmp, pseudo)))
+        return self.frame(family, self.ip(family, sender, to, icmp, self.with_checksum(data, 2, icmp, pseudo)), macs)
 
     def good(self) -> bytes:
         family = self.random.choice((4, 6))

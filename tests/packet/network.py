@@ -66,13 +66,24 @@ def write_setting(name: str, value: int) -> None:
 def set_forwarding(enabled: bool) -> None:
     """The kernel asks the interface that a packet arrives on."""
     for family in ("ipv4", "ipv6"):
-        write_setting(f"{family}/conf/{FRONT}/forwarding", int(enabled))
+        for name in (FRONT, BACK):
+            write_setting(f"{family}/conf/{name}/forwarding", int(enabled))
 
 
 @dataclass(frozen=True)
 class Network:
     front: int
     back: int
+
+    def interface_to(self, address: str) -> int | None:
+        """Where the route to an address leads, whether or not there is a neighbour."""
+        hop = self.resolve(address)
+        if isinstance(hop, Hop):
+            return hop.interface
+        if hop != reference.UNRESOLVED:
+            return None
+        packed = ipaddress.ip_address(address).packed
+        return self.back if packed[2 if len(packed) == 4 else 7] else self.front
 
     def resolve(self, address: str) -> Hop | str:
         """What the kernel is configured to answer."""
@@ -100,7 +111,7 @@ class Network:
         return self._neighbour(packed[7], packed[15], address == ROUTER6)
 
     def _router(self, address: str) -> Hop:
-        return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC), ROUTE_MTUS.get(address, 1500))
+        return Hop(self.front, mac(ROUTER_MAC), mac(FRONT_MAC), ROUTE_MTUS.get(address, 1500), on_link=False)
 
     def _neighbour(self, network: int, host: int, is_router: bool) -> Hop | str:
         if not is_router and not 1 <= host <= NEIGHBOURS:

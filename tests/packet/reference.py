@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -130,6 +130,7 @@ class Hop:
     destination: bytes
     source: bytes
     mtu: int = 1500
+    on_link: bool = True  # no gateway is between
 
 
 # What the kernel's tables say about an address that has no hop.
@@ -560,9 +561,15 @@ class Balancer:
         hash_seed: int = 0,
         own_macs: Collection[bytes] = (),
         pick_identification: PickIdentification = lambda: 0,
+        interface_to: Callable[[str], int | None] = lambda _address: None,
+        masters: Mapping[int, int] | None = None,
     ) -> None:
-        """Without any of its own, every unicast Ethernet address is the host's."""
+        """Without any Ethernet address of its own, every unicast one is the host's.
+
+        `masters` are the interfaces of the balancer, each with the index of the bond or bridge it is a port of, or 0.
+        """
         self.resolve, self.interface, self.features, self.mtu = resolve, interface, features, mtu
+        self.interface_to, self.masters = interface_to, masters or {}
         self.cpu, self.cpus, self.clock, self.link_is_up = cpu, cpus, clock, link_is_up
         self.max_new_flows, self.pick_port = max_new_flows, pick_port or lowest_free
         self.pick_identification = pick_identification
@@ -714,7 +721,9 @@ class Balancer:
             or not self._is_vip_or_source(packet.destination)
         ):
             return self._because(PASS, reason, frame)
-        return self._because(DROP, "fragment" if packet.fragment == "later" else "vip_unserved", frame)
+        if reason != "reply_unverified":
+            reason = "fragment" if packet.fragment == "later" else "vip_unserved"
+        return self._because(DROP, reason, frame)
 
     # --- what a packet is
 
@@ -756,10 +765,14 @@ class Balancer:
             return self._to_service(packet, frame, service)
         session = self._session_of(packet.destination, packet.ports[1], packet.source, packet.ports[0], packet.protocol)
         if session:
+            if not self._is_from_backend(packet, session.backend):
+                return self._leave(packet, frame, "reply_unverified")
             self._remember_fragment(packet, "session", session)
             return self._session_reply(packet, frame, session)
         backend = self._backend_of(packet.source, packet.protocol, packet.ports[0])
         if backend:
+            if not self._is_from_backend(packet, backend):
+                return self._leave(packet, frame, "reply_unverified")
             self._remember_fragment(packet, "backend", backend)
             return self._reply(packet, frame, backend)
         return self._leave(packet, frame)
@@ -930,6 +943,8 @@ class Balancer:
         session = what if kind == "session" else None
         backend = session.backend if session else what
         if packet.destination != backend.service.vip:
+            if not self._is_from_backend(packet, backend):
+                return self._leave(packet, frame, "reply_unverified")
             return self._session_reply(packet, frame, session) if session else self._reply(packet, frame, backend)
         if packet.ttl <= 1 and not backend.keeps_ttl:
             return self._because(PASS, "ttl_expired", frame)
@@ -1009,6 +1024,8 @@ class Balancer:
             return self._leave(packet, frame)
         if self._is_martian(packet, is_error=True):
             return self._because(DROP, "martian", frame)
+        if packet.source == backend.address and not self._is_from_backend(packet, backend):
+            return self._leave(packet, frame, "reply_unverified")
         client = session.flow[2] if session else packet.destination
         vip = backend.service.vip
 
@@ -1195,6 +1212,23 @@ class Balancer:
         return self._because(TX, "too_big", answer)
 
     # --- replies
+
+    def _is_from_backend(self, packet: Packet, backend: Backend) -> bool:
+        """By the interface that leads to the backend and, without a gateway, by its Ethernet address."""
+        sender = packet.link[6:12]
+        if "reply_unchecked" in self.features:
+            return True
+        if backend.mac:
+            return "reply_interface" in self.features or sender == backend.mac
+        leads = self.interface_to(backend.target)
+        arrives = {self.interface, self.masters.get(self.interface) or self.interface}
+        # Nobody knows which VLAN device a tag belongs to, but that it is none of the balancer's interfaces.
+        if leads not in arrives and not (packet.tagged and leads is not None and leads not in self.masters):
+            return False
+        hop = self.resolve(backend.target)
+        if "reply_interface" in self.features or not isinstance(hop, Hop) or not hop.on_link:
+            return True
+        return sender == hop.destination
 
     def _reply(self, packet: Packet, frame: bytes, backend: Backend) -> tuple[int, bytes]:
         def restore() -> None:

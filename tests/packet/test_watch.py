@@ -98,7 +98,7 @@ def test_an_interface_that_comes_back_has_the_program_put_back(balancer, tmp_pat
         with map_set.open_pinned(balancer.places.maps, SIZES) as live_maps:
             control = bpf.map_lookup(live_maps["control"], layout.index(0), layout.CONTROL.size)
         found = layout.INTERFACE.iter_unpack(layout.CONTROL.unpack(control)[3])
-        assert {index: mtu for index, mtu, _address in found}[link.interface_index("arm1")] == 1500
+        assert {index: mtu for index, mtu, _address, _master in found}[link.interface_index("arm1")] == 1500
     # The document is the same one.
     assert [program(balancer)[key] == applied[key] for key in ("generation", "applied_at", "applied_by")] == [True] * 3
 

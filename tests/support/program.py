@@ -22,8 +22,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables.source_ranges imp
 
 from tests.support.compile_once import SOURCE, compile_program
 
-# All features but unserved_pass, which turns a check off.
-ALL_FEATURES = frozenset(compiler.FEATURES) - {"unserved_pass"}
+# All features but those that turn a check off.
+ALL_FEATURES = frozenset(compiler.FEATURES) - {"unserved_pass", "reply_interface", "reply_unchecked"}
 SIZES = Sizes(
     max_services=64, max_backends=1024, max_endpoints=4096, max_flows=65536, max_sessions=65536, max_filters=4096
 )
@@ -95,7 +95,7 @@ class Program:
         self.maps = map_set.create(self.build.sizes)
         # Without lo, on which test runs arrive that name no interface: every unicast frame is for an unknown one.
         links = [found for found in device.links() if found.name != "lo"][: layout.MAX_INTERFACES]
-        self.maps.update_control(Interface(found.index, self._mtu, found.address) for found in links)
+        self.maps.update_control(Interface(found.index, self._mtu, found.address, found.master or 0) for found in links)
         self.maps.set_virtual_macs(self._virtual_macs)
         self.maps.write_backends(self._entries)
         interfaces = {backend.interface for backend in self.config.backends.values() if backend.interface}

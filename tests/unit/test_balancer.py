@@ -86,6 +86,21 @@ def test_interfaces_are_a_list_without_repetition():
             document.parse_interfaces(raw)
 
 
+@pytest.mark.parametrize(
+    "chosen, features", [("strict", set()), ("interface", {"reply_interface"}), ("off", {"reply_unchecked"})]
+)
+def test_what_replies_are_held_to_is_compiled_in(chosen, features):
+    settings = document.parse_settings({"interfaces": ["eth0"], "reply_check": chosen})
+    assert Document(settings).features == features
+    assert document.parse_settings(settings.as_dict()) == settings
+
+
+def test_replies_are_held_to_everything_unless_the_document_says_otherwise():
+    assert document.parse_settings({"interfaces": ["eth0"]}).reply_check == "strict"
+    with pytest.raises(EngineError, match="reply_check 'no' is not one of strict, interface, off"):
+        document.parse_settings({"interfaces": ["eth0"], "reply_check": "no"})
+
+
 def test_virtual_macs_are_unicast_addresses_in_order():
     raw = {"interfaces": ["eth0"], "virtual_macs": ["00:00:5E:00:02:33", "00:00:5e:00:01:33"]}
     settings = document.parse_settings(raw)

@@ -307,7 +307,7 @@ def test_features_are_such_as_can_be_compiled_in():
     everything.append({**DNS, "name": "handover", "protocol": "tcp", "flow_table": True})
     rules = [{"prefix": "::/0", "action": "pass"}]
     # "local" is of a backend.
-    others = {"multi_buffer", "latency", "unserved_pass", "local", "next_program"}
+    others = {"multi_buffer", "latency", "unserved_pass", "local", "next_program", "reply_interface", "reply_unchecked"}
     assert set(features(everything, rules)) == set(compiler.FEATURES) - others
     assert filters.parse_filters(rules)
 

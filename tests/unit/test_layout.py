@@ -44,10 +44,10 @@ STRUCTURES = {
     "pool": (layout.POOL, ["first_session", "first_port", "ports"]),
     "budget": (layout.BUDGET, ["tick", "errors", "searches", "flows"]),
     "latency": (layout.LATENCY, ["nanoseconds", "packets"]),
-    "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "destination", "source"]),
+    "next_hop": (layout.NEXT_HOP, ["generation", "interface", "mtu", "on_link", "destination", "source"]),
     "backend_counters": (layout.BACKEND_COUNTERS, [" ".join(["counters"] * 5)]),
     "client_next_hop": (layout.CLIENT_NEXT_HOP, ["address", "next_hop"]),
-    "interface": (layout.INTERFACE, ["index", "mtu", "address"]),
+    "interface": (layout.INTERFACE, ["index", "mtu", "address", "master"]),
     "control": (layout.CONTROL, ["layout_version", "next_hop_generation", "seed", "interfaces", "virtual_macs"]),
     "filter_rule": (layout.FILTER_RULE, ["id", "action", "interval", "burst"]),
     "filter_header": (

@@ -39,7 +39,13 @@ FILTERS = [
 def full() -> state.State:
     config = model.Config(parse_services(SERVICES), parse_backends(BACKENDS))
     declared = filters.parse_filters(FILTERS)
-    chosen = {"mode": "tc", "prepare": True, "latency": True, "virtual_macs": ("00:00:5e:00:01:33",)}
+    chosen = {
+        "mode": "tc",
+        "prepare": True,
+        "latency": True,
+        "reply_check": "off",
+        "virtual_macs": ("00:00:5e:00:01:33",),
+    }
     settings = Settings(("eth0", "eth1.7"), sizes=Sizes(max_flows=9), **chosen)
     hooks = {"eth0": state.Hook("tc", "why", 1.5), "eth1.7": state.Hook("", "detached")}
     return state.State(

@@ -34,7 +34,7 @@ def attributes(values: dict[int, bytes]) -> bytes:
 
 def link(kind: int = NEWLINK, index: int = 2, flags: int = UP | LOWER_UP, family: int = 0, **changed: bytes) -> Message:
     values = {"address": MAC, "name": b"eth0\0", "mtu": struct.pack("=I", 1500), "operstate": b"\6", **changed}
-    numbers = {"address": 1, "name": 3, "mtu": 4, "operstate": 16, "queue": 13, "group": 27}
+    numbers = {"address": 1, "name": 3, "mtu": 4, "master": 10, "operstate": 16, "queue": 13, "group": 27}
     body = struct.pack("=BxHiII", family, 1, index, flags, 0)
     return kind, body + attributes({numbers[name]: value for name, value in values.items()})
 
@@ -96,8 +96,14 @@ def test_a_link_counts_when_it_is_first_heard_of_and_not_again():
 
 @pytest.mark.parametrize(
     "change",
-    [{"flags": UP}, {"address": OTHER_MAC}, {"mtu": struct.pack("=I", 9000)}, {"operstate": b"\2"}],
-    ids=["flags", "Ethernet address", "MTU", "state"],
+    [
+        {"flags": UP},
+        {"address": OTHER_MAC},
+        {"mtu": struct.pack("=I", 9000)},
+        {"operstate": b"\2"},
+        {"master": struct.pack("=I", 9)},
+    ],
+    ids=["flags", "Ethernet address", "MTU", "state", "bond or bridge"],
 )
 def test_a_link_that_changes_counts_there_and_back(change):
     assert told(link(), link(**change), link(**change), link()) == [True, True, False, True]

@@ -17,7 +17,7 @@ from ..config.features import used_features
 from ..config.filters import Filter, Filters, parse_filters
 from ..config.model import Backend, Config, Service
 from ..config.parsing import parse_backends, parse_mac, parse_services
-from ..config.vocabulary import UNSERVED
+from ..config.vocabulary import REPLY_CHECKS, UNSERVED
 from ..errors import EngineError
 from ..tables.layout import MAX_INTERFACES, MAX_VIRTUAL_MACS, Sizes
 
@@ -53,6 +53,8 @@ class Settings:
     latency: bool = False
     # One of config.vocabulary.UNSERVED.
     unserved: str = "drop"
+    # One of config.vocabulary.REPLY_CHECKS.
+    reply_check: str = "strict"
     # Ethernet addresses of VRRP, in lower case and in order.
     virtual_macs: tuple[str, ...] = ()
     # Path of the pinned XDP program that gets what this one passes; empty: none.
@@ -97,6 +99,8 @@ class Document:
             "latency": self.settings.latency,
             "unserved_pass": self.settings.unserved == "pass",
             "next_program": bool(self.settings.next_program),
+            "reply_interface": self.settings.reply_check == "interface",
+            "reply_unchecked": self.settings.reply_check == "off",
         }
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
 
@@ -209,6 +213,9 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
     unserved = raw.get("unserved", "drop")
     if unserved not in UNSERVED:
         raise EngineError(f"unserved {unserved!r} is not one of {', '.join(UNSERVED)}")
+    reply_check = raw.get("reply_check", "strict")
+    if reply_check not in REPLY_CHECKS:
+        raise EngineError(f"reply_check {reply_check!r} is not one of {', '.join(REPLY_CHECKS)}")
     return Settings(
         parse_interfaces(raw.get("interfaces")),
         raw.get("attached", True),
@@ -217,6 +224,7 @@ def parse_settings(raw: dict[str, Any]) -> Settings:
         raw.get("multi_buffer", False),
         raw.get("latency", False),
         unserved,
+        reply_check,
         parse_virtual_macs(raw.get("virtual_macs", [])),
         parse_next_program(raw.get("next_program"), mode),
         parse_sizes(raw.get("sizes", {})),

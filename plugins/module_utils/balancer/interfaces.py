@@ -23,9 +23,10 @@ class Interface:
     index: int
     mtu: int  # in bytes, without the Ethernet header
     address: str  # Ethernet, in colon notation; empty if there is none
+    master: int = 0  # the index of the bond or bridge that it is a port of; 0: none
 
     def pack(self) -> bytes:
-        return INTERFACE.pack(self.index, self.mtu, pack_mac(self.address))
+        return INTERFACE.pack(self.index, self.mtu, pack_mac(self.address), self.master)
 
 
 def known_interfaces(names: tuple[str, ...]) -> list[Interface]:
@@ -33,5 +34,6 @@ def known_interfaces(names: tuple[str, ...]) -> list[Interface]:
     chosen = device.with_bonds(names)[:MAX_INTERFACES]
     links = {found.name: found for found in device.links()}
     return [
-        Interface(found.index, found.mtu, found.address) for found in (links[name] for name in chosen if name in links)
+        Interface(found.index, found.mtu, found.address, found.master or 0)
+        for found in (links[name] for name in chosen if name in links)
     ]

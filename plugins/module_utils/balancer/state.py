@@ -207,6 +207,7 @@ def _load_document(raw: dict[str, Any]) -> Document:
     plain = {key: raw[key] for key in ("attached", "mode", "prepare", "multi_buffer", "latency", "source")}
     # State files of layout 3 have no such options.
     plain["unserved"] = raw.get("unserved", "drop")
+    plain["reply_check"] = raw.get("reply_check", "strict")
     plain["hash_seed"] = raw.get("hash_seed", "")
     plain["next_program"] = raw.get("next_program", "")
     plain["virtual_macs"] = tuple(raw.get("virtual_macs", ()))

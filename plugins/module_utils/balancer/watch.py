@@ -48,8 +48,8 @@ LOST_INTERVAL = 1.0
 # As many lost neighbours are remembered; with more the program forgets at once.
 MAX_LOST = 16384
 
-# Flags, Ethernet address, MTU and state of an interface.
-LinkState = tuple[int, bytes, bytes, bytes]
+# Flags, Ethernet address, MTU, state and bond or bridge of an interface.
+LinkState = tuple[int, bytes, bytes, bytes, bytes]
 # Index of the interface and IP address.
 NeighbourKey = tuple[int, bytes]
 
@@ -105,10 +105,9 @@ class Watch:
             # What a bridge says of its port.
             return False
         found = dict(netlink.attributes(payload[device.IFINFOMSG.size :]))
-        address, mtu, operstate = (
-            found.get(kind, b"") for kind in (device.IFLA_ADDRESS, device.IFLA_MTU, device.IFLA_OPERSTATE)
-        )
-        before, self._links[index] = self._links.get(index), (flags, address, mtu, operstate)
+        kinds = device.IFLA_ADDRESS, device.IFLA_MTU, device.IFLA_OPERSTATE, device.IFLA_MASTER
+        address, mtu, operstate, master = (found.get(kind, b"") for kind in kinds)
+        before, self._links[index] = self._links.get(index), (flags, address, mtu, operstate, master)
         return self._links[index] != before
 
     def _neighbour_changes(self, kind: int, payload: bytes) -> bool:

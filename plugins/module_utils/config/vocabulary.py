@@ -47,6 +47,8 @@ FEATURES = (
     "source_ranges",
     "next_program",
     "quic",
+    "reply_interface",
+    "reply_unchecked",
 )
 # What chooses the backend instead of the whole flow.
 AFFINITIES = ("none", "client", "quic")
@@ -56,3 +58,5 @@ MAX_SERVER_ID_LENGTH = 8
 MAX_QUIC_CONFIG_ID = 6
 # Actions for packets to a VIP or a source address of full_nat that match no service.
 UNSERVED = ("drop", "pass")
+# What a reply of a backend is held to: interface and Ethernet address, the interface alone, or nothing.
+REPLY_CHECKS = ("strict", "interface", "off")

@@ -75,11 +75,11 @@ BUDGET = struct.Struct(f"<II3I{FLOW_BUDGETS}I")  # tick, errors, searches by cau
 LATENCY_FIRST, LATENCY_BUCKETS = 5, 14
 LATENCY_BOUNDS = tuple(1 << LATENCY_FIRST + place for place in range(LATENCY_BUCKETS - 1))  # ns, of all but the last
 LATENCY = struct.Struct(f"<Q{LATENCY_BUCKETS}Q")  # nanoseconds, packets
-NEXT_HOP = struct.Struct("<III6s6s")  # generation, interface, mtu, destination, source
+NEXT_HOP = struct.Struct("<IIHBx6s6s")  # generation, interface, mtu, on_link, destination, source
 BACKEND_COUNTERS = struct.Struct(f"<QQQQQ{NEXT_HOP.size}x")  # COUNTERS, what the program remembers
 CLIENT_NEXT_HOP = struct.Struct(f"<16s{NEXT_HOP.size}s")
 MAC = struct.Struct("<2x6s")
-INTERFACE = struct.Struct(f"<II{MAC.size}s")  # index, mtu, address
+INTERFACE = struct.Struct(f"<II{MAC.size}sI4x")  # index, mtu, address, master
 # layout_version, next_hop_generation, seed, interfaces, virtual_macs
 CONTROL = struct.Struct(f"<IIQ{MAX_INTERFACES * INTERFACE.size}s{MAX_VIRTUAL_MACS * MAC.size}s")
 SOURCE_RANGE = struct.Struct("<II16s")  # length, service, address
@@ -124,6 +124,8 @@ REASONS = (
     ("handover", "forward"),
     ("source_not_allowed", "drop"),
     ("quic_unknown_id", "forward"),
+    ("reply_unverified", "pass"),
+    ("reply_unverified", "drop"),
 )
 
 
