@@ -60,11 +60,15 @@ struct offload_counters {
 #endif
 
 /* A record of a map whose values have `records` of them, a power of two. */
-static __always_inline void *offload_record(void *map, const __u32 records, const __u32 bytes, __u32 number)
+static __always_inline void *offload_record(void *map, const __u32 records, const __u32 bytes, __u64 number)
 {
 	void *value = lookup(map, number / records);
 
-	return value ? value + (number & (records - 1)) * bytes : NULL;
+	if (!value || records == 1)
+		return value;
+	/* The compiler would mask parts of a number before it puts them together, and Linux 6.1 forgets the bounds of those. */
+	asm volatile("" : "+r"(number));
+	return value + (number & (records - 1)) * bytes;
 }
 
 #endif

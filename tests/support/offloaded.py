@@ -36,7 +36,7 @@ class OffloadedProgram:
         self.maps.write_control(0, Interface(1, mtu, address))
         self.maps.write_half(0, pack_half(self.config, self.places, shape))
         build = offload_maps.build(SOURCE, shape, "")
-        code = bpf.relocate(compile_program(build), self.maps.in_order)
+        code = bpf.relocate(compile_program(build), list(self.maps.descriptors.values()))
         self.fd = bpf.program_load("offloaded", code, program_type=build.program_type)
 
     def run(self, frame: bytes) -> tuple[int, bytes]:

@@ -86,6 +86,11 @@ class Document:
         return self.settings.sizes
 
     @property
+    def has_ipv6(self) -> bool:
+        """Whether a VIP is of IPv6."""
+        return any(service.family == 6 for service in self.config.services.values())
+
+    @property
     def features(self) -> frozenset[str]:
         """What has to be compiled in."""
         chosen = {

@@ -8,6 +8,7 @@ All functions raise OSError with the kernel's errno.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import TracebackType
 
 from ..kernel import bpf
 from ..tables.layout import Sizes, index
+from ..tables.lookup import HASH_SLOTS
 from ..tables.offload import CONTROL, HALVES, OFFLOAD_COUNTERS, Shape
 from . import compiler
 from .interfaces import Interface
@@ -33,11 +35,19 @@ def _records(shape: Shape) -> dict[str, tuple[int, int, int]]:
     return {**halves, "counters": (OFFLOAD_COUNTERS.size, shape.counters, 1)}
 
 
+def arrays(shape: Shape) -> dict[str, tuple[int, int]]:
+    """By map, bytes of a value and number of values, in the order of offload_layout.h."""
+    found = {"control": (CONTROL.size, 1)}
+    for name, (size, count, halves) in _records(shape).items():
+        found[name] = (size * count, halves) if shape.whole else (size, halves * count)
+    return found
+
+
 class OffloadMaps:
-    """Descriptors of control, endpoints, slots, backends and counters."""
+    """Descriptors of control, endpoints, slots, backends and counters, in the order of offload_layout.h."""
 
     def __init__(self, shape: Shape, descriptors: dict[str, int]) -> None:
-        self.shape, self._descriptors = shape, descriptors
+        self.shape, self.descriptors = shape, descriptors
 
     def __enter__(self) -> OffloadMaps:
         return self
@@ -48,27 +58,22 @@ class OffloadMaps:
         self.close()
 
     def close(self) -> None:
-        for descriptor in self._descriptors.values():
+        for descriptor in self.descriptors.values():
             os.close(descriptor)
-        self._descriptors.clear()
-
-    @property
-    def in_order(self) -> list[int]:
-        """The descriptors by the numbers of offload_layout.h."""
-        return list(self._descriptors.values())
+        self.descriptors.clear()
 
     def number(self) -> int:
         """The kernel's id of the counters: another one if the maps were made anew."""
-        return bpf.map_info(self._descriptors["counters"]).id
+        return bpf.map_info(self.descriptors["counters"]).id
 
     def read_control(self) -> tuple[int, bytes]:
         """The half that packets see, and what the program knows of the interface."""
-        found = bpf.map_lookup(self._descriptors["control"], index(0), CONTROL.size)
+        found = bpf.map_lookup(self.descriptors["control"], index(0), CONTROL.size)
         return int.from_bytes(found[:4], "little"), found[4:]
 
     def write_control(self, half: int, interface: Interface) -> None:
         """Have packets see this half; one write."""
-        bpf.map_update(self._descriptors["control"], index(0), half.to_bytes(4, "little") + known_of(interface))
+        bpf.map_update(self.descriptors["control"], index(0), half.to_bytes(4, "little") + known_of(interface))
 
     def read_half(self, half: int) -> dict[str, bytes]:
         """The records of each map of HALVES, as pack_half() makes them."""
@@ -99,7 +104,7 @@ class OffloadMaps:
 
     def _read(self, name: str, half: int) -> bytes:
         size, count = self._values(name)
-        descriptor = self._descriptors[name]
+        descriptor = self.descriptors[name]
         return b"".join(bpf.map_lookup(descriptor, index(half * count + place), size) for place in range(count))
 
     def _write(self, name: str, half: int, wanted: bytes, places: Iterable[int] | None = None) -> None:
@@ -109,7 +114,7 @@ class OffloadMaps:
         for place in range(count) if self.shape.whole or places is None else places:
             value = wanted[place * size : (place + 1) * size]
             if value != before[place * size : (place + 1) * size]:
-                bpf.map_update(self._descriptors[name], index(half * count + place), value)
+                bpf.map_update(self.descriptors[name], index(half * count + place), value)
 
 
 def known_of(interface: Interface) -> bytes:
@@ -121,26 +126,35 @@ def create(shape: Shape, device: int) -> OffloadMaps:
     """New maps in the device with this index; 0: in the kernel."""
     descriptors: dict[str, int] = {}
     try:
-        descriptors["control"] = bpf.map_create("control", bpf.MAP_TYPE_ARRAY, CONTROL.size, 1, device=device)
-        for name, (size, count, halves) in _records(shape).items():
-            value, entries = (size * count, halves) if shape.whole else (size, halves * count)
-            descriptors[name] = bpf.map_create(name, bpf.MAP_TYPE_ARRAY, value, entries, device=device)
+        for name, (size, entries) in arrays(shape).items():
+            descriptors[name] = bpf.map_create(name, bpf.MAP_TYPE_ARRAY, size, entries, device=device)
     except BaseException:
         OffloadMaps(shape, descriptors).close()
         raise
     return OffloadMaps(shape, descriptors)
 
 
-def of_program(program: int, shape: Shape) -> OffloadMaps:
-    """Those that a program uses, which was built for this shape. Raises FileNotFoundError if it uses others."""
+def of_program(program: int) -> OffloadMaps:
+    """Those that a program uses. Raises FileNotFoundError if it is not of offload.c."""
     found: dict[str, int] = {}
+    infos: dict[str, bpf.MapInfo] = {}
     for number in bpf.program_info(program).map_ids:
         descriptor = bpf.map_fd(number)
-        found[bpf.map_info(descriptor).name] = descriptor
-    names = ("control", *_records(shape))
-    maps = OffloadMaps(shape, {name: found[name] for name in names if name in found})
+        info = bpf.map_info(descriptor)
+        found[info.name], infos[info.name] = descriptor, info
+    names = ("control", *HALVES, "counters")
     if set(found) != set(names):
         for descriptor in found.values():
             os.close(descriptor)
-        raise FileNotFoundError(2, "the program uses other maps")
-    return maps
+        raise FileNotFoundError(errno.ENOENT, "the program has other maps")
+    return OffloadMaps(_shape_of(infos), {name: found[name] for name in names})
+
+
+def _shape_of(infos: dict[str, bpf.MapInfo]) -> Shape:
+    def records(name: str, size: int, halves: int) -> int:
+        return infos[name].value_size // size * infos[name].max_entries // halves
+
+    halves = {name: records(name, size, 2) for name, size in HALVES.items()}
+    counters = records("counters", OFFLOAD_COUNTERS.size, 1)
+    whole = infos["counters"].max_entries == 1
+    return Shape(halves["endpoints"], halves["slots"] // HASH_SLOTS, halves["backends"], counters, whole)

@@ -18,9 +18,10 @@ from .tables import BackendPacker, BackendPlace, endpoints, pack_ring
 PROBES = 8
 MULTIPLIER = 0x9E3779B1
 MASK32 = 0xFFFFFFFF
-# KMALLOC_MAX_SIZE of x86, which limits a value that holds a whole half, allows twice as many.
+# A value that holds a whole half takes up to 2 MiB; KMALLOC_MAX_SIZE, which limits values, is 4 MiB on x86.
 MAX_SERVICES = 1024
-MAX_ENDPOINTS = 16384
+MAX_PORTS = 16384
+MAX_BACKENDS = 32767
 # The smallest maps have room for this many, so that few changes need larger maps.
 LEAST_SERVICES, LEAST_BACKENDS, LEAST_ENDPOINTS = 16, 128, 64
 
@@ -116,7 +117,8 @@ def pack_half(config: Config, places: Places, shape: Shape, out: Container[Backe
 
 def _home(key: bytes, records: int) -> int:
     lower, upper = struct.unpack("<II", key)
-    return ((upper * MULTIPLIER ^ lower) * MULTIPLIER & MASK32) // ((1 << 32) // records)
+    home: int = ((upper * MULTIPLIER ^ lower) * MULTIPLIER & MASK32) // ((1 << 32) // records)
+    return home
 
 
 def _pack_endpoints(found: dict[bytes, int], shape: Shape) -> bytes:
