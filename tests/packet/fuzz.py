@@ -9,6 +9,7 @@ import ipaddress
 import random
 import struct
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Any
 
 from tests.packet import network as net
@@ -203,6 +204,7 @@ ON_TC = [service for service in SERVICES if service.get("forwarding") != "redire
 ON_TC_BACKENDS = [backend for backend in BACKENDS if "interface" not in backend]
 
 
+@lru_cache(maxsize=65536)
 def packed(address: str) -> bytes:
     return ipaddress.ip_address(address).packed
 

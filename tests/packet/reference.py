@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
@@ -151,10 +152,16 @@ def lowest_free(_address: bytes, ports: range, in_use: set[int]) -> int | None:
     return next((port for port in ports if port not in in_use), None)
 
 
+# Parsing the same few texts again and again would take more time than all the rest.
+network_of = lru_cache(maxsize=65536)(ipaddress.ip_network)
+
+
+@lru_cache(maxsize=65536)
 def pack_address(text: str) -> bytes:
     return ipaddress.ip_address(text).packed
 
 
+@lru_cache(maxsize=65536)
 def text_of(packed: bytes) -> str:
     return str(ipaddress.ip_address(packed))
 
@@ -432,7 +439,7 @@ class Service:
 
     @property
     def source(self) -> Any:
-        return ipaddress.ip_network(self.declared["source"])
+        return network_of(self.declared["source"])
 
     @property
     def source_ports(self) -> range:
@@ -507,6 +514,14 @@ def networks(*prefixes: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netwo
 INVALID_SOURCES = networks("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/96", "::ffff:0:0/96", "ff00::/8")
 UNFORWARDABLE = networks("169.254.0.0/16", "192.0.0.0/24", "2001:10::/28", "fe80::/10")
 EXCEPTIONS = networks("192.0.0.0/29", "192.0.0.9/32", "192.0.0.10/32")
+
+
+@lru_cache(maxsize=65536)
+def is_unusable(packed: bytes, is_error: bool) -> bool:
+    source = ipaddress.ip_address(packed)
+    # A router without another address may send errors from those.
+    bad = INVALID_SOURCES if is_error else INVALID_SOURCES + UNFORWARDABLE
+    return any(source in network for network in bad) and not any(source in network for network in EXCEPTIONS)
 
 
 class Balancer:
@@ -635,7 +650,7 @@ class Balancer:
         source = ipaddress.ip_address(packet.source)
         best = None
         for item in self.filters:
-            prefix, protocol = ipaddress.ip_network(item["prefix"]), item.get("protocol", "any")
+            prefix, protocol = network_of(item["prefix"]), item.get("protocol", "any")
             if prefix.version == source.version and source in prefix and protocol in ("any", kind):
                 rank = (prefix.prefixlen, protocol != "any")
                 best = max(best, (rank, item), key=lambda found: found[0]) if best else (rank, item)
@@ -690,11 +705,7 @@ class Balancer:
 
     def _is_martian(self, packet: Packet, is_error: bool = False) -> bool:
         """Packets from what is balanced could go round for ever."""
-        source = ipaddress.ip_address(packet.source)
-        # A router without another address may send errors from those.
-        bad = INVALID_SOURCES if is_error else INVALID_SOURCES + UNFORWARDABLE
-        unusable = any(source in network for network in bad) and not any(source in network for network in EXCEPTIONS)
-        return unusable or packet.source == packet.destination or self._is_vip_or_source(packet.source)
+        return is_unusable(packet.source, is_error) or packet.source == packet.destination or self._is_vip_or_source(packet.source)
 
     def _is_vip_or_source(self, address: bytes) -> bool:
         return self._is_vip(address) or ("full_nat" in self.features and self._is_source(address))
@@ -1015,8 +1026,8 @@ class Balancer:
 
     def _redirect(self, frame: bytes, backend: Backend, flow: tuple | None) -> tuple[int, bytes]:
         service = backend.service
-        up = [other for other in service.ring if self.link_is_up(other.target)]
         if not self.link_is_up(backend.target):
+            up = any(self.link_is_up(other.target) for other in service.ring)
             if flow is None or not up:
                 return self._because(DROP, "link_down", frame)
             backend = self._stand_in(service, flow)

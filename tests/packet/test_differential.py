@@ -15,6 +15,7 @@ from tests.packet.frames import padded, udp, with_bytes
 
 FRAMES = 35_000
 SEEDS = range(6)
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "10"))
 CLIENT = fuzz.CLIENT
 
 
@@ -35,32 +36,35 @@ def frames(seed: int, hook: str, rig) -> fuzz.Frames:
     return fuzz.Frames(seed, *declared, rig.model.ports_in_use)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_bent_frames(rig, hook, seed):
-    source = frames(seed, hook, rig)
-    for _frame in range(FRAMES // 5 if hook == "tc" else FRAMES):
+def compare(rig, source: fuzz.Frames, frames: int) -> int:
+    """Returns how many of the frames were sent: a test run refuses some on tc."""
+    sent = 0
+    for _frame in range(frames):
         frame = source.bent()
         if rig.can_take(frame):
             rig.send(frame)
+            sent += 1
     rig.check_counters()
+    return sent
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bent_frames(rig, hook, seed):
+    wanted = FRAMES // 5 if hook == "tc" else FRAMES
+    sent = compare(rig, frames(seed, hook, rig), wanted)
+    assert sent == wanted if hook == "xdp" else sent > 0.9 * wanted
 
 
 def test_frames_of_other_seeds(rig, hook):
     """For as many seconds as FUZZ_SECONDS says, each time others."""
-    seconds = float(os.environ.get("FUZZ_SECONDS", "0"))
-    deadline, sent = time.monotonic() + seconds / 2, 0
-    while time.monotonic() < deadline:
+    deadline, sent = time.monotonic() + SECONDS / 2, 0
+    while not sent or time.monotonic() < deadline:
         seed = time.time_ns()
-        source = frames(seed, hook, rig)
-        for _frame in range(2000):
-            frame = source.bent()
-            try:
-                if rig.can_take(frame):
-                    rig.send(frame)
-            except AssertionError as error:
-                raise AssertionError(f"seed {seed} on {hook}, after {sent} frames: {error}") from None
-            sent += 1
-    rig.check_counters()
+        try:
+            sent += compare(rig, frames(seed, hook, rig), 2000)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed} on {hook}, after {sent} frames: {error}") from None
+    print(f"\n{hook}: program and model agree on {sent:,} frames")
 
 
 def test_every_header_byte_with_every_value(rig):
