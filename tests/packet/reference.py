@@ -705,7 +705,11 @@ class Balancer:
 
     def _is_martian(self, packet: Packet, is_error: bool = False) -> bool:
         """Packets from what is balanced could go round for ever."""
-        return is_unusable(packet.source, is_error) or packet.source == packet.destination or self._is_vip_or_source(packet.source)
+        return (
+            is_unusable(packet.source, is_error)
+            or packet.source == packet.destination
+            or self._is_vip_or_source(packet.source)
+        )
 
     def _is_vip_or_source(self, address: bytes) -> bool:
         return self._is_vip(address) or ("full_nat" in self.features and self._is_source(address))
