@@ -77,10 +77,10 @@ static __always_inline int handle_frame(hook_context *ctx, struct packet *packet
 	__be16 type;
 
 	*family = 4;
-	if (parse_plain(ctx, 4, packet))
+	if (__builtin_expect(parse_plain(ctx, 4, packet), 1))
 		return handle_plain(ctx, 4, packet);
 #ifdef FEATURE_IPV6
-	if (parse_plain(ctx, 6, packet)) {
+	if (__builtin_expect(parse_plain(ctx, 6, packet), 1)) {
 		*family = 6;
 		return handle_plain(ctx, 6, packet);
 	}

@@ -6,6 +6,7 @@
 #include "endpoints.h"
 #include "layout.h"
 #include "maps.h"
+#include "multiply.h"
 #include "verifier.h"
 
 /* The balancers of a fleet share it, and nobody else knows it. 0: there is none, and the hash is public. */
@@ -37,13 +38,13 @@ static __always_inline __u64 hash_words(const int family, __u64 upper, __u64 low
 	} else {
 		hash = seed ? upper ^ ports ^ seed : upper;
 		hash ^= hash >> 33;
-		hash *= 0xff51afd7ed558ccdULL;
+		hash = multiply(hash, 0xff51afd7ed558ccdULL);
 		hash ^= seed ? lower : lower ^ ports;
 	}
 	hash ^= hash >> 33;
-	hash *= 0xff51afd7ed558ccdULL;
+	hash = multiply(hash, 0xff51afd7ed558ccdULL);
 	hash ^= hash >> 33;
-	hash *= 0xc4ceb9fe1a85ec53ULL;
+	hash = multiply(hash, 0xc4ceb9fe1a85ec53ULL);
 	return hash;
 }
 

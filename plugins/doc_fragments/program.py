@@ -27,7 +27,11 @@ options:
         C(multi_buffer).
       - V(generic) is XDP without the driver's help. It works with every driver and costs most; going between native and
         generic leaves a moment in which packets pass without being balanced.
-      - V(offload) is in the network card. None takes this program so far; the module fails with driver and reason.
+      - V(offload) is in the network card, which gets a program and tables of its own. It has services of C(dsr) and
+        C(ipip) over IPv4 with the scheduler C(hash), on one interface, whose backends all have a C(mac), and needs
+        O(unserved=pass). What else the document asks for is refused by name, before anything is touched, and so is a
+        card that takes no programs or maps. Counters of replies and of new flows stay 0. A change between this mode and
+        the others is refused; remove the balancer first.
       - V(auto) tries V(native), then V(tc), then V(generic). The result says which, and why.
     type: str
     choices: [auto, native, generic, tc, offload]

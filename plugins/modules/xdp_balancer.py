@@ -96,8 +96,8 @@ program:
       type: bool
     interfaces:
       description:
-        - For each interface C(attached), C(present), C(hook), which is V(native), V(tc) or V(generic), C(why) it is
-          there, C(attached_at) in seconds since 1970, and C(program_id), the kernel's id.
+        - For each interface C(attached), C(present), C(hook), which is V(native), V(tc), V(generic) or V(offload),
+          C(why) it is there, C(attached_at) in seconds since 1970, and C(program_id), the kernel's id.
       type: list
       elements: dict
     features:

@@ -18,9 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_specs
+from ansible_collections.lbops.xdp.plugins.module_utils.balancer import compiler, map_specs, offload_maps
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf, btf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.offload import Shape
 
 from tests.packet import fuzz
 from tests.support.compile_once import SOURCE
@@ -86,6 +87,8 @@ def builds() -> dict[str, compiler.Build]:
     found |= {"all-seed": build(every, hash_seed=SEED), "all-tc-seed": build(on_tc, tc=True, hash_seed=SEED)}
     found |= {f"all-{MANY_CPUS}-cpus": build(every, cpus=MANY_CPUS)}
     found |= {f"all-tc-{MANY_CPUS}-cpus": build(on_tc, tc=True, cpus=MANY_CPUS)}
+    for name, whole in (("offload", False), ("offload-whole", True)):
+        found[name] = offload_maps.build(SOURCE, Shape(256, 16, 128, 256, whole), SEED)
     return found | {name: build(frozenset((name,))) for name in sorted(compiler.FEATURES)}
 
 
@@ -96,10 +99,14 @@ def write_tree(tree: Path) -> None:
         inner = (spec.inner_entries, spec.inner_flags) if spec.holds_maps else (0, 0)
         numbers = (spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, *inner)
         lines.append(" ".join(map(str, numbers)))
-    (tree / "maps").write_text("\n".join(lines) + "\n", encoding="ascii")
     programs = []
     for name, build in builds().items():
         code = compiler.compile_program(build)
+        if build.shape:
+            # Its maps are behind the others.
+            arrays = offload_maps.arrays(build.shape).values()
+            code = bpf.relocate(code, list(range(len(lines), len(lines) + len(arrays))))
+            lines += [f"{bpf.MAP_TYPE_ARRAY} 4 {size} {entries} 0 0 0" for size, entries in arrays]
         (tree / f"{name}.bpf").write_bytes(code)
         subprograms = btf.subprograms(code)
         if subprograms:
@@ -107,6 +114,7 @@ def write_tree(tree: Path) -> None:
             (tree / f"{name}.bpf.btf").write_bytes(types)
             (tree / f"{name}.bpf.functions").write_bytes(functions)
         programs.append(f"{name} /{name}.bpf {build.program_type} {build.load_flags}")
+    (tree / "maps").write_text("\n".join(lines) + "\n", encoding="ascii")
     (tree / "programs").write_text("\n".join(programs) + "\n", encoding="ascii")
     source = fuzz.Frames(1)
     frames = [source.good()[:1500].ljust(60, b"\0") for _frame in range(FRAMES)]

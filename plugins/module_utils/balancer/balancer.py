@@ -30,19 +30,21 @@ from . import (
     lock,
     map_set,
     observed,
+    offload,
+    offload_change,
     programs,
     reader,
     slices,
     state,
     writing,
 )
-from .change import Change, adopted
+from .change import adopted
 from .document import Document, Settings, addresses_of_kernel
 from .hooks import Hooks
 from .interfaces import known_interfaces
 from .native import finish
 from .places import Places, remove_if_empty, remove_tree
-from .transaction import Transaction, detach
+from .transaction import detach
 
 # How long the neighbours of the first packets get to answer before they are needed.
 RESOLVE_TIMEOUT = 3.0  # seconds
@@ -111,7 +113,7 @@ class Balancer:
         interfaces: tuple[str, ...] = (),
     ) -> Outcome:
         started = time.monotonic()
-        make = _once(make)
+        make = slices.made_once(make)
         problems = self._resolve_new_neighbours(make, check)
         with self._locked(check, conditions.lock_timeout):
             waited = time.monotonic() - started
@@ -132,8 +134,7 @@ class Balancer:
         waited: float,
     ) -> Outcome:
         known, repair = current or adopted(self.places, document), conditions.repair
-        change = Change(self.places, known, document, conditions.force, repair)
-        change.work_out()
+        change = offload_change.plan_change(self.places, known, document, conditions.force, repair)
         change.warnings += [
             f"{name}: its balancer is removed with its flows, sessions and counters; only the first interface's is "
             "taken over"
@@ -149,7 +150,7 @@ class Balancer:
             change.foresee()
         elif change.changed:
             try:
-                after_state = Transaction(change).carry_out(conditions.applied_by or history.applied_by())
+                after_state = offload_change.carry_out(change, conditions.applied_by or history.applied_by())
             except BaseException:
                 if settings and not repair:
                     self._set_host(current.document if current else None, False)
@@ -182,7 +183,12 @@ class Balancer:
         others = tuple(documents)
         if document is not None:
             documents[self.name] = document
-        needs = {name: (device.with_bonds(entry.interfaces), entry.has_ipv6) for name, entry in documents.items()}
+        needs = {
+            name: (device.with_bonds(entry.interfaces), entry.has_ipv6)
+            for name, entry in documents.items()
+            # The kernel forwards nothing for a network card.
+            if not offload.is_mode_of(entry)
+        }
         paths = host_settings.Paths(configuration=self.paths.sysctl, record=self.paths.state / "sysctl.json")
         if repair and not check:
             return host_settings.restore(needs, paths)
@@ -308,6 +314,9 @@ class Balancer:
         with lock.locked(self.paths.state, create=False):
             current = self._live(self._health.load())
             self._health.save_seen(seen)
+            if offload.is_mode_of(current.document):
+                followed = offload.follow(self.places, current, seen, self._health.save)
+                return health_view.Followed(followed.tables.out, self._health.refusal)
             with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
                 if not drift.is_sure(current, live_maps):
                     raise EngineError(f"a change of balancer {self.name} was interrupted; apply or restore it first")
@@ -315,9 +324,12 @@ class Balancer:
         return health_view.Followed(followed.tables.out, self._health.refusal)
 
     def _live(self, current: state.State | None) -> state.State:
-        if current is None or not self.places.maps.exists():
+        if current is None or not self._is_loaded(current):
             raise EngineError(f"balancer {self.name} is not loaded on this host; apply it, or restore it")
         return current
+
+    def _is_loaded(self, current: state.State) -> bool:
+        return self.places.maps.exists() or offload.is_loaded(self.places, current)
 
     def configured(self) -> health_store.Version | None:
         """Another one when a module has written the state since, but not when observe() has."""
@@ -329,7 +341,8 @@ class Balancer:
 
     def forget_health(self) -> None:
         """Nothing is checked any more: what is desired is all there is to go by."""
-        if state.load(self.state_file) is not None and self.places.maps.exists():
+        current = state.load(self.state_file)
+        if current is not None and self._is_loaded(current):
             refusal = self.observe(observed.Observed()).refusal
             if refusal:
                 raise EngineError(f"health state was cleared in the kernel but could not be saved: {refusal}")
@@ -362,7 +375,10 @@ class Balancer:
     def forget_next_hops(self) -> None:
         """Routes, links or neighbours changed: the program asks the kernel's tables again."""
         current = state.load(self.state_file)
-        if current is None or not self.places.maps.exists():
+        if current is None or not self._is_loaded(current):
+            return
+        if offload.is_mode_of(current.document):
+            offload.refresh(self.places, current)
             return
         present = tuple(name for name in current.document.interfaces if link.exists(name))
         with map_set.open_pinned(self.places.maps, current.program.sizes) as live_maps:
@@ -386,15 +402,3 @@ def _refuse_other_generation(name: str, current: state.State | None, conditions:
             f"balancer {name}: generation {conditions.generation} is not the current one, which is {generation}; "
             "somebody else changed it meanwhile, look at the difference and run this again"
         )
-
-
-def _once(make: Callable[[Document | None], Document]) -> Callable[[Document | None], Document]:
-    """Make a document of the very same one no second time."""
-    last: list[tuple[Document | None, Document]] = []
-
-    def made(current: Document | None) -> Document:
-        if not last or last[0][0] is not current:
-            last[:] = [(current, make(current))]
-        return last[0][1]
-
-    return made

@@ -21,8 +21,10 @@ from ..config import vocabulary
 from ..errors import EngineError, Problems
 from ..kernel import bpf
 from ..tables.layout import Sizes
+from ..tables.offload import Shape
 
 SOURCE = "balancer.c"
+OFFLOAD_SOURCE = "offload.c"
 FUNCTION = b"balancer"
 # END_OF_PROGRAM of files/bpf/verifier.h, as both halves of a 64-bit load have it.
 END_OF_PROGRAM = 0x6C626F7073656E64
@@ -44,6 +46,12 @@ class Build:
     tc: bool = False  # for the hook of tc instead of XDP
     cpus: int = field(default_factory=bpf.possible_cpus)
     hash_seed: str = field(default="", repr=False)  # 16 hexadecimal digits; empty: none
+    shape: Shape | None = None  # of the maps of a network card that is to run the program; None: the kernel runs it
+
+    @property
+    def path(self) -> Path:
+        """The file to compile."""
+        return self.source / (OFFLOAD_SOURCE if self.shape else SOURCE)
 
     @property
     def flags(self) -> list[str]:
@@ -64,6 +72,8 @@ class Build:
             *(f"-D{FEATURES[feature]}" for feature in sorted(self.features - (NOT_ON_TC if self.tc else frozenset()))),
             *(["-DHOOK_TC"] if self.tc else []),
             *([f"-DHASH_SEED=0x{self.hash_seed}ULL"] if self.hash_seed else []),
+            *(["-DOFFLOAD"] if self.shape else []),
+            *(f"-D{name}={number}" for name, number in (self.shape.definitions if self.shape else {}).items()),
         ]
 
     @property
@@ -99,10 +109,8 @@ class Build:
 
     def files(self) -> list[Path]:
         files = sorted([*self.source.glob("*.c"), *self.source.glob("*.h")])
-        if self.source / SOURCE not in files:
-            raise EngineError(
-                f"{self.source / SOURCE} does not exist; the role lbops.xdp.balancer installs the program's source"
-            )
+        if self.path not in files:
+            raise EngineError(f"{self.path} does not exist; the role lbops.xdp.balancer installs the program's source")
         return files
 
 
@@ -184,9 +192,9 @@ def compile_program(build: Build) -> bytes:
     try:
         with _captured_stderr() as captured:
             # Bytes, since BCC complains of words.
-            program = bcc.BPF(text=(build.source / SOURCE).read_bytes(), cflags=build.flags)
+            program = bcc.BPF(text=build.path.read_bytes(), cflags=build.flags)
             code = _with_subprograms(bcc.lib.bpf_function_start(program.module, FUNCTION))
             program.cleanup()
     except Exception as error:
-        raise EngineError(f"BCC could not compile {build.source / SOURCE}: {error}\n{''.join(captured)}") from None
+        raise EngineError(f"BCC could not compile {build.path}: {error}\n{''.join(captured)}") from None
     return code

@@ -92,6 +92,11 @@ class Document:
         return self.settings.sizes
 
     @property
+    def has_ipv6(self) -> bool:
+        """Whether a VIP is of IPv6."""
+        return any(service.family == 6 for service in self.config.services.values())
+
+    @property
     def features(self) -> frozenset[str]:
         """What has to be compiled in."""
         chosen = {
@@ -103,10 +108,6 @@ class Document:
             "reply_unchecked": self.settings.reply_check == "off",
         }
         return used_features(self.config, self.filters).union(name for name, wanted in chosen.items() if wanted)
-
-    @property
-    def has_ipv6(self) -> bool:
-        return any(service.family == 6 for service in self.config.services.values())
 
     @cached_property
     def text(self) -> str:

@@ -187,8 +187,7 @@ class Hooks:
         return self._offload_refusal() if hook == "offload" else ""
 
     def _offload_refusal(self) -> str:
-        """Why it is refused: the device takes no programs, as the smallest there is tells, or not this one."""
-        what = f"offload XDP on {self._interface} (driver {link.driver(self._interface)})"
+        """Why the device takes no program at all, as the smallest there is tells; empty if it does."""
         try:
             os.close(
                 bpf.program_load(
@@ -196,12 +195,11 @@ class Hooks:
                 )
             )
         except OSError as error:
-            return f"{what}: the device takes no programs: {error.strerror}"
-        # kernel/bpf/offload.c, bpf_map_offload_map_alloc(): arrays and hash tables (Linux 4.16 to 6.18).
-        return (
-            f"{what}: the device takes programs, but the kernel passes no maps of maps to hardware, and the balancer "
-            "needs them; use mode: native"
-        )
+            return (
+                f"offload XDP on {self._interface} (driver {link.driver(self._interface)}): the device takes no "
+                f"programs: {error.strerror}"
+            )
+        return ""
 
     def _switch(self, program: int, hook: str, kept: Kept, native: NativeHook) -> None:
         """Attaches the program and detaches what was on other hooks, in the order that leaves no moment without one."""

@@ -9,6 +9,7 @@ not yet put in place lies in maps_new and programs_new.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -73,13 +74,17 @@ def pin_name(interface: str) -> str:
 
 
 def pinned_id(pin: Path) -> int | None:
-    """The kernel's id of a pinned program, None if there is none."""
+    """The kernel's id of a pinned program, None if there is none, or if the device that it was in is gone."""
     try:
         descriptor = bpf.object_get(str(pin), read_only=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return bpf.program_info(descriptor).id
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
     finally:
         os.close(descriptor)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..kernel import bpf, link, tc
-from . import compiled, compiler, drift, legacy, map_set, maps, state
+from . import compiled, compiler, drift, legacy, map_set, maps, offload_maps, state
 from .hooks import PROGRAM_NAME, Hooks, Known, Wanted
 from .native import NativeHook
 from .places import Places, pinned_id, remove_tree
@@ -22,8 +22,15 @@ from .put_back import Kept, undisturbed
 class Loader:
     """Programs of one build by the kind of hook they are for, loaded when asked for."""
 
-    def __init__(self, build: compiler.Build, live_maps: maps.Maps, directory: Path) -> None:
-        self._build, self._maps, self._directory = build, live_maps, directory
+    def __init__(
+        self,
+        build: compiler.Build,
+        live_maps: maps.Maps | offload_maps.OffloadMaps,
+        directory: Path,
+        device: int = 0,
+    ) -> None:
+        """`device`: index of the interface whose hardware is to run them, 0 for the kernel."""
+        self._build, self._maps, self._directory, self._device = build, live_maps, directory, device
         self._loaded: dict[bool, int] = {}
         # Whether one of them had to be compiled.
         self.compiled = False
@@ -55,6 +62,7 @@ class Loader:
                 program_type=build.program_type,
                 flags=build.load_flags,
                 attach_type=build.attach_type,
+                device=self._device,
             )
 
         program, compiled_now = compiled.load(build, self._directory, load_code)

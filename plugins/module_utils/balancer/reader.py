@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..kernel import bpf, device, link
-from . import live, map_set, next_program, observed, problems, state
+from . import live, map_set, next_program, observed, offload, problems, state
 from .hooks import Hooks
 from .places import Places, pinned_id
 
@@ -94,8 +94,11 @@ def read(places: Places, current: state.State | None) -> live.Reading:
         applied_by=current.applied_by,
         counting_since=current.counting_since,
     )
+    healthy = observed.load(places.health_file).healthy
+    if offload.is_mode_of(current.document):
+        return live.Reading(facts, current, healthy=healthy, **offload.counters(places, current))
     with map_set.open_pinned(places.maps, current.program.sizes, read_only=True) as live_maps:
-        return live.read(facts, current, live_maps, observed.load(places.health_file).healthy)
+        return live.read(facts, current, live_maps, healthy)
 
 
 def _add_kernel_facts(places: Places, interfaces: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,18 @@ from ..errors import EngineError
 from ..outcome import Outcome
 from .consequences import resets
 from .document import Document, Settings, public
+
+
+def made_once(make: Callable[[Document | None], Document]) -> Callable[[Document | None], Document]:
+    """Make a document of the very same one no second time."""
+    last: list[tuple[Document | None, Document]] = []
+
+    def made(current: Document | None) -> Document:
+        if not last or last[0][0] is not current:
+            last[:] = [(current, make(current))]
+        return last[0][1]
+
+    return made
 
 
 def with_settings(document: Document | None, settings: Settings) -> Document:

@@ -136,11 +136,22 @@ class ProgramInfo:
 
 
 def map_create(
-    name: str, map_type: int, value_size: int, max_entries: int, *, inner: int = 0, key_size: int = 4, flags: int = 0
+    name: str,
+    map_type: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    inner: int = 0,
+    key_size: int = 4,
+    flags: int = 0,
+    device: int = 0,
 ) -> int:
-    """A new map's descriptor; `inner` is the descriptor of a map like those an array of maps will hold."""
-    attributes = struct.pack("=IIIIIII16s", map_type, key_size, value_size, max_entries, flags, inner, 0, _name(name))
-    return _bpf(MAP_CREATE, attributes)
+    """A new map's descriptor; `inner` is the descriptor of a map like those an array of maps will hold.
+
+    `device` is the index of the interface whose hardware is to hold it, 0 for the kernel.
+    """
+    numbers = map_type, key_size, value_size, max_entries, flags, inner, 0
+    return _bpf(MAP_CREATE, struct.pack("=IIIIIII16sI", *numbers, _name(name), device))
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:
