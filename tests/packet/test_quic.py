@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from ansible_collections.lbops.xdp.plugins.module_utils.tables.layout import REASONS
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -26,6 +27,7 @@ DRAINED = 9
 PORTS = range(1024, 1064)
 LENGTHS = range(1, 9)
 FEW = frozenset(("dnat", "ipv6", "quic"))
+UNKNOWN_ID = REASONS.index(("quic_unknown_id", "forward"))
 
 
 def service(length: int, family: int = 4, **more: Any) -> dict[str, Any]:
@@ -195,11 +197,11 @@ def test_backends_that_are_out_are_not_reached(make_rig):
     rig.program.maps.retire_backends([rig.program.backend_ids[key]])
     members = [entry for entry in rig.program.config.backends.values() if entry.key != key and entry.share]
     rig.program.replace_ring("quic4-4", members)
-    before = rig.program.maps.read_reasons()[-1]
+    before = rig.program.maps.read_reasons()[UNKNOWN_ID]
     for port in PORTS:
         verdict, output, _duration = rig.program.run(packet(short(name), port=port), interface=rig.interface)
         assert verdict == reference.TX and output[33] != 3
-    assert rig.program.maps.read_reasons()[-1] == before + len(PORTS)
+    assert rig.program.maps.read_reasons()[UNKNOWN_ID] == before + len(PORTS)
 
 
 def test_a_service_whose_backends_are_all_drained_keeps_its_connections(make_rig):

@@ -118,7 +118,7 @@ class Balancer:
         with self._locked(check, conditions.lock_timeout):
             waited = time.monotonic() - started
             current = self._load(check, interfaces)
-            _refuse_other_generation(self.name, current, conditions)
+            state.refuse_other_generation(self.name, current, conditions.generation)
             document = make(current.document if current else None)
             outcome = self._carry_out(current, document, check, conditions, started, waited)
         unresolved = [f"backend {address}: {problem}" for address, problem in sorted(problems.items())]
@@ -256,7 +256,7 @@ class Balancer:
                 current = None
             exists = self.places.pins.exists() or self.places.state_directory.exists()
             if exists:
-                _refuse_other_generation(self.name, current, conditions)
+                state.refuse_other_generation(self.name, current, conditions.generation)
             if exists and not check:
                 # A program of a killed run may be on an interface that nothing else tells of.
                 programs.complete_interrupted(self.places, current)
@@ -393,12 +393,3 @@ class Balancer:
         neighbours.resolve(neighbours.ways(self.next_hop_addresses()), RESOLVE_TIMEOUT)
         # The document is read under the lock, so that a change that comes first is not taken back.
         return self.change(lambda document: document, False, Conditions(lock_timeout=None, repair=True))
-
-
-def _refuse_other_generation(name: str, current: state.State | None, conditions: Conditions) -> None:
-    generation = current.generation if current else 0
-    if conditions.generation not in (None, generation):
-        raise EngineError(
-            f"balancer {name}: generation {conditions.generation} is not the current one, which is {generation}; "
-            "somebody else changed it meanwhile, look at the difference and run this again"
-        )

@@ -304,3 +304,13 @@ def with_config(current: State, config: Config) -> State:
 def balancers(paths: Paths) -> list[str]:
     """The names of the balancers of this host."""
     return sorted(path.parent.name for path in paths.state.glob("*/state.json"))
+
+
+def refuse_other_generation(name: str, current: State | None, wanted: int | None) -> None:
+    """Raises EngineError if balancer `name` has another generation than the one wanted; None: any will do."""
+    generation = current.generation if current else 0
+    if wanted not in (None, generation):
+        raise EngineError(
+            f"balancer {name}: generation {wanted} is not the current one, which is {generation}; "
+            "somebody else changed it meanwhile, look at the difference and run this again"
+        )

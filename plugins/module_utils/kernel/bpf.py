@@ -65,6 +65,7 @@ PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
 PASS_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 2) + INSTRUCTION.pack(0x95, 0, 0, 0)
 
 LOG_SIZE = 16 << 20
+LICENCE = b"Dual BSD/GPL"
 NAME_LENGTH = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -310,9 +311,27 @@ def program_load(
     """
     found = btf.subprograms(code)
     types, functions = btf.describe(found) if found else (b"", b"")
+    instructions, function_info, licence = _input(code), _input(functions), ctypes.create_string_buffer(LICENCE)
     described = _btf_load(types) if found else 0
+
+    def load(level: int) -> int:
+        log = ctypes.create_string_buffer(LOG_SIZE if level else 1)
+        attributes = struct.pack(
+            "=IIQQIIQII16sIIIIQI",
+            *(program_type, len(code) // INSTRUCTION.size, _address(instructions), _address(licence)),
+            *(level, len(log) if level else 0, _address(log) if level else 0),
+            *(0, flags, _name(name), device, attach_type),
+            *(described, btf.FUNCTION.size, _address(function_info), len(functions) // btf.FUNCTION.size),
+        )
+        try:
+            return _bpf(PROG_LOAD, attributes)
+        except OSError as error:
+            if not level:
+                return load(1)
+            raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
+
     try:
-        return _program_load(name, code, program_type, flags, device, attach_type, log_level, described, functions)
+        return load(log_level)
     finally:
         if described:
             os.close(described)
@@ -321,47 +340,6 @@ def program_load(
 def _btf_load(data: bytes) -> int:
     buffer = _input(data)
     return _bpf(BTF_LOAD, struct.pack("=QQIII", _address(buffer), 0, len(data), 0, 0))
-
-
-def _program_load(
-    name: str,
-    code: bytes,
-    program_type: int,
-    flags: int,
-    device: int,
-    attach_type: int,
-    log_level: int,
-    described: int,
-    functions: bytes,
-) -> int:
-    instructions, licence = _input(code), ctypes.create_string_buffer(b"Dual BSD/GPL")
-    function_info = _input(functions)
-    log = ctypes.create_string_buffer(LOG_SIZE if log_level else 1)
-    attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQI",
-        program_type,
-        len(code) // INSTRUCTION.size,
-        _address(instructions),
-        _address(licence),
-        log_level,
-        len(log) if log_level else 0,
-        _address(log) if log_level else 0,
-        0,
-        flags,
-        _name(name),
-        device,
-        attach_type,
-        described,
-        btf.FUNCTION.size,
-        _address(function_info),
-        len(functions) // btf.FUNCTION.size,
-    )
-    try:
-        return _bpf(PROG_LOAD, attributes)
-    except OSError as error:
-        if not log_level:
-            return _program_load(name, code, program_type, flags, device, attach_type, 1, described, functions)
-        raise VerifierError(error.errno or 0, log.value.decode(errors="replace")) from None
 
 
 def relocate(code: bytes, descriptors: list[int]) -> bytes:
