@@ -77,9 +77,10 @@ static __always_inline int handle_frame(hook_context *ctx, struct packet *packet
 	__be16 type;
 
 	*family = 4;
-	if (__builtin_expect(parse_plain(ctx, 4, packet), 1))
+	if (parse_plain(ctx, 4, packet))
 		return handle_plain(ctx, 4, packet);
 #ifdef FEATURE_IPV6
+	/* Puts the code for all other packets behind the program's end, or jumps to that would be too long. */
 	if (__builtin_expect(parse_plain(ctx, 6, packet), 1)) {
 		*family = 6;
 		return handle_plain(ctx, 6, packet);

@@ -22,11 +22,14 @@
  */
 GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 now, __u64 cause)
 {
+	/* 1 unless it is for a SYN: a new connection does not go on with one that was closed. No branch for the verifier. */
+	__u64 may_be_closed = (cause - SEARCH_FOR_SYN | SEARCH_FOR_SYN - cause) >> 63;
 	__s64 best = 0;
 	__u32 cpu;
 	int place;
 
 	IS_GLOBAL;
+	FORGET(may_be_closed, now);
 	for (cpu = 0; cpu < CPUS; cpu++) {
 		struct flow_bucket *bucket = flow_bucket(cpu, signature);
 		__u64 found = 0, is_found, is_open, age;
@@ -39,10 +42,7 @@ GLOBAL_SUBPROGRAM __u64 search_flow(__u64 signature, __u64 idle_timeout, __u64 n
 				 -same_signature(bucket->flows[place], cut_signature(signature));
 		is_open = same_state(found, FLOW_CLOSING) ^ 1;
 		age = flow_age(found, now + 1);
-		is_found = (found | -found) >> 63 & ((idle_timeout + 1 - age) >> 63 ^ 1);
-		/* A new connection does not go on with one that was closed. */
-		if (cause == SEARCH_FOR_SYN)
-			is_found &= is_open;
+		is_found = (found | -found) >> 63 & ((idle_timeout + 1 - age) >> 63 ^ 1) & (is_open | may_be_closed);
 		best = larger(best, -is_found & (is_open << FLOW_STATE_SHIFT | (MAX_FLOW_AGE - age) << FLOW_NUMBER_BITS |
 						 flow_number(found)));
 	}

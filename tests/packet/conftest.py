@@ -96,13 +96,14 @@ class Rig:
         """A test run makes a socket buffer only of a frame with a whole IP header."""
         return not self.tc or len(frame) >= {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
 
-    def send(self, frame: bytes) -> tuple[int, bytes]:
+    def send(self, frame: bytes, interface: int = 0) -> tuple[int, bytes]:
         """The program's verdict and frame, once they are the model's, too.
 
-        A frame for the address of the interface at the back arrives there, all others in front.
+        Unless it arrives on another interface, a frame for the address of that at the back arrives there, all others in
+        front.
         """
         wait_for_a_tick_to_begin()
-        self.interface = self.net.back if frame[:6] == mac(BACK_MAC) else self.net.front
+        self.interface = interface or (self.net.back if frame[:6] == mac(BACK_MAC) else self.net.front)
         self.model.interface, self.model.own_macs = self.interface, self.own_macs[self.interface]
         verdict, output, _duration = self.program.run(frame, interface=self.interface)
         self.exchanged = frame, output
@@ -152,9 +153,9 @@ class Rig:
                     return port
         return None
 
-    def check(self, case: Case) -> None:
+    def check(self, case: Case, interface: int = 0) -> None:
         """The case as its table says, and all counters as the model says."""
-        verdict, output = self.send(case.frame)
+        verdict, output = self.send(case.frame, interface)
         wanted = case.frame if case.expected is None else case.expected
         assert (verdict, output.hex()) == (case.verdict, wanted.hex())
         assert (self.model.last_reason or (None,))[0] == case.reason

@@ -70,7 +70,7 @@ def rig(request, make_rig):
 @pytest.mark.parametrize("destination", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("packet", PACKETS.values(), ids=PACKETS)
 def test_frames_for_others_pass_untouched(rig, packet, destination):
-    rig.check(passed("", to(destination, packet), "other_mac"))
+    rig.check(passed("", to(destination, packet), "other_mac"), rig.net.front)
 
 
 @pytest.mark.parametrize("destination", [FRONT_MAC, VIRTUAL_MAC, VIRTUAL_MAC6])

@@ -27,7 +27,7 @@ BACKENDS = [
 ]
 TO_DNAT = tcp(CLIENT, CLIENT_PORT, VIP, 80)
 TO_DSR = udp(CLIENT, CLIENT_PORT, VIP, 6005)
-FROM_DNAT = tcp("10.0.0.1", 8080, CLIENT, CLIENT_PORT)
+FROM_DNAT = tcp("10.0.0.1", 8080, CLIENT, CLIENT_PORT, macs=(MAC, FRONT_MAC))
 
 
 @pytest.fixture(scope="module")

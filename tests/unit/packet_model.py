@@ -483,12 +483,12 @@ class DeclaredPackets:
             return None
         where = [(found.address, found.port, found.forwarding, found.source) for found in (old, service)]
         members = [found.members[service.name] for found in (self, self.before)]
-        shares = [{backend.key: backend.share for backend in found} for found in members]
+        members = [self._declared_takers(found) for found in members]
+        shares = [{backend.key: backend.weight for backend in found} for found in members]
         same_slots = old.scheduler == service.scheduler and shares[0] == shares[1]
         if not service.flow_table or where[0] != where[1] or same_slots:
             return None
-        active = [backend for backend in members[1] if backend.share]
-        slots = self.before._slots_of(old, active) if active else []
+        slots = self.before._slots_of(old, members[1]) if members[1] else []
         chosen = slots[(flow_hash(packet) >> 32) * len(slots) >> 32] if slots else None
         if chosen is None or chosen.key in self.out:
             return None
@@ -496,7 +496,11 @@ class DeclaredPackets:
 
     def _takers(self, service: Service) -> list[Backend]:
         """Who gets new flows."""
-        ready = [backend for backend in self.members[service.name] if backend.weight and backend.key not in self.out]
+        return self._declared_takers([found for found in self.members[service.name] if found.key not in self.out])
+
+    @staticmethod
+    def _declared_takers(members: list[Backend]) -> list[Backend]:
+        ready = [backend for backend in members if backend.weight]
         enabled = [backend for backend in ready if backend.state == "enabled"]
         return enabled or [backend for backend in ready if backend.state == "backup"]
 

@@ -39,6 +39,8 @@ def test_the_table_before_a_change_of_the_backends():
 
 WEIGHT = {"address": "10.0.0.2", "weight": 2}
 DRAINED = {"address": "10.0.0.2", "state": "drained"}
+BACKUP = {"address": "10.0.0.2", "state": "backup"}
+NEW_BACKUP = {"address": "10.0.0.3", "state": "backup"}
 MAC = {"address": "10.0.0.2", "mac": "52:54:00:00:00:01"}
 
 
@@ -49,6 +51,8 @@ MAC = {"address": "10.0.0.2", "mac": "52:54:00:00:00:01"}
         (document(1, 9), True),
         (document(1, WEIGHT), True),
         (document(1, DRAINED), True),
+        (document(1, BACKUP), True),
+        (document(1, 2, NEW_BACKUP), False),
         (document(1, 2, table_size=251), True),
         (document(1, 2, scheduler="hash"), True),
         (document(1, 2, affinity="client"), True),

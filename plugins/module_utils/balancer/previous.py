@@ -85,7 +85,7 @@ def follow(
 
 def _slots_differ(old: Service, before: list[Backend], service: Service, after: list[Backend]) -> bool:
     def made_of(found: Service, members: list[Backend]) -> tuple[object, ...]:
-        shares = {(backend.target, backend.port): backend.share for backend in members if backend.share}
+        shares = {(backend.target, backend.port): backend.share for backend in ring_members(members)}
         return found.scheduler, found.table_size, found.affinity_prefix, found.affinity_group, shares
 
     return made_of(old, before) != made_of(service, after)
