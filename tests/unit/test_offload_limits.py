@@ -25,9 +25,9 @@ WEB6 = {**WEB, "address": "2001:db8::10"}
 IPIP = {**WEB, "forwarding": "ipip", "source": "10.99.0.0/16"}
 
 
-def document(service: dict[str, Any] = WEB, backend: dict[str, Any] = BACKEND, **options: Any) -> Document:
+def document(service: dict[str, Any] | None = None, backend: dict[str, Any] | None = None, **options: Any) -> Document:
     chosen = {"interfaces": ["eth0"], "mode": "offload", "unserved": "pass", **options}
-    return parse_document({**chosen, "services": [service], "backends": [backend]})
+    return parse_document({**chosen, "services": [service or WEB], "backends": [backend or BACKEND]})
 
 
 @pytest.mark.parametrize("service", [WEB, {**WEB, "protocol": "udp", "port": "6000-6999"}, IPIP])

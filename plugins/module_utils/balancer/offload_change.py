@@ -69,10 +69,10 @@ class OffloadChange(Change):
             with live:
                 self._compare(live)
         self.details["new_maps"] = self._counters is None
-        if self._counters is None:
-            self._counters = _allocate(document.config, Allocation(), self.shape)
+        # Those of the maps in use, or of the new ones.
+        self._counted = self._counters or _allocate(document.config, Allocation(), self.shape)
         # What does not fit is refused in check mode as well.
-        self.content = tables.pack_half(document.config, self._counters, self.shape, self.out)
+        self.content = tables.pack_half(document.config, self._counted, self.shape, self.out)
         right = not self.details["new_maps"] and self._is_attached_right()
         self.due = [] if right else [self.interface]
         known = [*(current.program.hooks if current else ()), *self.places.pinned_interfaces()]
@@ -164,12 +164,11 @@ class OffloadChange(Change):
         document, before = self.document, self.current or state.State(self.document)
         hooks = {name: hook for name, hook in before.program.hooks.items() if name == self.interface}
         program = state.ProgramState(self.digest, sorted(document.features), document.sizes, hooks)
-        assert self._counters is not None
         made = replace(
             before,
             document=document,
             program=program,
-            allocation=_allocation(document.config, self._counters),
+            allocation=_allocation(document.config, self._counted),
             tables=state.Tables(out=self.out),
             counting_since=before.counting_since or time.time(),
         )
@@ -181,7 +180,6 @@ class OffloadChange(Change):
 
     def _write(self, written: state.State) -> state.State:
         """Into the half that packets do not see. The state comes first, so that its records of counters are right."""
-        assert self.current is not None and self._counters is not None
         state.save(self.places.state_file, written)
         # From here on the next run repairs what a failure leaves.
         self._switched = True
@@ -191,7 +189,8 @@ class OffloadChange(Change):
         if live is None:
             raise EngineError(f"{self.interface}: its network card is gone; apply again once it is back")
         with live:
-            live.set_counters(dict.fromkeys(_new_records(self.current.allocation, self._counters), (0, 0)))
+            before = self.current.allocation if self.current else Allocation()
+            live.set_counters(dict.fromkeys(_new_records(before, self._counted), (0, 0)))
             switch(live, self.content, live_interface(self.interface))
         return written
 
@@ -220,7 +219,6 @@ class OffloadChange(Change):
         return saved
 
     def _new_maps(self) -> OffloadMaps:
-        assert self._counters is not None
         try:
             maps = offload_maps.create(self.shape, self.device)
         except OSError as error:
@@ -246,8 +244,8 @@ class OffloadChange(Change):
         with live:
             rows = live.read_counters()
         carried = dict(enumerate(rows[:MAX_REASONS]))
-        if current is not None and self._counters is not None:
-            before, after = places_of(current.allocation), self._counters
+        if current is not None:
+            before, after = places_of(current.allocation), self._counted
             carried |= _moved(before.services, after.services, rows) | _moved(before.backends, after.backends, rows)
         return {place: row for place, row in carried.items() if any(row)}
 

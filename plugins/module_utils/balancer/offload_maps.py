@@ -86,7 +86,7 @@ class OffloadMaps:
 
     def read_counters(self) -> list[Row]:
         """Of reasons, then of services and backends."""
-        return [(packets, size) for packets, size in OFFLOAD_COUNTERS.iter_unpack(self._read("counters", 0))]
+        return list(OFFLOAD_COUNTERS.iter_unpack(self._read("counters", 0)))
 
     def set_counters(self, rows: dict[int, Row]) -> None:
         """With one value for all counters, packets that are counted meanwhile are lost."""
