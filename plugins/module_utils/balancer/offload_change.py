@@ -63,7 +63,8 @@ class OffloadChange(Change):
         self.out = observed.load(self.places.health_file).out(document.config)
         build = offload_maps.build(Path(document.settings.source), self.shape, document.settings.hash_seed)
         self.program_build, self.digest = build, build.digest()
-        self._drifted, self._counters = False, None
+        self._drifted = False
+        self._counters: tables.Places | None = None
         live = open_live(self._pin)
         if live is not None:
             with live:
