@@ -169,7 +169,7 @@ ENTRIES = {
     "unknown key": (
         backends({**NODE, "prot": 80}),
         "backends[0] (dns 198.51.100.1): unknown key 'prot'; known are address, interface, local, mac, name, port, "
-        "service, state, weight",
+        "server_id, service, state, weight",
     ),
     "MAC of zeros": (
         backends({**NODE, "mac": "00:00:00:00:00:00"}),
@@ -209,8 +209,8 @@ ENTRIES = {
     ),
     "more endpoints than fit": (
         services(DNS, {**WEB, "port": "50-59"}),
-        "the configuration needs 13 endpoints (a port of a service, a port of a dnat backend, a VIP), max_endpoints "
-        "is 8; raise max_endpoints of the balancer",
+        "the configuration needs 13 endpoints (a port of a service, a port of a dnat backend, a VIP, a server id), "
+        "max_endpoints is 8; raise max_endpoints of the balancer",
     ),
     "smaller than what is there": (
         Task("xdp_program", {**T0, **SIZES, "max_backends": 1}),
