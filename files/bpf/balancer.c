@@ -121,15 +121,11 @@ static __always_inline int handle(hook_context *ctx)
 
 int balancer(hook_context *ctx)
 {
-#ifdef FEATURE_LATENCY
 	__u64 start = start_clock();
 	int verdict = handle(ctx);
 
 	stop_clock(start);
 	return call_next_program(ctx, verdict);
-#else
-	return call_next_program(ctx, handle(ctx));
-#endif
 }
 
 #include "subprograms.h"

@@ -154,8 +154,7 @@ static __always_inline __u32 previous(const int family, const struct flow *flow,
 
 /*
  * A flow that nobody knows: the scheduler chooses, or the previous lookup table if the flow may be older than the one
- * in use. `place` is where to remember it, NULL if there is no room; one too many
- * is not remembered.
+ * in use. `place` is where to remember it, NULL if there is no room; one too many is not remembered.
  */
 static __always_inline int choose_anew(const int family, const struct packet *packet, const struct flow *flow,
 				       const struct memory *memory, enum mark mark, __u64 *place,

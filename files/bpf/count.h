@@ -21,10 +21,15 @@ static __always_inline int with_reason(enum reason reason, int verdict)
 	return (reason + 1) << 8 | (verdict & 0xff);
 }
 
+static __always_inline enum reason reason_of(int verdict)
+{
+	return (verdict >> 8) - 1;
+}
+
 /* Returns the verdict alone. */
 static __always_inline int count_verdict(int verdict)
 {
-	count_reason((verdict >> 8) - 1);
+	count_reason(reason_of(verdict));
 	return (__s8)verdict;
 }
 

@@ -73,11 +73,17 @@ static __always_inline const __u32 *find_endpoint6(const struct endpoint6_table 
 	return NULL;
 }
 
+/* The key without the address. */
+static __always_inline __u64 endpoint_key(enum endpoint_kind kind, __u8 protocol, __be16 port)
+{
+	return (__u64)port << 32 | (__u64)protocol << 48 | (__u64)kind << 56;
+}
+
 /* The endpoint's id; NULL if there is none. */
 static __always_inline const __u32 *find_endpoint(const int family, const void *table, enum endpoint_kind kind,
 						  const __be32 *address, __u8 protocol, __be16 port)
 {
-	__u64 key = (__u64)port << 32 | (__u64)protocol << 48 | (__u64)kind << 56;
+	__u64 key = endpoint_key(kind, protocol, port);
 
 	if (family == 4)
 		return find_endpoint4(table, key | *address);

@@ -60,6 +60,15 @@ static __always_inline void stop_clock(__u64 start)
 	latency->nanoseconds += taken;
 	latency->packets[bucket] += 1;
 }
+#else
+static __always_inline __u64 start_clock(void)
+{
+	return 0;
+}
+
+static __always_inline void stop_clock(__u64 start)
+{
+}
 #endif
 
 #endif

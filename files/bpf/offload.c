@@ -44,16 +44,10 @@ static __always_inline void count(__u32 number, __u64 bytes)
 		__sync_fetch_and_add(&counters->bytes, bytes);
 }
 
-static __always_inline int because(enum reason reason, int verdict)
-{
-	count(reason, 0);
-	return verdict;
-}
-
 static __always_inline const struct endpoint *find_record(__u32 half, enum endpoint_kind kind, __be32 address,
 							  __u8 protocol, __be16 port)
 {
-	__u64 key = address | (__u64)port << 32 | (__u64)protocol << 48 | (__u64)kind << 56;
+	__u64 key = endpoint_key(kind, protocol, port) | address;
 	__u64 mixed = multiply32(key >> 32, OFFLOAD_MULTIPLIER);
 	__u32 probe, place;
 
@@ -110,12 +104,12 @@ static __always_inline int forward_offloaded(hook_context *ctx, struct packet *p
 	struct inner inner;
 
 	if (!found)
-		return because(DROP_NO_BACKEND, DROP);
+		return with_reason(DROP_NO_BACKEND, DROP);
 	if (found->forwarding == FORWARDING_IPIP) {
 		if (*hop_limit(4, packet) <= 1)
-			return because(PASS_TTL_EXPIRED, PASS);
+			return with_reason(PASS_TTL_EXPIRED, PASS);
 		if (network_length(4, packet) + sizeof(struct iphdr) > control->mtu)
-			return because(DROP_TOO_BIG, DROP);
+			return with_reason(DROP_TOO_BIG, DROP);
 	}
 	count(found->service_counters, bytes);
 	count(found->backend_counters, bytes);
@@ -144,18 +138,17 @@ static __always_inline int handle_offload_icmp(hook_context *ctx, struct packet 
 	if (is_echo_request(4, packet) &&
 	    find_record(control->half, ENDPOINT_VIP, *destination_of(4, packet), IPPROTO_ICMP, 0)) {
 		if (is_offload_martian(packet, control->half))
-			return because(DROP_MARTIAN, DROP);
-		answer_echo(ctx, 4, packet);
-		return because(TX_ECHO, send_back(ctx));
+			return with_reason(DROP_MARTIAN, DROP);
+		return answer_echo(ctx, 4, packet);
 	}
 	if (!is_icmp_error(4, packet) || !parse_quote(4, packet, &quote) ||
 	    quote.ip->saddr != *destination_of(4, packet))
-		return because(PASS_NOT_OURS, PASS);
+		return with_reason(PASS_NOT_OURS, PASS);
 	service = find_record(control->half, ENDPOINT_SERVICE, quote.ip->saddr, quote.protocol, quote.udp->source);
 	if (!service)
-		return because(PASS_NOT_OURS, PASS);
+		return with_reason(PASS_NOT_OURS, PASS);
 	if (is_offload_martian_for_error(packet, control->half))
-		return because(DROP_MARTIAN, DROP);
+		return with_reason(DROP_MARTIAN, DROP);
 	flow.client[0] = quote.ip->daddr;
 	flow.client_port = quote.udp->dest;
 	flow.port = quote.udp->source;
@@ -169,29 +162,27 @@ static __always_inline int handle_offload_packet(hook_context *ctx, struct packe
 	struct flow flow = {};
 
 	if (load64(packet->eth) << 16 != control->address)
-		return because(PASS_OTHER_MAC, PASS);
+		return with_reason(PASS_OTHER_MAC, PASS);
 	if (reason != PARSED)
-		return because(reason, PASS);
+		return with_reason(reason, PASS);
 	/* The ports are in the first fragment only, and nothing is remembered of it. */
 	if (packet->fragment)
-		return because(PASS_NOT_OURS, PASS);
+		return with_reason(PASS_NOT_OURS, PASS);
 	if (!has_l4(packet))
-		return because(PASS_MALFORMED, PASS);
+		return with_reason(PASS_MALFORMED, PASS);
 	if (is_icmp(4, packet))
 		return handle_offload_icmp(ctx, packet, control);
 	service = find_record(control->half, ENDPOINT_SERVICE, *destination_of(4, packet), packet->protocol,
 			      packet->udp->dest);
 	if (!service)
-		return because(PASS_NOT_OURS, PASS);
+		return with_reason(PASS_NOT_OURS, PASS);
 	if (is_offload_martian(packet, control->half))
-		return because(DROP_MARTIAN, DROP);
-	flow.client[0] = *source_of(4, packet);
-	flow.client_port = packet->udp->source;
-	flow.port = packet->udp->dest;
+		return with_reason(DROP_MARTIAN, DROP);
+	flow_of(4, packet, &flow);
 	return forward_offloaded(ctx, packet, control, service->id, &flow);
 }
 
-int balancer(hook_context *ctx)
+static __always_inline int handle_offloaded(hook_context *ctx)
 {
 	const struct offload_control *control = lookup(OFFLOAD_CONTROL, 0);
 	struct packet packet = {};
@@ -201,11 +192,21 @@ int balancer(hook_context *ctx)
 	if (!control)
 		return PASS;
 	if (parse_link(ctx, &parsed) != htons(ETH_P_IP))
-		return because(PASS_NOT_IP, PASS);
+		return with_reason(PASS_NOT_IP, PASS);
 	reason = parse_ip(ctx, 4, &parsed, &packet);
 	if (reason == UNREADABLE)
-		return because(PASS_MALFORMED, PASS);
+		return with_reason(PASS_MALFORMED, PASS);
 	return handle_offload_packet(ctx, &packet, reason, control);
+}
+
+int balancer(hook_context *ctx)
+{
+	int verdict = handle_offloaded(ctx);
+
+	if (!has_reason(verdict))
+		return verdict;
+	count(reason_of(verdict), 0);
+	return (__s8)verdict;
 }
 
 #include "subprograms.h"

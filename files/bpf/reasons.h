@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Reasons for not forwarding a packet, with one counter each, flow_limit and handover. layout.py has the same order. New reasons go
- * at the end, because a host's map keeps its counters when the engine is updated.
+ * Reasons for not forwarding a packet, or for forwarding it in a way of its own, with one counter each. layout.py has the
+ * same order. New reasons go at the end, because a host's map keeps its counters when the engine is updated.
  */
 #ifndef LBOPS_REASONS_H
 #define LBOPS_REASONS_H

@@ -7,6 +7,7 @@
 #include "layout.h"
 #include "maps.h"
 #include "multiply.h"
+#include "packet.h"
 #include "verifier.h"
 
 /* The balancers of a fleet share it, and nobody else knows it. 0: there is none, and the hash is public. */
@@ -20,6 +21,14 @@ struct flow {
 	__be16 client_port;
 	__be16 port;
 };
+
+/* Of a packet to a service. */
+static __always_inline void flow_of(const int family, const struct packet *packet, struct flow *flow)
+{
+	copy_address(family, flow->client, source_of(family, packet));
+	flow->client_port = packet->udp->source;
+	flow->port = packet->udp->dest;
+}
 
 /*
  * 64 bits from client address and both ports: two rounds of multiply and shift, the finalizer of MurmurHash3

@@ -71,13 +71,6 @@ static __always_inline int forward(hook_context *ctx, const int family, struct p
 	return forward_unchanged(ctx, family, packet, choice);
 }
 
-static __always_inline void flow_of(const int family, const struct packet *packet, struct flow *flow)
-{
-	copy_address(family, flow->client, source_of(family, packet));
-	flow->client_port = packet->udp->source;
-	flow->port = packet->udp->dest;
-}
-
 static __always_inline int send_answer(hook_context *ctx, const int family, struct packet *packet,
 				       const struct choice *choice, enum packet_class class, int has_ports)
 {

@@ -24,7 +24,7 @@ from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.offload import Shape
 
 from tests.packet import fuzz
-from tests.support.compile_once import SOURCE
+from tests.support.compile_once import SOURCE, compile_program
 from tests.support.program import ALL_FEATURES
 from tests.vm import image
 from tests.vm.qemu import EMULATION, KVM
@@ -101,7 +101,7 @@ def write_tree(tree: Path) -> None:
         lines.append(" ".join(map(str, numbers)))
     programs = []
     for name, build in builds().items():
-        code = compiler.compile_program(build)
+        code = compile_program(build)
         if build.shape:
             # Its maps are behind the others.
             arrays = offload_maps.arrays(build.shape).values()
