@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
-import subprocess
-from pathlib import Path
 
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.balancer import map_specs
@@ -18,7 +15,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils.config import vocabulary
 from ansible_collections.lbops.xdp.plugins.module_utils.kernel import bpf
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import layout
 
-BPF = Path(__file__).resolve().parents[2] / "files" / "bpf"
+from tests.support import c_layout
+
 SIZES = layout.Sizes(max_services=64, max_backends=1024, max_endpoints=4096)
 
 ENDPOINT_TABLE_FIELDS = ["shift", "unused", "service_ports", "backend_ports", "unused2", "address_bloom"]
@@ -64,7 +62,7 @@ TABLES = {"endpoint_table": SIZES.endpoint_table_bytes, "endpoint6_table": SIZES
 
 
 def without_comments(header: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", (BPF / header).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"/\*.*?\*/", "", (c_layout.BPF / header).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 LAYOUT, REASONS, MAPS = without_comments("layout.h"), without_comments("reasons.h"), without_comments("maps.h")
@@ -105,31 +103,16 @@ def python_fields(packing: struct.Struct) -> list[tuple[int, int]]:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, int]:
     """What the compiler makes of every structure, field, enumerator and constant."""
-    lines = []
+    expressions = {"sizeof filter_line": "sizeof(struct filter_line)"}
     for name, fields in declared_structures().items():
-        lines.append(f'SHOW("sizeof {name}", sizeof(struct {name}));')
+        expressions[f"sizeof {name}"] = f"sizeof(struct {name})"
         for field in fields:
-            lines.append(f'SHOW("offset {name}.{field}", offsetof(struct {name}, {field}));')
-            lines.append(f'SHOW("size {name}.{field}", sizeof(((struct {name} *)0)->{field}));')
-    lines.append('SHOW("sizeof filter_line", sizeof(struct filter_line));')
-    for name in declared_enumerators(LAYOUT) + declared_enumerators(REASONS) + declared_constants():
-        lines.append(f'SHOW("{name}", {name});')
+            expressions[f"offset {name}.{field}"] = f"offsetof(struct {name}, {field})"
+            expressions[f"size {name}.{field}"] = f"sizeof(((struct {name} *)0)->{field})"
+    named = declared_enumerators(LAYOUT) + declared_enumerators(REASONS) + declared_constants()
+    expressions |= {name: name for name in named}
     directory = tmp_path_factory.mktemp("layout")
-    source, program = directory / "layout.c", directory / "layout"
-    source.write_text(
-        "#include <stddef.h>\n#include <stdio.h>\n#include <linux/types.h>\n"
-        '#include "layout.h"\n#include "reasons.h"\n'
-        '#define SHOW(name, value) printf("%s=%llu\\n", name, (unsigned long long)(value))\n'
-        "int main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n",
-        encoding="utf-8",
-    )
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    assert compiler, "no C compiler: install gcc or clang"
-    subprocess.run(
-        [compiler, f"-I{BPF}", f"-DENDPOINT_SLOTS={SIZES.endpoint_slots}", "-o", str(program), str(source)], check=True
-    )
-    output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, _separator, value in (line.partition("=") for line in output.splitlines())}
+    return c_layout.values(directory, expressions, "layout.h", "reasons.h", endpoint_slots=SIZES.endpoint_slots)
 
 
 def test_every_structure_is_known():

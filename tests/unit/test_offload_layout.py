@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import pytest
 from ansible_collections.lbops.xdp.plugins.module_utils.config.model import BackendKey, Config
 from ansible_collections.lbops.xdp.plugins.module_utils.config.parsing import parse_backends, parse_services
@@ -15,7 +12,8 @@ from ansible_collections.lbops.xdp.plugins.module_utils.errors import EngineErro
 from ansible_collections.lbops.xdp.plugins.module_utils.tables import offload
 from ansible_collections.lbops.xdp.plugins.module_utils.tables.lookup import HASH_SLOTS
 
-from tests.unit.test_layout import BPF, python_fields
+from tests.support import c_layout
+from tests.unit.test_layout import python_fields
 
 STRUCTURES = {
     "offload_control": (offload.CONTROL, ["half", "mtu", "address"]),
@@ -28,27 +26,11 @@ CONSTANTS = ("OFFLOAD_SLOTS_SHIFT", "OFFLOAD_PROBES", "OFFLOAD_MULTIPLIER")
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, int]:
     """What the compiler makes of every structure, field and constant."""
-    if not shutil.which("gcc"):
-        pytest.skip("no C compiler")
-    lines = [f'SHOW("{name}", {name});' for name in CONSTANTS]
+    expressions = {name: name for name in CONSTANTS}
     for name, (_packing, fields) in STRUCTURES.items():
-        lines.append(f'SHOW("{name}", sizeof(struct {name}));')
-        for field in fields:
-            lines.append(f'SHOW("{name}.{field}", offsetof(struct {name}, {field}));')
-    directory = tmp_path_factory.mktemp("offload")
-    source, program = directory / "layout.c", directory / "layout"
-    source.write_text(
-        "#include <stddef.h>\n#include <stdio.h>\n#include <linux/types.h>\n"
-        "#define __always_inline inline\n"
-        "static void *bpf_map_lookup_elem(void *map, const void *key) { return NULL; }\n"
-        '#include "offload_layout.h"\n'
-        '#define SHOW(name, value) printf("%s=%llu\\n", name, (unsigned long long)(value))\n'
-        f"int main(void)\n{{\n{''.join(lines)}\nreturn 0;\n}}\n",
-        encoding="utf-8",
-    )
-    subprocess.run(["gcc", f"-I{BPF}", "-DENDPOINT_SLOTS=16", "-o", program, source], check=True)
-    output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in (line.split("=") for line in output.splitlines())}
+        expressions[name] = f"sizeof(struct {name})"
+        expressions |= {f"{name}.{field}": f"offsetof(struct {name}, {field})" for field in fields}
+    return c_layout.values(tmp_path_factory.mktemp("offload"), expressions, "offload_layout.h", endpoint_slots=16)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -89,6 +89,10 @@ class OffloadChange(Change):
     def _preparing(self) -> Path:
         return self.places.preparing_file(self.interface)
 
+    @property
+    def _where(self) -> str:
+        return f"offload XDP on {self.interface} (driver {link.driver(self.interface)})"
+
     def _needs_whole_values(self) -> bool:
         """Whether the device takes few entries only. Raises EngineError if it takes no maps at all."""
         for entries in (ENTRIES_OF_RECORDS, 1):
@@ -98,8 +102,7 @@ class OffloadChange(Change):
             except OSError as error:
                 refusal = error
         raise EngineError(
-            f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device takes programs, but "
-            f"no maps: {refusal.strerror}; use mode: native"
+            f"{self._where}: the device takes programs, but no maps: {refusal.strerror}; use mode: native"
         )
 
     def _compare(self, live: OffloadMaps) -> None:
@@ -224,9 +227,9 @@ class OffloadChange(Change):
             maps = offload_maps.create(self.shape, self.device)
         except OSError as error:
             raise EngineError(
-                f"offload XDP on {self.interface} (driver {link.driver(self.interface)}): the device has no room for "
-                f"the maps of {len(self.document.config.services)} services and {len(self.document.config.backends)} "
-                f"backends: {error.strerror}; declare fewer, or use mode: native"
+                f"{self._where}: the device has no room for the maps of {len(self.document.config.services)} services "
+                f"and {len(self.document.config.backends)} backends: {error.strerror}; declare fewer, or use mode: "
+                "native"
             ) from None
         try:
             maps.write_half(0, self.content)

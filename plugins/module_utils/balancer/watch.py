@@ -192,7 +192,7 @@ class Interfaces:
         log(self._balancer.name, event, **fields)
 
 
-class NextProgram:
+class NextProgramPin:
     """The program that is pinned as the next one: called once it is there, and when another one takes its place."""
 
     def __init__(self, balancer: Balancer) -> None:
@@ -250,13 +250,13 @@ def run(balancer: Balancer) -> None:
 
 def _follow(balancer: Balancer, interfaces: Interfaces, watch: Watch, listener: netlink.Listener) -> None:
     """Act on what the kernel says, until it had to drop messages."""
-    following = NextProgram(balancer)
+    pin = NextProgramPin(balancer)
     verify_due = lost_due = time.monotonic()
     while True:
         started = time.monotonic()
         if started >= verify_due:
             interfaces.look()
-            following.look()
+            pin.look()
             # Only verifying is to take a small share of the time.
             started = time.monotonic()
             verify(balancer)

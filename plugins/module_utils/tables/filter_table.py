@@ -17,10 +17,18 @@ from ..config.addresses import BITS, Prefix, parse_prefix
 from ..config.filters import Filter, FilterKey, Filters
 from ..config.vocabulary import FILTER_ACTIONS, FILTER_CLASSES
 from ..errors import EngineError
-from .layout import ENDPOINT_MULTIPLIER, FILTER_HEADER, FILTER_LINE, FILTER_RULE, FILTER_SLOT4, FILTER_SLOT6, Sizes
+from .layout import (
+    ENDPOINT_MULTIPLIER,
+    FILTER_HEADER,
+    FILTER_LINE,
+    FILTER_RULE,
+    FILTER_SLOT4,
+    FILTER_SLOT6,
+    MASK64,
+    Sizes,
+)
 
 HEADER_LINES = 3
-MASK64 = 0xFFFFFFFFFFFFFFFF
 
 # --- what holds for a prefix
 

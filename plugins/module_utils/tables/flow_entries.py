@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from .layout import FLOWS_PER_BUCKET
 
 TICK_SHIFT, TICKS, STATE_SHIFT, SIGNATURE_SHIFT = 21, 1 << 12, 33, 35
-NEW, ESTABLISHED = 0, 1
+ESTABLISHED = 1
 # Beside it, a state has one more bit, of flows that close.
 _ESTABLISHED_BIT = ESTABLISHED << STATE_SHIFT
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 LAYOUT_VERSION = 4
 ENDPOINT_PROBES = 16
 ENDPOINT_MULTIPLIER = 0x9E3779B97F4A7C15
+MASK64 = 0xFFFFFFFFFFFFFFFF
 SERVER_KEY_MULTIPLIER = 0xFF51AFD7ED558CCD
 CLIENT_NEXT_HOPS = 32768
 FRAGMENT_BUCKETS = 512
@@ -129,7 +130,7 @@ REASONS = (
 )
 
 
-def _power_of_two(least: int) -> int:
+def power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
@@ -148,7 +149,7 @@ class Sizes:
     @property
     def endpoint_slots(self) -> int:
         """Slots of the endpoint table: a power of two of which at most a quarter is used."""
-        return _power_of_two(4 * self.max_endpoints)
+        return power_of_two(4 * self.max_endpoints)
 
     @property
     def endpoint_table_bytes(self) -> int:
@@ -161,12 +162,12 @@ class Sizes:
     @property
     def flow_buckets(self) -> int:
         """A power of two of which half is used, so that few flows meet in a full bucket."""
-        return max(2, _power_of_two(2 * self.max_flows) // FLOWS_PER_BUCKET)
+        return max(2, power_of_two(2 * self.max_flows) // FLOWS_PER_BUCKET)
 
     @property
     def filter_lines(self) -> int:
         """Room for every prefix, the markers of a search for it, and its verdict."""
-        return 16 + 16 * _power_of_two(self.max_filters)
+        return 16 + 16 * power_of_two(self.max_filters)
 
 
 def table_room(slots: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..config.model import BackendKey, Config
 from ..errors import EngineError
-from .layout import BACKEND, BACKEND_FIELDS, ENDPOINT, LOOKUP_TABLE, MAX_REASONS
+from .layout import BACKEND, BACKEND_FIELDS, ENDPOINT, LOOKUP_TABLE, MAX_REASONS, power_of_two
 from .lookup import HASH_SLOTS
 from .tables import BackendPacker, BackendPlace, endpoints, pack_ring
 
@@ -36,10 +36,6 @@ SLOT = struct.Struct("<I")  # a backend's record, 0: none
 HALVES = {"endpoints": ENDPOINT.size, "slots": SLOT.size, "backends": OFFLOAD_BACKEND.size}
 
 
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
-
-
 @dataclass(frozen=True)
 class Shape:
     """Records of each map, powers of two; endpoints, slots and backends of one half."""
@@ -55,14 +51,14 @@ class Shape:
     def of(cls, config: Config, whole: bool) -> Shape:
         """The smallest maps that the configuration fits into. Raises EngineError."""
         found = len(endpoints(config, dict.fromkeys(config.services, 0), {}, {}))
-        services = _power_of_two(max(len(config.services), LEAST_SERVICES))
+        services = power_of_two(max(len(config.services), LEAST_SERVICES))
         # There is no backend 0.
-        backends = _power_of_two(max(len(config.backends) + 1, LEAST_BACKENDS))
+        backends = power_of_two(max(len(config.backends) + 1, LEAST_BACKENDS))
         return cls(
-            _power_of_two(4 * max(found, LEAST_ENDPOINTS)),
+            power_of_two(4 * max(found, LEAST_ENDPOINTS)),
             services,
             backends,
-            _power_of_two(MAX_REASONS + services + backends),
+            power_of_two(MAX_REASONS + services + backends),
             whole,
         )
 

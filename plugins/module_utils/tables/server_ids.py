@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 from ..config.model import Service
-from .layout import ENDPOINT6, ENDPOINT_MULTIPLIER, ENDPOINT_QUIC_SERVER, SERVER_KEY_MULTIPLIER
-
-MASK64 = 0xFFFFFFFFFFFFFFFF
+from .layout import ENDPOINT6, ENDPOINT_MULTIPLIER, ENDPOINT_QUIC_SERVER, MASK64, SERVER_KEY_MULTIPLIER
 
 
 def server_key(service: Service, ring: int, server_id: str) -> bytes:

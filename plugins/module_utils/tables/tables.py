@@ -34,6 +34,7 @@ from .layout import (
     IPIP,
     IPV6_IN_IP,
     LOOKUP_TABLE,
+    MASK64,
     POOL,
     QUIC_ID_LENGTH_SHIFT,
     SERVICE_FLOW_TABLE,
@@ -51,7 +52,6 @@ from .server_ids import server_key
 Endpoints = dict[bytes, int]
 # The slot of a key, of 64 bits shifted right so far.
 Home = Callable[[bytes, int], int]
-MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,7 @@ def _pack_endpoint_table(found: Endpoints, sizes: Sizes, table_bytes: int, slot_
     if len(found) > sizes.max_endpoints:
         raise EngineError(
             f"the configuration needs {len(found)} endpoints (a port of a service, a port of a dnat backend, a VIP, a "
-            f"server id), "
-            f"max_endpoints is {sizes.max_endpoints}; raise max_endpoints of the balancer"
+            f"server id), max_endpoints is {sizes.max_endpoints}; raise max_endpoints of the balancer"
         )
     slots = min(max(16, 1 << (4 * max(len(found), 1) - 1).bit_length()), sizes.endpoint_slots)
     while slots <= sizes.endpoint_slots:
